@@ -1,0 +1,21 @@
+"""jlrp: Layer-wise Relevance Propagation for any JAX program."""
+
+from jlrp import composites as composites
+from jlrp import rules as rules
+from jlrp.api import Explainer as Explainer
+from jlrp.api import Explanation as Explanation
+from jlrp.api import audit as audit
+from jlrp.api import explain as explain
+from jlrp.api import inspect as inspect
+from jlrp.api import relevance as relevance
+from jlrp.composites import Composite as Composite
+from jlrp.errors import InputError as InputError
+from jlrp.errors import JlrpError as JlrpError
+from jlrp.errors import NoRelevanceError as NoRelevanceError
+from jlrp.errors import SelectorError as SelectorError
+from jlrp.errors import TargetError as TargetError
+from jlrp.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
+from jlrp.rules import register_rule as register_rule
+from jlrp.rules import unregister_rule as unregister_rule
+
+__version__ = "0.1.0"

@@ -1,0 +1,100 @@
+"""Everything that depends on JAX's internals or on its version.
+
+Supported: jax 0.10 (distinct ``Jaxpr`` and ``ClosedJaxpr``) to 0.12 (one class).
+No other module of jlrp may import from ``jax._src``; a test reads the imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.extend import core
+from jax.extend.core import primitives as p
+
+try:
+    from jax._src import source_info_util as _source_info
+except ImportError:  # private: without it names and source lines are lost, no more
+    _source_info = None
+
+Jaxpr = Any
+Params = dict[str, Any]
+
+# Primitives whose body is part of the program: the parameter that holds it.
+_BODY_PARAMETER = {
+    p.jit_p: "jaxpr",
+    p.closed_call_p: "call_jaxpr",
+    p.custom_jvp_call_p: "call_jaxpr",
+    p.custom_vjp_call_p: "call_jaxpr",
+    p.remat_p: "jaxpr",
+}
+
+LOW_PRECISION = ("bfloat16", "float16")
+_DTYPE_PARAMETERS = ("new_dtype", "preferred_element_type", "dtype", "out_dtype")
+
+
+def open_jaxpr(jaxpr: Jaxpr) -> tuple[Jaxpr, Sequence[Any]]:
+    """The jaxpr with its ``constvars``, and the values of these."""
+    consts = getattr(jaxpr, "consts", ())
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    return inner, consts
+
+
+def call_body(eqn: core.JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
+    """The body of a call-like equation, or None if it is no call."""
+    parameter = _BODY_PARAMETER.get(eqn.primitive)
+    if parameter is None:
+        return None
+    return open_jaxpr(eqn.params[parameter])
+
+
+def is_literal(atom: Any) -> bool:
+    return isinstance(atom, core.Literal)
+
+
+def literal_value(atom: core.Literal) -> np.ndarray:
+    return np.asarray(atom.val, dtype=atom.aval.dtype)
+
+
+def bind(primitive: core.Primitive, params: Params, args: Sequence[Any]) -> list[Any]:
+    """Apply a primitive; always a list of outputs."""
+    bind_params = primitive.get_bind_params(params)
+    if isinstance(bind_params, tuple):  # before jax 0.9.2: (subfuns, params)
+        subfuns, bind_params = bind_params
+        args = [*subfuns, *args]
+    out = primitive.bind(*args, **bind_params)
+    return list(out) if primitive.multiple_results else [out]
+
+
+def widened(params: Params) -> Params:
+    """Parameters with every low-precision dtype replaced by float32."""
+    low = {
+        name: np.dtype(np.float32)
+        for name in _DTYPE_PARAMETERS
+        if params.get(name) is not None and str(params[name]) in LOW_PRECISION
+    }
+    return {**params, **low} if low else params
+
+
+def scope_path(source_info: Any) -> str:
+    """The name scopes that were open where the equation was made."""
+    return str(getattr(source_info, "name_stack", ""))
+
+
+def source_line(source_info: Any) -> str:
+    """The user's source line that made the equation, or an empty string."""
+    if _source_info is None:
+        return ""
+    return _source_info.summarize(source_info).strip()
+
+
+def naming(source_info: Any, scope: str) -> contextlib.AbstractContextManager[Any]:
+    """Give equations bound inside the names and the line of the original one."""
+    if _source_info is None:
+        return contextlib.nullcontext()
+    stack = _source_info.NameStack()
+    for name in filter(None, scope.split("/")):
+        stack = stack.extend(name)
+    return _source_info.user_context(source_info.traceback, name_stack=stack)

@@ -1,0 +1,375 @@
+"""Composites assign rules to operations: pairs of selector and rule, first match wins.
+
+A selector is a kind (``"conv"``), a position (``"first"``, ``"last"``), a primitive (the
+object or its name), a glob over name scopes (``"encoder/*"``), ``"*"`` for all, a predicate
+of the operation, or a tuple of selectors that must all match.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jax.extend.core import Primitive
+
+from jlrp.errors import SelectorError, UnsupportedPrimitiveError
+from jlrp.families import CONTROL_FLOW, KINDS
+from jlrp.operations import Operation
+from jlrp.planning import Step
+from jlrp.rules import (
+    Absolute,
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Gamma,
+    Gradient,
+    NativeGradient,
+    Pass,
+    Rule,
+    Stop,
+    ZBox,
+    ZPlus,
+    default_rule,
+)
+
+Selector = str | Primitive | Callable[[Operation], bool] | tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One selector and its rule; an optional pair may match nothing."""
+
+    selector: Selector
+    rule: Rule
+    optional: bool = False
+
+
+@dataclass(frozen=True, init=False)
+class Composite:
+    """An ordered list of (selector, rule) over a base.
+
+    Args:
+      pairs: the first pair whose selector matches an operation gives its rule. A pair
+        that matches nothing is an error.
+      base: name of a preset or a Composite for the operations that no pair matches.
+      merge_batch_norm: whether an inference batch norm behind a dense or convolution is
+        part of it (its scale merged into the kernel), or a ``"batch_norm"`` of its own.
+        None: as in the base.
+
+    Raises:
+      SelectorError: if a pair holds no rule, or the base is unknown.
+
+    Example:
+      >>> import jlrp
+      >>> rules = jlrp.rules
+      >>> composite = jlrp.Composite([("conv", rules.Gamma(0.25))], base="epsilon_plus")
+    """
+
+    pairs: tuple[Pair, ...]
+    merge_batch_norm: bool
+
+    def __init__(
+        self,
+        pairs: Iterable[tuple[Selector, Rule] | Pair],
+        base: str | Composite | None = "auto",
+        merge_batch_norm: bool | None = None,
+    ):
+        own = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
+        for pair in own:
+            if not isinstance(pair.rule, Rule):
+                raise SelectorError(
+                    f"The pair of {pair.selector!r} holds {pair.rule!r}, which is no "
+                    "rule value; give an instance, such as jlrp.rules.ZPlus()."
+                )
+        below = None if base is None else resolve(base)
+        inherited = () if below is None else tuple(
+            replace(pair, optional=True) for pair in below.pairs
+        )
+        if merge_batch_norm is None:
+            merge_batch_norm = True if below is None else below.merge_batch_norm
+        object.__setattr__(self, "pairs", (*own, *inherited))
+        object.__setattr__(self, "merge_batch_norm", merge_batch_norm)
+
+
+def _preset(*pairs: tuple[Selector, Rule], merge_batch_norm: bool = True) -> Composite:
+    optional = [Pair(selector, rule, optional=True) for selector, rule in pairs]
+    return Composite(optional, base=None, merge_batch_norm=merge_batch_norm)
+
+
+def _shared_by_contribution(stabilizer: float) -> list[tuple[Selector, Rule]]:
+    norm = Epsilon(stabilizer)
+    return [(kind, norm) for kind in ("add", "sum", "mean", "avg_pool")]
+
+
+def _zennit_base(stabilizer: float) -> list[tuple[Selector, Rule]]:
+    """What Zennit's layer map composites share (activations, sums, pooling, norms)."""
+    return [
+        ("activation", Pass()),
+        ("batch_norm", Pass()),
+        *_shared_by_contribution(stabilizer),
+    ]
+
+
+def epsilon(epsilon: float = 1e-6, stabilizer: float | None = None) -> Composite:
+    """LRP-epsilon on dense and conv; ``stabilizer`` (None: epsilon) on sums and means.
+
+    Activations pass, max pooling goes to the winner; ``epsilon(0.0)`` divides nowhere.
+    """
+    stabilizer = epsilon if stabilizer is None else stabilizer
+    return _preset(
+        ("conv", Epsilon(epsilon)),
+        ("dense", Epsilon(epsilon)),
+        *_shared_by_contribution(stabilizer),
+    )
+
+
+def epsilon_plus(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
+    """z+ on convolutions, epsilon on dense (Zennit ``EpsilonPlus``)."""
+    return _preset(
+        ("conv", ZPlus(stabilizer=stabilizer)),
+        ("dense", Epsilon(epsilon)),
+        *_zennit_base(stabilizer),
+    )
+
+
+def epsilon_plus_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
+    """``epsilon_plus`` with Flat on the first dense or conv (``EpsilonPlusFlat``)."""
+    flat = (_first_affine, Flat(stabilizer))
+    return _on_top(epsilon_plus(epsilon, stabilizer), flat)
+
+
+def epsilon_gamma_box(
+    low: Any,
+    high: Any,
+    epsilon: float = 1e-6,
+    gamma: float = 0.25,
+    stabilizer: float = 1e-6,
+) -> Composite:
+    """ZBox on the first convolution, gamma on the others, epsilon on dense.
+
+    Zennit ``EpsilonGammaBox``. ``low`` and ``high`` bound x: scalars or arrays that
+    broadcast to it.
+    """
+    return _preset(
+        (("first", "conv"), ZBox(low, high, stabilizer)),
+        ("conv", Gamma(gamma, stabilizer=stabilizer)),
+        ("dense", Epsilon(epsilon)),
+        *_zennit_base(stabilizer),
+    )
+
+
+def epsilon_alpha2_beta1(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
+    """alpha2-beta1 on convolutions, epsilon on dense (Zennit ``EpsilonAlpha2Beta1``)."""
+    return _preset(
+        ("conv", AlphaBeta(2.0, 1.0, stabilizer=stabilizer)),
+        ("dense", Epsilon(epsilon)),
+        *_zennit_base(stabilizer),
+    )
+
+
+def epsilon_alpha2_beta1_flat(
+    epsilon: float = 1e-6, stabilizer: float = 1e-6
+) -> Composite:
+    """``epsilon_alpha2_beta1`` with Flat on the first dense or conv."""
+    flat = (_first_affine, Flat(stabilizer))
+    return _on_top(epsilon_alpha2_beta1(epsilon, stabilizer), flat)
+
+
+def excitation_backprop(stabilizer: float = 1e-6) -> Composite:
+    """z+ on dense and conv, the native gradient on activations (Zhang et al. 2016)."""
+    return _preset(
+        ("conv", ZPlus(stabilizer=stabilizer)),
+        ("dense", ZPlus(stabilizer=stabilizer)),
+        ("activation", NativeGradient()),
+        ("batch_norm", NativeGradient()),
+        *_shared_by_contribution(stabilizer),
+    )
+
+
+def gradient_input() -> Composite:
+    """Gradient x input: the first-order Taylor rule on every operation."""
+    return _preset(("*", Gradient()))
+
+
+def dynamic_lrp(
+    gamma_conv: float | None = None, gamma_dense: float | None = None
+) -> Composite:
+    """The reference engine's own rules (DynamicLRP, arXiv 2512.07010).
+
+    Sums and products are shared by absolute value, biases take theirs the same way,
+    batch norm passes, windowed average pooling shares equally.
+    """
+    stabilizer = 1e-11
+
+    def affine(gamma: float | None) -> Rule:
+        if gamma is None:
+            return Epsilon(stabilizer, bias="split")
+        return Gamma(gamma, bias="split", stabilizer=stabilizer)
+
+    absolute = Absolute(stabilizer)
+    return _preset(
+        ("conv", affine(gamma_conv)),
+        ("dense", affine(gamma_dense)),
+        ("add", absolute),
+        ("sum", absolute),
+        ("mean", absolute),
+        ("avg_pool", Flat(0.0)),
+        (("product", _is_elementwise), absolute),
+        ("activation", Pass()),
+        ("batch_norm", Pass()),
+        ("norm", Pass()),
+        ("softmax", Pass()),
+        merge_batch_norm=False,
+    )
+
+
+def _first_affine(op: Operation) -> bool:
+    return "first" in op.facts
+
+
+def _is_elementwise(op: Operation) -> bool:
+    return op.primitive.name in ("mul", "div")
+
+
+def _on_top(base: Composite, *pairs: tuple[Selector, Rule]) -> Composite:
+    return Composite([Pair(*pair, optional=True) for pair in pairs], base)
+
+
+PRESETS: dict[str, Callable[..., Composite]] = {
+    "auto": epsilon_plus,  # until measured faithfulness says what is best
+    "dynamic_lrp": dynamic_lrp,
+    "epsilon": epsilon,
+    "epsilon_alpha2_beta1": epsilon_alpha2_beta1,
+    "epsilon_alpha2_beta1_flat": epsilon_alpha2_beta1_flat,
+    "epsilon_gamma_box": epsilon_gamma_box,
+    "epsilon_plus": epsilon_plus,
+    "epsilon_plus_flat": epsilon_plus_flat,
+    "excitation_backprop": excitation_backprop,
+    "gradient_input": gradient_input,
+}
+
+
+def resolve(composite: str | Composite) -> Composite:
+    """The composite of a preset's name; a composite is returned as it is."""
+    if isinstance(composite, Composite):
+        return composite
+    if composite not in PRESETS:
+        near = difflib.get_close_matches(str(composite), PRESETS, n=3, cutoff=0.4)
+        raise SelectorError(
+            f"There is no composite {composite!r}. "
+            + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "")
+            + f"The presets are {', '.join(sorted(PRESETS))}."
+        )
+    if composite == "epsilon_gamma_box":
+        raise SelectorError(
+            "epsilon_gamma_box needs the bounds of x: pass "
+            "jlrp.composites.epsilon_gamma_box(low=0.0, high=1.0)."
+        )
+    return PRESETS[composite]()
+
+
+def matches(selector: Selector, op: Operation) -> bool:
+    """Whether a selector matches an operation."""
+    if isinstance(selector, tuple):
+        return all(matches(part, op) for part in selector)
+    if isinstance(selector, Primitive):
+        return any(e.primitive is selector for e in op.equations)
+    if not isinstance(selector, str):
+        return bool(selector(op))
+    if selector == "*" or selector in op.facts or selector == op.kind:
+        return True
+    if selector in KINDS or selector in _POSITIONS:
+        return False
+    if any(e.primitive.name == selector for e in op.equations):
+        return True
+    return fnmatch.fnmatchcase(op.scope, selector)
+
+
+_POSITIONS = ("first", "last")
+
+
+def assign(
+    composite: Composite,
+    operations: list[Operation],
+    fallback: str | None = None,
+    strict: bool = True,
+) -> list[Step]:
+    """Give each operation its rule.
+
+    An operation without one gets the ``fallback`` (``"gradient"`` or ``"stop"``); without
+    fallback it is an error, or, if not ``strict``, a step that is marked as missing.
+
+    Raises:
+      SelectorError: a user's selector matches nothing, or a rule does not fit.
+      UnsupportedPrimitiveError: an operation has no rule and there is no fallback.
+    """
+    for pair in composite.pairs:
+        if not pair.optional and not any(matches(pair.selector, o) for o in operations):
+            raise SelectorError(_unmatched(pair.selector, operations))
+    return [_assigned(composite, op, fallback, strict) for op in operations]
+
+
+def _assigned(
+    composite: Composite, op: Operation, fallback: str | None, strict: bool
+) -> Step:
+    for pair in composite.pairs:
+        if matches(pair.selector, op) and op.kind != "unsupported":
+            if pair.optional and not _fits(pair.rule, op):
+                continue
+            pair.rule.check(op)
+            return Step(op, pair.rule, fallback=not pair.rule.is_exact(op))
+    rule = default_rule(op)
+    if rule is not None:
+        return Step(op, rule, fallback=not rule.is_exact(op))
+    if fallback is not None:
+        return Step(op, FALLBACKS[fallback], fallback=True)
+    if not strict:
+        return Step(op, Stop(), missing=True)
+    raise UnsupportedPrimitiveError(missing_rule(op))
+
+
+FALLBACKS: dict[str, Rule] = {"gradient": Gradient(), "stop": Stop()}
+
+
+def _fits(rule: Rule, op: Operation) -> bool:
+    """A preset's pair passes over an operation that its rule does not fit."""
+    try:
+        rule.check(op)
+    except SelectorError:
+        return False
+    return True
+
+
+def missing_rule(op: Operation) -> str:
+    name = op.primitive.name
+    if op.primitive in CONTROL_FLOW:
+        cause = (
+            f"The loop or branch `{name}` lies on a path of relevance, at {op.where()}; "
+            "control flow is not explained yet. Unroll it in Python"
+        )
+    else:
+        cause = (
+            f"No rule for the primitive `{name}`, at {op.where()}. Register one with "
+            "jlrp.register_rule(primitive, rule)"
+        )
+    return (
+        f'{cause}, or pass fallback="gradient" (first-order Taylor) or fallback="stop" '
+        "(its relevance is absorbed, and the ledger says so)."
+    )
+
+
+def _unmatched(selector: Selector, operations: list[Operation]) -> str:
+    kinds = sorted({op.kind for op in operations})
+    scopes = sorted({op.scope for op in operations if op.scope})
+    near = difflib.get_close_matches(str(selector), kinds + scopes, n=3, cutoff=0.4)
+    return (
+        f"The selector {selector!r} matches no operation of this program. "
+        + (f"Nearest: {', '.join(map(repr, near))}. " if near else "")
+        + f"Kinds here: {', '.join(kinds)}. "
+        + (f"Scopes here: {', '.join(scopes[:12])}" if scopes else "No scopes here")
+        + (", ..." if len(scopes) > 12 else ".")
+        + " A selector is a kind, 'first', a primitive's name, or a glob over scopes."
+    )

@@ -1,0 +1,118 @@
+"""The effective kernel and bias of an affine operation.
+
+Scales behind the dot or convolution (batch norm) are moved onto the kernel, so that rules
+that look at weights see one linear map: what other libraries call a canonizer.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import primitives as p
+
+from jlrp import _jax
+from jlrp.facts.affine import (
+    Affine,
+    Step,
+    feature_axes,
+    feature_layouts,
+    varying_axes,
+)
+from jlrp.graph import Atom, Value
+from jlrp.operations import Operation
+
+Array = jax.Array
+
+
+class Reader(Protocol):
+    """What is asked of the numbers of a program here."""
+
+    def read(self, atom: Atom) -> Array: ...
+
+    def shape_of(self, value: Value) -> jax.ShapeDtypeStruct: ...
+
+    def offset(self, op: Operation) -> Array: ...
+
+
+class EffectiveKernel:
+    """An affine operation as ``y = apply(x, kernel) + bias``, bilinear in x and kernel."""
+
+    def __init__(self, op: Operation, numbers: Reader):
+        assert op.affine is not None
+        self._affine = op.affine
+        self._params = _jax.widened(op.affine.core.params)
+        self._shape = numbers.shape_of(op.affine.start)
+        self.kernel = effective_kernel(op.affine, numbers)
+        self.bias = numbers.offset(op) if op.has_offset else None
+
+    def apply(self, x: Array, kernel: Array) -> Array:
+        args = [x, kernel] if self._affine.operand == 0 else [kernel, x]
+        (y,) = _jax.bind(self._affine.core.primitive, self._params, args)
+        for step in self._affine.steps:
+            if step.kind == "move":
+                params = _jax.widened(step.equation.params)
+                (y,) = _jax.bind(step.equation.primitive, params, [y])
+        return y
+
+    def transpose(self, kernel: Array, y: Array) -> Array:
+        pull = jax.linear_transpose(lambda x: self.apply(x, kernel), self._shape)
+        (x,) = pull(y)
+        return x
+
+
+def effective_kernel(affine: Affine, numbers: Reader) -> Array:
+    """The kernel times every scale behind the core."""
+    kernel = numbers.read(affine.kernel)
+    for index, step in enumerate(affine.steps):
+        if step.negates:
+            kernel = -kernel
+        if step.kind == "scale" and step.constant is not None:
+            scale = _on_kernel(affine, index, numbers.read(step.constant))
+            divides = step.equation.primitive is p.div_p
+            kernel = kernel / scale if divides else kernel * scale
+    return kernel
+
+
+def _on_kernel(affine: Affine, index: int, scale: Array) -> Array:
+    """The scale of step ``index`` as an array that broadcasts to the kernel."""
+    step = affine.steps[index]
+    axes = feature_layouts(affine)[index]
+    if not varying_axes(step.constant, len(step.source.shape)) or axes is None:
+        return jnp.reshape(scale, -1)[0]
+    shape = _features_only(step.source.shape, axes)
+    scale = jnp.broadcast_to(_first_along_others(scale, axes), shape)
+    for earlier in reversed(affine.steps[:index]):
+        scale = _moved_back(affine, earlier, scale)
+    pairs = sorted(feature_axes(affine), key=lambda pair: pair[1])
+    kernel_axes = {axis for _, axis in pairs}
+    scale = jnp.transpose(
+        scale,
+        [out for out, _ in pairs]
+        + [i for i in range(scale.ndim) if i not in {out for out, _ in pairs}],
+    )
+    return jnp.reshape(scale, _features_only(affine.kernel.shape, kernel_axes))
+
+
+def _moved_back(affine: Affine, step: Step, scale: Array) -> Array:
+    """Undo a move on an array that is 1 along all axes without features."""
+    if step.kind != "move":
+        return scale
+    if step.equation.primitive is p.transpose_p:
+        permutation = step.equation.params["permutation"]
+        return jnp.transpose(scale, sorted(range(scale.ndim), key=permutation.__getitem__))
+    axes = feature_layouts(affine)[affine.steps.index(step)]
+    assert axes is not None
+    return jnp.reshape(scale, _features_only(step.source.shape, axes))
+
+
+def _features_only(
+    shape: tuple[int, ...], axes: frozenset[int] | set[int]
+) -> tuple[int, ...]:
+    return tuple(n if i in axes else 1 for i, n in enumerate(shape))
+
+
+def _first_along_others(scale: Array, axes: frozenset[int]) -> Array:
+    index = tuple(slice(None) if i in axes else slice(0, 1) for i in range(scale.ndim))
+    return scale[index]

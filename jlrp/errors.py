@@ -1,0 +1,25 @@
+"""The errors that jlrp raises: each says what, where, and the way out."""
+
+
+class JlrpError(Exception):
+    """Base class of every error that jlrp raises on purpose."""
+
+
+class UnsupportedPrimitiveError(JlrpError, NotImplementedError):
+    """A primitive on a path of relevance has no propagation rule."""
+
+
+class TargetError(JlrpError, ValueError):
+    """The target does not fit the output of the function."""
+
+
+class SelectorError(JlrpError, ValueError):
+    """A selector of a composite matches no operation, or its rule does not fit."""
+
+
+class NoRelevanceError(JlrpError, ValueError):
+    """The explained output does not depend on the explained input."""
+
+
+class InputError(JlrpError, TypeError):
+    """An argument has a type, dtype or value that jlrp cannot explain."""

@@ -1,0 +1,1 @@
+"""Facts about values, found by data flow; one file a fact."""

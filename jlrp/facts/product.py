@@ -1,0 +1,145 @@
+"""Products of active values, flattened: ``(ab)c`` and ``a(bc)`` give each factor 1/3.
+
+A product is not rewritten. Each operand is weighed by the factors below it, so that the
+shares multiply to those of the flat product whatever the association. Flattening goes
+through contractions (``(QK)V``), movement and literal scales; it stops at sums, unary
+regions and values that are read more than once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jax.extend.core import primitives as p
+
+from jlrp.facts.scalar import scalar_of
+from jlrp.facts.softmax import softmax_input
+from jlrp.facts.statistic import statistic_of
+from jlrp.facts.unary import Regions
+from jlrp.graph import Equation, Program, Value
+
+_PRODUCTS = {p.mul_p, p.div_p, p.dot_general_p, p.conv_general_dilated_p}
+_TRANSPARENT = {
+    p.broadcast_in_dim_p,
+    p.convert_element_type_p,
+    p.copy_p,
+    p.neg_p,
+    p.reshape_p,
+    p.slice_p,
+    p.squeeze_p,
+    p.transpose_p,
+}
+
+
+@dataclass(frozen=True)
+class Product:
+    """Shares of the active operands, by position in the equation.
+
+    ``uniform`` and ``gated`` are fractions that sum to 1: of equally many shares a
+    factor, and of all to the factors that are not gates.
+    """
+
+    slots: tuple[int, ...]
+    uniform: tuple[float, ...]
+    gated: tuple[float, ...]
+
+
+def products(program: Program, regions: Regions) -> dict[Equation, Product]:
+    """The products of several active values of a program."""
+    found: dict[Equation, Product] = {}
+    for equation in reversed(program.equations):  # roots before what they flatten
+        if equation not in found and _is_product(program, regions, equation):
+            _share(program, regions, equation, found)
+    return found
+
+
+def _is_product(program: Program, regions: Regions, equation: Equation) -> bool:
+    if equation.primitive not in _PRODUCTS:
+        return False
+    if equation.primitive in regions.opaque:
+        return False
+    if not all(program.is_active(a) for a in equation.inputs[:2]):
+        return False
+    return regions.ending_at(equation.outputs[0]) is None
+
+
+def _share(
+    program: Program,
+    regions: Regions,
+    root: Equation,
+    found: dict[Equation, Product],
+) -> None:
+    """Record the product ``root`` and the products that it flattens."""
+    members: list[tuple[Equation, list[list[Value]]]] = []
+
+    def factors(value: Value) -> list[Value]:
+        inner = _product_below(program, regions, value)
+        return [value] if inner is None else flatten(inner)
+
+    def flatten(equation: Equation) -> list[Value]:
+        below = [factors(a) for a in equation.inputs[:2] if isinstance(a, Value)]
+        members.append((equation, below))
+        return below[0] + below[1]
+
+    all_factors = flatten(root)
+    ends = {v: _end_of(program, regions, v) for v in all_factors}
+    gates = _gates(all_factors, ends)
+    for equation, below in members:
+        uniform = [float(len(fs)) for fs in below]
+        signals = [float(sum(f not in gates for f in fs)) for fs in below]
+        gated = signals if sum(signals) else uniform
+        found[equation] = Product(
+            (0, 1),
+            tuple(u / sum(uniform) for u in uniform),
+            tuple(g / sum(gated) for g in gated),
+        )
+
+
+def _product_below(
+    program: Program, regions: Regions, value: Value
+) -> Equation | None:
+    """The product that ends at ``value`` through moves and literal scales."""
+    while value.producer is not None and program.used_once(value):
+        equation = value.producer
+        if _is_product(program, regions, equation):
+            return None if statistic_of(program, equation) is not None else equation
+        source = _transparent(program, equation)
+        if source is None or regions.ending_at(value) is not None:
+            return None
+        value = source
+    return None
+
+
+def _transparent(program: Program, equation: Equation) -> Value | None:
+    operands = program.active_inputs(equation)
+    if len(operands) != 1:
+        return None
+    if equation.primitive in _TRANSPARENT:
+        return operands[0]
+    if equation.primitive in (p.mul_p, p.div_p) and equation.inputs[0] is operands[0]:
+        return operands[0] if scalar_of(equation.inputs[1]) is not None else None
+    if equation.primitive is p.mul_p and scalar_of(equation.inputs[0]) is not None:
+        return operands[0]
+    return None
+
+
+def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
+    """What a factor ends in: ``"open"`` (sigmoid, softmax), ``"activation"``, None."""
+    while True:
+        if softmax_input(program, value) is not None:
+            return "open"
+        region = regions.ending_at(value)
+        if region is not None:
+            return "activation" if region.zero_at_zero else "open"
+        source = value.producer and _transparent(program, value.producer)
+        if source is None:
+            return None
+        value = source
+
+
+def _gates(factors: list[Value], ends: dict[Value, str | None]) -> set[Value]:
+    for kind in ("open", "activation"):
+        gates = {f for f in factors if ends[f] == kind}
+        if gates and len(factors) > len([f for f in factors if f in gates]):
+            return gates
+    return set()

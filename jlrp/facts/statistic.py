@@ -1,0 +1,116 @@
+"""Statistic: in a product or quotient, an operand that only measures the other's source.
+
+Layer, RMS, group and instance norms divide a signal by a number computed from the same
+signal by a reduction and elementwise functions. That operand gets no relevance and the
+signal gets all of it (AttnLRP, Prop. 3.4). A learned map on the way (a dot, a
+convolution, a shift by a parameter) makes it a gate, however it is broadcast.
+"""
+
+from __future__ import annotations
+
+from jax.extend.core import primitives as p
+
+from jlrp.facts.scalar import scalar_of
+from jlrp.facts.unary import ELEMENTWISE
+from jlrp.graph import Atom, Equation, Program, Value
+
+_REDUCTIONS = {p.reduce_sum_p, p.reduce_max_p, p.reduce_min_p, p.reduce_prod_p}
+_MOVES = {
+    p.broadcast_in_dim_p,
+    p.reshape_p,
+    p.squeeze_p,
+    p.transpose_p,
+    p.stop_gradient_p,
+}
+_LINEAR = _MOVES | {
+    p.reduce_sum_p,
+    p.add_p,
+    p.add_jaxvals_p,
+    p.sub_p,
+    p.neg_p,
+    p.convert_element_type_p,
+    p.copy_p,
+}
+_SHIFTS = {p.add_p, p.add_jaxvals_p, p.sub_p}
+
+
+def statistic_of(program: Program, equation: Equation) -> int | None:
+    """Index of the operand of a product or quotient that is a statistic, or None."""
+    a, b = equation.inputs[:2]
+    assert isinstance(a, Value) and isinstance(b, Value)
+    candidates = [
+        i
+        for i, (operand, other) in enumerate([(a, b), (b, a)])
+        if _measures(program, operand, other)
+    ]
+    if len(candidates) == 2:  # Keras's mean * inv: the statistic is the nonlinear one
+        candidates = [
+            i for i in candidates if not _is_linear(program, equation.inputs[i])
+        ]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _measures(program: Program, operand: Value, signal: Value) -> bool:
+    """Whether every path back from ``operand`` reduces the signal or its source."""
+    sources = _cone(program, signal)
+    stack, seen = [(operand, False)], set()
+    while stack:
+        value, reduced = stack.pop()
+        if (value, reduced) in seen:
+            continue
+        seen.add((value, reduced))
+        if reduced and value in sources:
+            continue
+        equation = value.producer
+        if equation is None or not _is_measuring(program, equation):
+            return False
+        reduced = reduced or _reduces(program, equation)
+        stack += [(a, reduced) for a in program.active_inputs(equation)]
+    return True
+
+
+def _cone(program: Program, value: Value) -> set[Value]:
+    """``value`` and what it comes from through elementwise, moving, reducing steps."""
+    stack, cone = [value], set()
+    while stack:
+        v = stack.pop()
+        if v in cone:
+            continue
+        cone.add(v)
+        if v.producer is not None and _is_measuring(program, v.producer):
+            stack += program.active_inputs(v.producer)
+    return cone
+
+
+def _is_measuring(program: Program, equation: Equation) -> bool:
+    prim = equation.primitive
+    operands = program.active_inputs(equation)
+    if prim in _SHIFTS and len(operands) == 1:
+        constants = [a for a in equation.inputs if a is not operands[0]]
+        return all(scalar_of(a) is not None for a in constants)
+    if prim is p.dot_general_p:  # einsum('bd,bd->b', x, x): a product and its sum
+        return len([a for a in equation.inputs if program.is_active(a)]) == 2
+    return prim in ELEMENTWISE | _REDUCTIONS | _MOVES
+
+
+def _reduces(program: Program, equation: Equation) -> bool:
+    return equation.primitive in _REDUCTIONS or equation.primitive is p.dot_general_p
+
+
+def _is_linear(program: Program, operand: Atom) -> bool:
+    """Whether an operand is linear in what it was computed from."""
+    stack, seen = [operand], set()
+    while stack:
+        value = stack.pop()
+        if not isinstance(value, Value) or value in seen or value.producer is None:
+            continue
+        seen.add(value)
+        equation = value.producer
+        if not _is_measuring(program, equation):
+            continue
+        operands = program.active_inputs(equation)
+        scales = equation.primitive in (p.mul_p, p.div_p) and len(operands) == 1
+        if equation.primitive not in _LINEAR and not scales:
+            return False
+        stack += operands
+    return True

@@ -1,0 +1,200 @@
+"""Unary region: one activation function, whatever it is made of.
+
+The region that ends at y starts at y's furthest dominator x among the active values
+such that everything between is elementwise in x and constants, at least one equation of
+it nonlinear in x. Literal shifts and scales belong to it; on a single path it stops at a
+scale or shift by a parameter, which belongs to the affine operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.extend.core import primitives as p
+
+from jlrp.facts.scalar import at_zero, scalar_of
+from jlrp.graph import Equation, Literal, Program, Value, between
+
+LINEAR_UNARY = {
+    p.convert_element_type_p,
+    p.copy_p,
+    p.neg_p,
+    p.reduce_precision_p,
+    p.real_p,
+}
+NONLINEAR_UNARY = {
+    p.abs_p,
+    p.acos_p,
+    p.acosh_p,
+    p.asin_p,
+    p.asinh_p,
+    p.atan_p,
+    p.atanh_p,
+    p.bessel_i0e_p,
+    p.bessel_i1e_p,
+    p.cbrt_p,
+    p.cos_p,
+    p.cosh_p,
+    p.digamma_p,
+    p.erf_inv_p,
+    p.erf_p,
+    p.erfc_p,
+    p.exp2_p,
+    p.exp_p,
+    p.expm1_p,
+    p.integer_pow_p,
+    p.lgamma_p,
+    p.log1p_p,
+    p.log_p,
+    p.logistic_p,
+    p.rsqrt_p,
+    p.sin_p,
+    p.sinh_p,
+    p.sqrt_p,
+    p.square_p,
+    p.tan_p,
+    p.tanh_p,
+}
+NARY = {  # elementwise in several operands
+    p.add_jaxvals_p,
+    p.add_p,
+    p.atan2_p,
+    p.clamp_p,
+    p.div_p,
+    p.max_p,
+    p.min_p,
+    p.mul_p,
+    p.pow_p,
+    p.rem_p,
+    p.select_n_p,
+    p.sub_p,
+}
+ELEMENTWISE = LINEAR_UNARY | NONLINEAR_UNARY | NARY
+_SHIFTS_AND_SCALES = {p.add_p, p.add_jaxvals_p, p.sub_p, p.mul_p, p.div_p}
+
+
+@dataclass(frozen=True)
+class Region:
+    """The elementwise function from ``start`` to ``end``."""
+
+    start: Value
+    end: Value
+    equations: tuple[Equation, ...]
+    constants: tuple[Value, ...]
+    zero_at_zero: bool  # f(0) = 0 is proved
+    homogeneous: bool  # f(x) = c x^n: relevance passes (Euler), even if f(0) != 0
+
+
+class Regions:
+    """Finds the unary region that ends at a value; memoised over one program."""
+
+    def __init__(self, program: Program, opaque: set[Any]):
+        self.program = program
+        self.opaque = opaque  # primitives with a rule of their own
+        self._dominators: dict[Value, Value | None] = {}
+
+    def dominator(self, value: Value) -> Value | None:
+        """The nearest active value of which ``value`` is an elementwise function."""
+        if value not in self._dominators:
+            self._dominators[value] = self._dominator(value)
+        return self._dominators[value]
+
+    def _dominator(self, value: Value) -> Value | None:
+        equation = value.producer
+        if (
+            equation is None
+            or equation.primitive not in ELEMENTWISE
+            or equation.primitive in self.opaque
+        ):
+            return None
+        operands = self.program.active_inputs(equation)
+        if not operands or any(a.shape != value.shape for a in operands):
+            return None
+        meeting: Value | None = operands[0]
+        for other in operands[1:]:
+            meeting = self._meet(meeting, other)
+        return meeting
+
+    def _meet(self, a: Value | None, b: Value | None) -> Value | None:
+        while a is not b:
+            if a is None or b is None:
+                return None
+            if a.position >= b.position:
+                a = self.dominator(a)
+            else:
+                b = self.dominator(b)
+        return a
+
+    def ending_at(self, end: Value) -> Region | None:
+        start = end
+        while (above := self.dominator(start)) is not None:
+            if self._is_affine_step(start, above):
+                break
+            start = above
+        if start is end:
+            return None
+        equations, constants = between([start], [end])
+        if not any(_is_nonlinear(e, start, equations) for e in equations):
+            return None
+        f0 = at_zero(end, start)
+        tolerance = 8 * np.finfo(np.float32).eps
+        zero = f0 is not None and bool(np.abs(f0) <= tolerance)
+        homogeneous = _is_monomial(end, start, equations)
+        return Region(start, end, equations, constants, zero, homogeneous)
+
+    def _is_affine_step(self, value: Value, above: Value) -> bool:
+        """A scale or shift by a parameter on a single path."""
+        equation = value.producer
+        assert equation is not None
+        if equation.primitive not in _SHIFTS_AND_SCALES:
+            return False
+        operands = self.program.active_inputs(equation)
+        others = [a for a in equation.inputs if a is not above]
+        if operands != (above,) or len(others) != 1:
+            return False
+        return scalar_of(others[0]) is None and not (
+            equation.primitive is p.div_p and equation.inputs[1] is above
+        )
+
+
+def _is_nonlinear(
+    equation: Equation, start: Value, region: tuple[Equation, ...]
+) -> bool:
+    """Whether an equation of a region is nonlinear in the region's start."""
+    inside = {v for e in region for v in e.outputs} | {start}
+    varies = [isinstance(a, Value) and a in inside for a in equation.inputs]
+    prim = equation.primitive
+    if prim is p.mul_p:
+        return all(varies)
+    if prim is p.div_p:
+        return varies[1]
+    if prim is p.select_n_p:
+        return varies[0]
+    linear = (p.add_p, p.add_jaxvals_p, p.sub_p)
+    return prim in ELEMENTWISE and prim not in linear and prim not in LINEAR_UNARY
+
+
+def _is_monomial(end: Value, start: Value, region: tuple[Equation, ...]) -> bool:
+    """Whether the region is ``c x^n``, with ``|x|`` in place of ``x`` allowed."""
+    powers = {
+        p.abs_p,
+        p.cbrt_p,
+        p.convert_element_type_p,
+        p.copy_p,
+        p.integer_pow_p,
+        p.mul_p,
+        p.div_p,
+        p.neg_p,
+        p.rsqrt_p,
+        p.sqrt_p,
+        p.square_p,
+    }
+
+    def is_power(equation: Equation) -> bool:
+        if equation.primitive is p.pow_p:
+            return isinstance(equation.inputs[1], Literal)
+        return equation.primitive in powers
+
+    return all(is_power(e) for e in region)

@@ -1,0 +1,275 @@
+"""The traced program as a graph: values, equations, who uses what, what is active.
+
+Bodies of calls (``jit``, ``custom_jvp_call``, ...) are looked into: each call gets fresh
+values, since two calls of one jitted function share a jaxpr and its variables. The graph
+is one flat list of equations; facts and rules never meet a call.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlrp import _jax
+from jlrp.errors import InputError
+
+Array = jax.Array
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """One intermediate value of the program; compared by identity."""
+
+    aval: Any
+    producer: Equation | None = None
+
+    @property
+    def position(self) -> int:
+        """Index of the producing equation; -1 for inputs and constants."""
+        return -1 if self.producer is None else self.producer.position
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.aval.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.aval.dtype
+
+
+@dataclass(eq=False, slots=True)
+class Literal:
+    """A number written into the program."""
+
+    number: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.number.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.number.dtype
+
+
+Atom = Value | Literal
+
+
+@dataclass(eq=False, slots=True)
+class Equation:
+    """One application of a primitive."""
+
+    primitive: Any
+    params: dict[str, Any]
+    inputs: tuple[Atom, ...]
+    outputs: tuple[Value, ...]
+    position: int
+    scope: str
+    source_info: Any
+
+    def __repr__(self) -> str:
+        return f"{self.primitive.name} at {self.where()}"
+
+    def where(self) -> str:
+        """Scope path and the user's source line, for messages."""
+        line = _jax.source_line(self.source_info)
+        return " ".join(filter(None, [self.scope or "top level", line and f"({line})"]))
+
+
+@dataclass(eq=False)
+class Program:
+    """A flat program; ``sources`` are the inputs that are explained."""
+
+    equations: list[Equation]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Atom, ...]
+    constants: dict[Value, Any]
+    sources: tuple[Value, ...] = ()
+    explained: tuple[Value, ...] = ()
+    active: frozenset[Value] = frozenset()
+    uses: dict[Value, list[Equation]] = field(default_factory=dict)
+
+    def is_active(self, atom: Atom) -> bool:
+        return isinstance(atom, Value) and atom in self.active
+
+    def active_inputs(self, equation: Equation) -> tuple[Value, ...]:
+        """The distinct active operands of an equation, in order."""
+        operands = (a for a in equation.inputs if isinstance(a, Value))
+        return tuple(dict.fromkeys(a for a in operands if a in self.active))
+
+    def used_once(self, value: Value) -> bool:
+        """Whether exactly one operand of one active equation reads the value."""
+        return len(self.uses.get(value, ())) == 1 and value not in self.explained
+
+
+def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
+    """Trace ``fn(*args)``; arguments are pytrees of arrays or ``ShapeDtypeStruct``.
+
+    Returns the program, whose inputs are the leaves of ``args`` in order, and the
+    pytree of output avals.
+    """
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    jaxpr, consts = _jax.open_jaxpr(closed)
+    program = Program([], (), (), {})
+    env: dict[Any, Atom] = {}
+    inputs = tuple(Value(v.aval) for v in jaxpr.invars)
+    env.update(zip(jaxpr.invars, inputs, strict=True))
+    program.outputs = _flatten(program, jaxpr, consts, env, scope="")
+    program.inputs = inputs
+    program.equations = _reaching(program.equations, program.outputs)
+    return program, shapes
+
+
+def _flatten(
+    program: Program,
+    jaxpr: Any,
+    consts: Sequence[Any],
+    env: dict[Any, Atom],
+    scope: str,
+) -> tuple[Atom, ...]:
+    """Append the equations of ``jaxpr``, its inputs bound by ``env``; its outputs."""
+
+    def read(atom: Any) -> Atom:
+        return Literal(_jax.literal_value(atom)) if _jax.is_literal(atom) else env[atom]
+
+    for var, const in zip(jaxpr.constvars, consts, strict=True):
+        env[var] = Value(var.aval)
+        program.constants[env[var]] = const  # type: ignore[index]
+    for eqn in jaxpr.eqns:
+        path = "/".join(filter(None, [scope, _jax.scope_path(eqn.source_info)]))
+        inputs = tuple(read(a) for a in eqn.invars)
+        if (call := _jax.call_body(eqn)) is not None:
+            body, body_consts = call
+            fresh = dict(zip(body.invars, inputs, strict=True))
+            outputs = _flatten(program, body, body_consts, fresh, path)
+            env.update(zip(eqn.outvars, outputs, strict=True))
+            continue
+        position = len(program.equations)
+        values = tuple(Value(v.aval) for v in eqn.outvars)
+        equation = Equation(
+            eqn.primitive, eqn.params, inputs, values, position, path, eqn.source_info
+        )
+        for value in values:
+            value.producer = equation
+        program.equations.append(equation)
+        env.update(zip(eqn.outvars, values, strict=True))
+    return tuple(read(a) for a in jaxpr.outvars)
+
+
+def _reaching(equations: list[Equation], outputs: Iterable[Atom]) -> list[Equation]:
+    """The equations that the outputs depend on: dead ones are common in traces."""
+    needed = {a for a in outputs if isinstance(a, Value)}
+    kept = []
+    for equation in reversed(equations):
+        if not needed.isdisjoint(equation.outputs):
+            kept.append(equation)
+            needed.update(a for a in equation.inputs if isinstance(a, Value))
+    return kept[::-1]
+
+
+def activate(
+    program: Program,
+    sources: Sequence[Value],
+    explained: Sequence[Atom],
+    carries: Callable[[Equation], bool],
+) -> None:
+    """Find the values that carry relevance between ``sources`` and ``explained``.
+
+    A value is active if it depends on a source through floating-point values and
+    equations that ``carries`` relevance, and reaches an explained output.
+    """
+    targets = tuple(a for a in explained if isinstance(a, Value))
+    reached = {v for v in sources if jnp.issubdtype(v.dtype, jnp.floating)}
+    for equation in program.equations:
+        if not reached.isdisjoint(equation.inputs) and carries(equation):
+            for value in equation.outputs:
+                if jnp.issubdtype(value.dtype, jnp.complexfloating):
+                    raise InputError(
+                        f"{equation} makes complex values on a path of relevance, for "
+                        "which there are no rules yet; explain a real-valued part."
+                    )
+            reached.update(
+                v for v in equation.outputs if jnp.issubdtype(v.dtype, jnp.floating)
+            )
+    active = reached.intersection(targets)
+    uses: dict[Value, list[Equation]] = defaultdict(list)
+    for equation in reversed(program.equations):
+        if active.isdisjoint(equation.outputs):
+            continue
+        for atom in equation.inputs:
+            if isinstance(atom, Value) and atom in reached:
+                active.add(atom)
+                uses[atom].append(equation)
+    program.sources = tuple(sources)
+    program.explained = targets
+    program.active = frozenset(active)
+    program.uses = dict(uses)
+
+
+def between(
+    starts: Iterable[Value], ends: Iterable[Value]
+) -> tuple[tuple[Equation, ...], tuple[Value, ...]]:
+    """The equations that compute ``ends`` from ``starts``, and the constants they read.
+
+    Constants are the values among their operands that do not depend on ``starts``.
+    """
+    starts, ends = set(starts), tuple(ends)
+    earliest = min(v.position for v in starts)
+    depends: dict[Value, bool] = dict.fromkeys(starts, True)
+
+    def visit(end: Value) -> None:
+        stack = [end]
+        while stack:
+            value = stack[-1]
+            if value in depends:
+                stack.pop()
+            elif value.position <= earliest or value.producer is None:
+                depends[stack.pop()] = False
+            else:
+                operands = [a for a in value.producer.inputs if isinstance(a, Value)]
+                unknown = [a for a in operands if a not in depends]
+                if unknown:
+                    stack.extend(unknown)
+                else:
+                    depends[stack.pop()] = any(depends[a] for a in operands)
+
+    for end in ends:
+        visit(end)
+    inside: dict[Equation, None] = {}
+    constants: dict[Value, None] = {}
+    stack = [v for v in ends if v not in starts]
+    while stack:
+        producer = stack.pop().producer
+        if producer is None or producer in inside:
+            continue
+        inside[producer] = None
+        for atom in producer.inputs:
+            if isinstance(atom, Value) and atom not in starts:
+                if depends[atom]:
+                    stack.append(atom)
+                else:
+                    constants[atom] = None
+    equations = tuple(sorted(inside, key=lambda e: e.position))
+    return equations, tuple(constants)
+
+
+def evaluate(
+    equations: Iterable[Equation],
+    env: dict[Value, Any],
+    params_of: Callable[[Equation], dict[str, Any]] = lambda e: e.params,
+) -> None:
+    """Run equations in ``env``, which holds their operands and gets their outputs."""
+    for equation in equations:
+        args = [read(env, a) for a in equation.inputs]
+        outs = _jax.bind(equation.primitive, params_of(equation), args)
+        env.update(zip(equation.outputs, outs, strict=True))
+
+
+def read(env: Mapping[Value, Any], atom: Atom) -> Any:
+    return atom.number if isinstance(atom, Literal) else env[atom]

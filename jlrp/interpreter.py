@@ -1,0 +1,162 @@
+"""The two loops: forward records activations, reverse hands relevance back.
+
+Both are ordinary JAX code: under jit they become one XLA program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jlrp import _jax
+from jlrp.effective import EffectiveKernel
+from jlrp.facts.unary import Region
+from jlrp.graph import Atom, Equation, Value, evaluate, read
+from jlrp.operations import Operation
+from jlrp.planning import Plan, Step
+from jlrp.promise import Promise
+from jlrp.rules.base import Propagation
+
+Array = jax.Array
+Residuals = dict[Value, Array]
+Observer = Callable[[Step, Sequence[Promise | None], Propagation, "Numbers"], None]
+
+
+def forward(plan: Plan, arguments: Sequence[Any]) -> tuple[list[Any], Residuals]:
+    """Run the program; its outputs, and the activations that the plan keeps."""
+    program = plan.program
+    env: dict[Value, Any] = dict(program.constants)
+    env.update(zip(program.inputs, arguments, strict=True))
+    evaluate(program.equations, env)
+    outputs = [read(env, atom) for atom in program.outputs]
+    return outputs, {value: env[value] for value in plan.kept}
+
+
+def reverse(
+    plan: Plan,
+    residuals: Residuals,
+    seeds: Mapping[Value, Promise],
+    observe: Observer | None = None,
+) -> list[Promise | None]:
+    """Hand promises from the explained outputs back; those of the sources."""
+    pending: dict[Value, Promise] = dict(seeds)
+    numbers = Numbers(residuals)
+    for step in plan.steps:
+        op = step.operation
+        arriving = [pending.pop(v, None) for v in op.outputs]
+        if all(promise is None for promise in arriving):
+            continue
+        handed = step.rule.propagate(op, arriving, numbers)
+        if observe is not None:
+            observe(step, arriving, handed, numbers)
+        for value, promise in zip(op.inputs, handed.promises, strict=True):
+            if promise is not None:
+                pending[value] = promise + pending.get(value)
+    return [pending.get(value) for value in plan.program.sources]
+
+
+class Numbers:
+    """The context of rules: kept numbers, and operations as functions of them.
+
+    Low-precision programs are read and re-run in float32 here, so that relevance
+    accumulates in float32.
+    """
+
+    def __init__(self, residuals: Residuals):
+        self._residuals = residuals
+
+    def read(self, atom: Atom) -> Array:
+        number = read(self._residuals, atom)
+        if str(getattr(number, "dtype", "")) in _jax.LOW_PRECISION:
+            number = jnp.asarray(number, jnp.float32)
+        return number
+
+    def run(
+        self,
+        equations: Sequence[Equation],
+        constants: Sequence[Value],
+        inputs: Mapping[Value, Array],
+    ) -> dict[Value, Array]:
+        env = {value: self.read(value) for value in constants}
+        env.update(inputs)
+        for equation in equations:
+            args = [
+                env[a] if isinstance(a, Value) else self.read(a)
+                for a in equation.inputs
+            ]
+            params = _jax.widened(equation.params)
+            outs = _jax.bind(equation.primitive, params, args)
+            env.update(zip(equation.outputs, outs, strict=True))
+        return env
+
+    def apply(self, op: Operation, x: Sequence[Array]) -> list[Array]:
+        inputs = dict(zip(op.inputs, x, strict=True))
+        env = self.run(op.equations, op.constants, inputs)
+        return [env[v] for v in op.outputs]
+
+    def offset(self, op: Operation) -> Array:
+        zeros = [jnp.zeros_like(self.shape_of(v)) for v in op.inputs]
+        (out,) = self.apply(op, zeros)
+        return out
+
+    def shape_of(self, value: Value) -> jax.ShapeDtypeStruct:
+        low = str(value.dtype) in _jax.LOW_PRECISION
+        return jax.ShapeDtypeStruct(value.shape, jnp.float32 if low else value.dtype)
+
+    def linear(self, op: Operation, x: Sequence[Array]) -> list[Array]:
+        if not op.has_offset:
+            return self.apply(op, x)
+        zeros = [jnp.zeros_like(v) for v in x]
+        pairs = zip(self.apply(op, x), self.apply(op, zeros), strict=True)
+        return [y - offset for y, offset in pairs]
+
+    def transpose(
+        self, op: Operation, cotangents: Sequence[Array | None]
+    ) -> list[Array]:
+        # What constants add is no concern of a transpose: jax drops it.
+        shapes = [self.shape_of(v) for v in op.inputs]
+        pull = jax.linear_transpose(lambda *x: self.apply(op, x), *shapes)
+        return list(pull(self._filled(op, cotangents)))
+
+    def vjp(self, op: Operation, cotangents: Sequence[Array | None]) -> list[Array]:
+        if op.nature in ("linear", "movement"):
+            return self.transpose(op, cotangents)
+        x = [self.read(v) for v in op.inputs]
+        _, pull = jax.vjp(lambda *x: self.apply(op, x), *x)
+        return list(pull(self._filled(op, cotangents)))
+
+    def jvp(
+        self, op: Operation, tangents: Sequence[Array] | None = None
+    ) -> list[Array]:
+        x = [self.read(v) for v in op.inputs]
+        tangents = x if tangents is None else tangents
+        return jax.jvp(lambda *x: self.apply(op, x), tuple(x), tuple(tangents))[1]
+
+    def _filled(self, op: Operation, parts: Sequence[Array | None]) -> list[Array]:
+        return [
+            jnp.zeros_like(self.shape_of(v)) if part is None else part
+            for v, part in zip(op.outputs, parts, strict=True)
+        ]
+
+    def at_operands(
+        self, op: Operation, slots: Sequence[int]
+    ) -> Callable[..., list[Array]]:
+        (equation,) = op.equations
+        params = _jax.widened(equation.params)
+
+        def function(*operands: Array) -> list[Array]:
+            args: list[Any] = [None] * len(equation.inputs)
+            for i, atom in enumerate(equation.inputs):
+                args[i] = operands[slots.index(i)] if i in slots else self.read(atom)
+            return _jax.bind(equation.primitive, params, args)
+
+        return function
+
+    def region(self, region: Region, x: Array) -> dict[Value, Array]:
+        return self.run(region.equations, region.constants, {region.start: x})
+
+    def kernel_map(self, op: Operation) -> EffectiveKernel:
+        return EffectiveKernel(op, self)

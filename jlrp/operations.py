@@ -1,0 +1,348 @@
+"""Operations: groups of equations that one rule explains.
+
+They are made on demand, from the explained outputs backwards: each active value that
+receives relevance is the output of exactly one operation, found by the first fact that
+recognises it. A value inside a group that is also read elsewhere simply becomes the
+output of an operation of its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jax.extend.core import primitives as p
+
+from jlrp.facts.affine import (
+    Affine,
+    Step,
+    affine_ending_at,
+    batch_norm_start,
+    is_core,
+    scale_chain,
+)
+from jlrp.facts.product import Product, products
+from jlrp.facts.sign import signs
+from jlrp.facts.softmax import softmax_input
+from jlrp.facts.statistic import statistic_of
+from jlrp.facts.unary import Region, Regions
+from jlrp.families import family_of
+from jlrp.graph import Equation, Program, Value, between
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """What relevance passes in one step.
+
+    Attributes:
+      kind: what composites select: ``"conv"``, ``"dense"``, ``"activation"``, ...
+      nature: how relevance can be derived (see ``families``).
+      inputs: the active operands; a product's may repeat.
+      outputs: the values whose promises it resolves.
+      equations: the equations from inputs to outputs.
+      constants: the other values that these read.
+      position: order in the program.
+    """
+
+    kind: str
+    nature: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    equations: tuple[Equation, ...]
+    constants: tuple[Value, ...]
+    affine: Affine | None = None
+    region: Region | None = None
+    product: Product | None = None
+    facts: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def primitive(self) -> Any:
+        return self.equations[-1].primitive if self.affine is None else self.core
+
+    @property
+    def core(self) -> Any:
+        assert self.affine is not None
+        return self.affine.core.primitive
+
+    @property
+    def scope(self) -> str:
+        equation = self.equations[-1] if self.affine is None else self.affine.core
+        return equation.scope
+
+    @property
+    def position(self) -> int:
+        return max(v.position for v in self.outputs)
+
+    @property
+    def has_offset(self) -> bool:
+        """Whether constants add something to the operation's linear part."""
+        return "offset" in self.facts
+
+    def where(self) -> str:
+        equation = self.equations[-1] if self.affine is None else self.affine.core
+        return equation.where()
+
+    def __repr__(self) -> str:
+        return f"{self.kind} operation ({self.primitive.name}) at {self.where()}"
+
+
+class _Builder:
+    def __init__(self, program: Program, opaque: set[Any], merge_batch_norm: bool):
+        self.program = program
+        self.opaque = opaque
+        self.merge_batch_norm = merge_batch_norm
+        self.regions = Regions(program, opaque)
+        self.signs = signs(program)
+        self.products = products(program, self.regions)
+
+    def ending_at(self, value: Value) -> Operation:
+        equation = value.producer
+        assert equation is not None
+        if equation.primitive in self.opaque:
+            return self.primitive_operation(equation)
+        for recognise in (
+            self.softmax,
+            self.activation,
+            self.mean,
+            self.affine,
+            self.scale,
+            self.addition,
+            self.multiplication,
+        ):
+            if (operation := recognise(value)) is not None:
+                return operation
+        return self.primitive_operation(equation)
+
+    def softmax(self, end: Value) -> Operation | None:
+        scores = softmax_input(self.program, end)
+        return scores and self.group("softmax", "function", [scores], end)
+
+    def activation(self, end: Value) -> Operation | None:
+        region = self.regions.ending_at(end)
+        if region is None:
+            return None
+        return Operation(
+            "activation",
+            "elementwise",
+            (region.start,),
+            (end,),
+            region.equations,
+            region.constants,
+            region=region,
+        )
+
+    def mean(self, end: Value) -> Operation | None:
+        """A sum over axes or windows, scaled by constants."""
+        steps = scale_chain(self.program, end)
+        if not steps or any(s.kind == "shift" for s in steps):
+            return None
+        summed = steps[0].source
+        if not self.program.used_once(summed) or summed.producer is None:
+            return None
+        kinds = {p.reduce_sum_p: "mean", p.reduce_window_sum_p: "avg_pool"}
+        kind = kinds.get(summed.producer.primitive)
+        if kind is None or summed.producer.primitive in self.opaque:
+            return None
+        return self.group(kind, "linear", self.operands(summed.producer), end)
+
+    def affine(self, end: Value) -> Operation | None:
+        affine = affine_ending_at(self.program, end, self.merge_batch_norm)
+        if affine is None:
+            return None
+        operation = self.group(affine.kind, "linear", [affine.start], end)
+        facts = set()
+        if affine.has_shift:
+            facts.add("offset")
+        if self.signs.get(affine.start) in (0, 1):
+            facts.add("nonnegative")
+        return replace(operation, affine=affine, facts=frozenset(facts))
+
+    def scale(self, end: Value) -> Operation | None:
+        """Scales and shifts by constants; with a square root, a batch norm."""
+        steps = scale_chain(self.program, end)
+        if not steps:
+            return None
+        start = batch_norm_start(steps)
+        core = steps[0].source.producer
+        behind_core = core is not None and is_core(self.program, core)
+        if start is not None and behind_core and not self.merge_batch_norm:
+            steps = steps[start:]
+        elif behind_core and not self.program.used_once(steps[0].source):
+            pass
+        elif behind_core:  # scales that do not fit the kernel stay by themselves
+            steps = steps[-1:]
+        kind = "batch_norm" if batch_norm_start(steps) is not None else "scale"
+        operation = self.group(kind, "linear", [steps[0].source], end)
+        return replace(operation, facts=_offset(steps))
+
+    def addition(self, end: Value) -> Operation | None:
+        """A sum of active values, flattened: ``(a + b) + c`` is one operation."""
+        sums = (p.add_p, p.add_jaxvals_p, p.sub_p)
+        leaves: list[Value] = []
+        offset = False
+        stack = [end]
+        while stack:
+            value = stack.pop()
+            equation = value.producer
+            inner = value is end or self.program.used_once(value)
+            if (
+                inner
+                and equation is not None
+                and equation.primitive in sums
+                and equation.primitive not in self.opaque
+                and (value is end or self.activation(value) is None)
+                and (value is end or len(self.operands(equation)) > 1)
+            ):
+                stack += reversed(self.operands(equation))
+                offset |= not all(self.program.is_active(a) for a in equation.inputs)
+            else:
+                leaves.append(value)
+        if leaves == [end]:
+            return None
+        operation = self.group("add", "linear", list(dict.fromkeys(leaves)), end)
+        return replace(operation, facts=frozenset({"offset"} if offset else ()))
+
+    def multiplication(self, end: Value) -> Operation | None:
+        equation = end.producer
+        assert equation is not None
+        product = self.products.get(equation)
+        if product is None:
+            return None
+        statistic = statistic_of(self.program, equation)
+        if statistic is not None:
+            signal = equation.inputs[1 - statistic]
+            assert isinstance(signal, Value)
+            if statistic == 1 or equation.primitive is not p.div_p:
+                constant = equation.inputs[statistic]
+                assert isinstance(constant, Value)
+                return Operation(
+                    "norm", "linear", (signal,), (end,), (equation,), (constant,)
+                )
+        operation = self.primitive_operation(equation)
+        slots = tuple(equation.inputs[i] for i in product.slots)
+        return replace(operation, inputs=slots, product=product)
+
+    def primitive_operation(self, equation: Equation) -> Operation:
+        operands = self.operands(equation)
+        family = family_of(equation.primitive)
+        kind, nature = ("unsupported", "unsupported") if family is None else family
+        if nature == "product" and len(operands) == 1 and equation not in self.products:
+            kind, nature = "linear", "linear"
+        constants = tuple(
+            dict.fromkeys(
+                a
+                for a in equation.inputs
+                if isinstance(a, Value) and a not in operands
+            )
+        )
+        outputs = tuple(v for v in equation.outputs if v in self.program.active)
+        offset = nature in ("linear", "movement") and len(operands) < len(
+            [a for a in equation.inputs if np.issubdtype(a.dtype, np.floating)]
+        )
+        takes_constants = (*_ADDS_CONSTANTS, p.select_n_p, p.dynamic_update_slice_p)
+        facts = {"offset"} if offset and equation.primitive in takes_constants else ()
+        return Operation(
+            kind,
+            nature,
+            operands,
+            outputs,
+            (equation,),
+            constants,
+            facts=frozenset(facts),
+        )
+
+    def operands(self, equation: Equation) -> tuple[Value, ...]:
+        return self.program.active_inputs(equation)
+
+    def group(
+        self, kind: str, nature: str, inputs: Sequence[Value], end: Value
+    ) -> Operation:
+        equations, constants = between(inputs, [end])
+        return Operation(kind, nature, tuple(inputs), (end,), equations, constants)
+
+
+_ADDS_CONSTANTS = (
+    p.add_p,
+    p.add_jaxvals_p,
+    p.sub_p,
+    p.concatenate_p,
+    p.pad_p,
+    p.scatter_p,
+    p.scatter_add_p,
+    p.gather_p,
+)
+
+
+def _offset(steps: list[Step]) -> frozenset[str]:
+    return frozenset({"offset"} if any(s.kind == "shift" for s in steps) else ())
+
+
+def find_operations(
+    program: Program, opaque: set[Any], merge_batch_norm: bool = True
+) -> list[Operation]:
+    """The operations that relevance passes, from the outputs back to the sources.
+
+    ``opaque`` primitives have a rule of their own: each is an operation by itself.
+    """
+    builder = _Builder(program, opaque, merge_batch_norm)
+    heap: list[tuple[int, int, Value]] = []
+    queued: set[Value] = set()
+
+    def demand(value: Value) -> None:
+        if value not in queued and value.position >= 0:
+            queued.add(value)
+            heapq.heappush(heap, (-value.position, len(queued), value))
+
+    for value in program.explained:
+        if value in program.active:
+            demand(value)
+    operations: list[Operation] = []
+    done: set[Value] = set()
+    while heap:
+        value = heapq.heappop(heap)[2]
+        if value in done or value in program.sources:
+            continue
+        operation = builder.ending_at(value)
+        done.update(operation.outputs)
+        operations.append(operation)
+        for operand in operation.inputs:
+            demand(operand)
+    return _marked_by_position(operations)
+
+
+def _marked_by_position(operations: list[Operation]) -> list[Operation]:
+    """Mark the ``first`` and ``last`` affine operations.
+
+    First: reached from x through no other affine operation; last: reached so from the
+    explained output.
+    """
+    first = _frontier(operations[::-1], lambda op: op.inputs, lambda op: op.outputs)
+    last = _frontier(operations, lambda op: op.outputs, lambda op: op.inputs)
+    return [
+        replace(
+            op,
+            facts=op.facts
+            | {name for name, ops in (("first", first), ("last", last)) if op in ops},
+        )
+        for op in operations
+    ]
+
+
+def _frontier(
+    operations: list[Operation],
+    entering: Callable[[Operation], tuple[Value, ...]],
+    leaving: Callable[[Operation], tuple[Value, ...]],
+) -> set[Operation]:
+    """The affine operations that a walk meets before any other on every path."""
+    behind: set[Value] = set()
+    found = set()
+    for op in operations:
+        met = not behind.isdisjoint(entering(op))
+        if op.affine is not None and not met:
+            found.add(op)
+        if met or op.affine is not None:
+            behind.update(leaving(op))
+    return found

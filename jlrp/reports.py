@@ -1,0 +1,275 @@
+"""What jlrp found and did, as tables: the inspection, its coverage, the ledger."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jlrp.families import NO_RELEVANCE
+from jlrp.graph import Equation
+from jlrp.planning import Plan, Step
+
+CAUSES = ("bias", "stabilizer", "taylor", "constants", "blocked")
+
+
+class Table:
+    """A printable table: text for terminals, HTML for notebooks."""
+
+    def _title(self) -> str:
+        raise NotImplementedError
+
+    def _cells(self) -> tuple[Sequence[str], list[Sequence[str]]]:
+        """The header and the rows."""
+        raise NotImplementedError
+
+    def _footer(self) -> str:
+        return ""
+
+    def __str__(self) -> str:
+        header, rows = self._cells()
+        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in [header, *rows]
+        ]
+        rule = "-" * max(len(line) for line in lines)
+        parts = [self._title(), lines[0], rule, *lines[1:], rule, self._footer()]
+        return "\n".join(part for part in parts if part)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        header, rows = self._cells()
+
+        def line(cells: Sequence[str], tag: str) -> str:
+            inside = "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells)
+            return f"<tr>{inside}</tr>"
+
+        body = line(header, "th") + "".join(line(row, "td") for row in rows)
+        caption = f"<caption>{html.escape(self._title())}</caption>"
+        footer = f"<p>{html.escape(self._footer())}</p>"
+        return f"<table>{caption}{body}</table>{footer}"
+
+
+@dataclass(frozen=True)
+class EquationCoverage:
+    """How one active equation is explained: ``covered``, ``fallback``, ``uncovered``."""
+
+    primitive: str
+    where: str
+    status: str
+    by: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Counts of the program's active equations.
+
+    Covered: by the exact rule of its kind. Fallback: by a rule that stands in for one.
+    Uncovered: by none; ``jlrp.relevance`` raises.
+    """
+
+    equations: tuple[EquationCoverage, ...]
+
+    def _count(self, status: str) -> int:
+        return sum(e.status == status for e in self.equations)
+
+    @property
+    def covered(self) -> int:
+        return self._count("covered")
+
+    @property
+    def fallback(self) -> int:
+        return self._count("fallback")
+
+    @property
+    def uncovered(self) -> int:
+        return self._count("uncovered")
+
+
+@dataclass(frozen=True, repr=False)
+class OperationRow:
+    """One operation of the inspection, in the program's order."""
+
+    kind: str
+    scope: str
+    primitive: str
+    rule: str
+    facts: tuple[str, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    output_shape: tuple[int, ...]
+    equations: int
+    status: str
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection(Table):
+    """What jlrp sees in a program, and the rule it gives to each operation."""
+
+    operations: tuple[OperationRow, ...]
+    coverage: Coverage
+
+    def _title(self) -> str:
+        kinds = Counter(row.kind for row in self.operations)
+        counts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+        return f"{len(self.operations)} operations: {counts}"
+
+    def _cells(self) -> tuple[Sequence[str], list[Sequence[str]]]:
+        header = ("kind", "scope", "shape", "rule", "facts", "eqns")
+        return header, [
+            (
+                row.kind,
+                row.scope,
+                f"{' '.join(map(_shape, row.input_shapes))} -> {_shape(row.output_shape)}",
+                row.rule if row.status == "covered" else f"{row.rule} [{row.status}]",
+                " ".join(row.facts),
+                str(row.equations),
+            )
+            for row in self.operations
+        ]
+
+    def _footer(self) -> str:
+        c = self.coverage
+        return (
+            f"active equations: {c.covered} covered, {c.fallback} by fallback, "
+            f"{c.uncovered} uncovered"
+        )
+
+
+def inspection(plan: Plan) -> Inspection:
+    """The inspection of a plan; static: no number is computed."""
+    rows = [_row(step) for step in reversed(plan.steps)]
+    return Inspection(tuple(rows), coverage(plan))
+
+
+def status(step: Step) -> str:
+    return "uncovered" if step.missing else "fallback" if step.fallback else "covered"
+
+
+def _row(step: Step) -> OperationRow:
+    op = step.operation
+    return OperationRow(
+        op.kind,
+        op.scope,
+        op.primitive.name,
+        "none" if step.missing else repr(step.rule),
+        tuple(sorted(op.facts)),
+        tuple(v.shape for v in op.inputs),
+        op.outputs[0].shape,
+        len(op.equations),
+        status(step),
+    )
+
+
+_WORST = {"covered": 0, "fallback": 1, "uncovered": 2}
+
+
+def coverage(plan: Plan) -> Coverage:
+    by_equation: dict[Equation, Step] = {}
+    for step in plan.steps:
+        for equation in step.operation.equations:
+            known = by_equation.get(equation)
+            if known is None or _WORST[status(step)] > _WORST[status(known)]:
+                by_equation[equation] = step
+    program = plan.program
+    found = []
+    for equation in program.equations:
+        if not any(program.is_active(v) for v in equation.outputs):
+            continue
+        step = by_equation.get(equation)
+        if step is not None:
+            by = "no rule" if step.missing else repr(step.rule)
+            entry = (status(step), by)
+        else:
+            entry = ("covered", "constant: computes a statistic or shift, no relevance")
+        found.append(EquationCoverage(equation.primitive.name, equation.where(), *entry))
+    return Coverage(tuple(found))
+
+
+@dataclass(frozen=True, repr=False)
+class LedgerRow:
+    """Relevance at one operation: ``arrived = handed + sum(causes) + unexplained``."""
+
+    kind: str
+    scope: str
+    rule: str
+    arrived: float
+    handed: float
+    causes: dict[str, float]
+    unexplained: float
+
+
+@dataclass(frozen=True, repr=False)
+class Ledger(Table):
+    """Where relevance went, operation by operation, from the output to the input.
+
+    Attributes:
+      seed: total relevance at the start.
+      relevance: total relevance of x.
+      rows: one per operation, in the order of the reverse pass.
+      nonfinite: where NaN or inf began in the forward pass; empty if nowhere.
+    """
+
+    seed: float
+    relevance: float
+    rows: tuple[LedgerRow, ...]
+    nonfinite: tuple[str, ...] = ()
+
+    def total(self, cause: str) -> float:
+        """Relevance absorbed by one cause over all operations."""
+        return sum(row.causes.get(cause, 0.0) for row in self.rows)
+
+    @property
+    def unexplained(self) -> float:
+        """The largest unexplained amount of any operation, in absolute value."""
+        return max((abs(row.unexplained) for row in self.rows), default=0.0)
+
+    def _title(self) -> str:
+        return f"relevance: seed {self.seed:.6g}, input {self.relevance:.6g}"
+
+    def _cells(self) -> tuple[Sequence[str], list[Sequence[str]]]:
+        header = ("kind", "scope", "rule", "in", "out", *CAUSES, "unexplained")
+        rows = [
+            (
+                row.kind,
+                row.scope,
+                row.rule,
+                f"{row.arrived:.5g}",
+                f"{row.handed:.5g}",
+                *(_amount(row.causes.get(cause)) for cause in CAUSES),
+                f"{row.unexplained:.1e}",
+            )
+            for row in self.rows
+        ]
+        return header, rows
+
+    def _footer(self) -> str:
+        causes = ", ".join(
+            f"{cause} {total:.5g}" for cause in CAUSES if (total := self.total(cause))
+        )
+        lines = [
+            f"absorbed: {causes or 'nothing'}; unexplained at most {self.unexplained:.1e}"
+        ]
+        if self.nonfinite:
+            lines.append("NaN or inf began at: " + "; ".join(self.nonfinite))
+        return "\n".join(lines)
+
+
+def _amount(number: float | None) -> str:
+    return "" if not number else f"{number:.4g}"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def blocked_by(equations: Sequence[Equation], reached: set[Any]) -> list[str]:
+    """Equations that end every path of relevance, with the reason."""
+    return [
+        f"{e} ({NO_RELEVANCE[e.primitive]})"
+        for e in equations
+        if e.primitive in NO_RELEVANCE and not reached.isdisjoint(e.inputs)
+    ]

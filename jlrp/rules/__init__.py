@@ -1,0 +1,134 @@
+"""Propagation rules, one file a family, and the rule that each operation has by default.
+
+A rule is a frozen, hashable, printable value. Composites assign rules to operations;
+``register_rule`` gives one to a primitive of one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jlrp.errors import InputError
+from jlrp.graph import Value
+from jlrp.operations import Operation
+from jlrp.promise import Promise
+from jlrp.rules.base import Array as Array
+from jlrp.rules.base import Context, Propagation
+from jlrp.rules.base import Rule as Rule
+from jlrp.rules.elementwise import NativeGradient as NativeGradient
+from jlrp.rules.elementwise import Pass as Pass
+from jlrp.rules.gradient import Gradient as Gradient
+from jlrp.rules.gradient import Stop as Stop
+from jlrp.rules.linear import AlphaBeta as AlphaBeta
+from jlrp.rules.linear import Epsilon as Epsilon
+from jlrp.rules.linear import Flat as Flat
+from jlrp.rules.linear import Gamma as Gamma
+from jlrp.rules.linear import GammaMontavon as GammaMontavon
+from jlrp.rules.linear import WSquare as WSquare
+from jlrp.rules.linear import ZBox as ZBox
+from jlrp.rules.linear import Zero as Zero
+from jlrp.rules.linear import ZPlus as ZPlus
+from jlrp.rules.movement import Follow as Follow
+from jlrp.rules.product import Absolute as Absolute
+from jlrp.rules.product import Gate as Gate
+from jlrp.rules.product import Uniform as Uniform
+
+RelevanceFunction = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Custom(Rule):
+    """A user's function ``(r, x, y, **params) -> relevance of each operand``.
+
+    ``r`` and ``y`` are lists of relevances and outputs, ``x`` the list of operands; the
+    function returns one relevance an operand, None for none.
+    """
+
+    function: RelevanceFunction
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.inputs + op.outputs
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        (equation,) = op.equations
+        y = [ctx.read(v) for v in equation.outputs]
+        arriving = dict(zip(op.outputs, r, strict=True))
+        relevance = []
+        for out, number in zip(equation.outputs, y, strict=True):
+            promise = arriving.get(out) or Promise()
+            relevance.append(promise.resolve(number))
+        x = [ctx.read(a) for a in equation.inputs]
+        handed = self.function(relevance, x, y, **equation.params)
+        if len(handed) != len(x):
+            raise InputError(
+                f"The rule of {equation.primitive.name} returned {len(handed)} "
+                f"relevances for {len(x)} operands; return one each, None for none."
+            )
+        by_operand = dict(zip(equation.inputs, handed, strict=True))
+        promises = []
+        for v in op.inputs:
+            share = by_operand.get(v)
+            promises.append(None if share is None else Promise(value=share))
+        return Propagation(promises)
+
+
+_registered: dict[Any, Rule] = {}
+
+
+def register_rule(primitive: Any, rule: Rule | RelevanceFunction) -> None:
+    """Give a primitive a rule; it is then an operation by itself.
+
+    Args:
+      primitive: a ``jax.extend.core.Primitive``.
+      rule: a rule value, such as ``Gradient()`` or ``Pass()``, or a function
+        ``(r, x, y, **params)`` of the lists of output relevances, operands and outputs that
+        returns the relevance of each operand (None for none).
+
+    Raises:
+      InputError: if ``rule`` is neither.
+
+    Example:
+      >>> import jlrp
+      >>> from jax.extend.core.primitives import tanh_p
+      >>> jlrp.register_rule(tanh_p, jlrp.rules.Pass())
+      >>> jlrp.unregister_rule(tanh_p)
+    """
+    if not isinstance(rule, Rule):
+        if not callable(rule):
+            raise InputError(
+                f"A rule is a value of jlrp.rules or a function; got {rule!r}."
+            )
+        rule = Custom(rule)
+    _registered[primitive] = rule
+
+
+def unregister_rule(primitive: Any) -> None:
+    """Take back ``register_rule``; a primitive without a rule of its own is no error."""
+    _registered.pop(primitive, None)
+
+
+def registered() -> dict[Any, Rule]:
+    """The primitives with a rule of their own, and these rules."""
+    return dict(_registered)
+
+
+def default_rule(op: Operation) -> Rule | None:
+    """The rule of an operation's kind, where no composite says otherwise."""
+    if (rule := _registered.get(op.primitive)) is not None and op.affine is None:
+        return rule
+    if op.region is not None:
+        passes = op.region.zero_at_zero or op.region.homogeneous
+        return Pass() if passes else Gradient()
+    if op.product is not None:
+        return Uniform()
+    by_nature: dict[str, Rule] = {
+        "linear": Zero(),
+        "movement": Follow(),
+        "selection": Follow(),
+        "function": Gradient(),
+    }
+    return by_nature.get(op.nature)

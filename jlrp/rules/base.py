@@ -1,0 +1,132 @@
+"""What a rule is, what it may ask for, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+
+from jlrp.errors import SelectorError
+from jlrp.facts.affine import Affine
+from jlrp.facts.unary import Region
+from jlrp.graph import Atom, Value
+from jlrp.operations import Operation
+from jlrp.promise import Promise
+
+Array = jax.Array
+Causes = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """The promises handed to an operation's inputs, and what did not go on.
+
+    Attributes:
+      promises: one per input, None for none.
+      causes: computes the relevance absorbed, by cause, each from its own formula
+        (``"bias"``, ``"stabilizer"``, ``"taylor"``, ``"constants"``, ``"blocked"``); called
+        by ``jlrp.audit`` only.
+    """
+
+    promises: Sequence[Promise | None]
+    causes: Callable[[], Causes] = dict
+
+
+class Context(Protocol):
+    """Values and maps of one operation, in the dtype in which relevance is computed."""
+
+    def read(self, atom: Atom) -> Array:
+        """The number that the atom had in the forward pass."""
+        ...
+
+    def apply(self, op: Operation, x: Sequence[Array]) -> list[Array]:
+        """The operation's outputs for other inputs, its constants kept."""
+        ...
+
+    def offset(self, op: Operation) -> Array:
+        """The operation's output at inputs of zero: its bias."""
+        ...
+
+    def transpose(
+        self, op: Operation, cotangents: Sequence[Array | None]
+    ) -> list[Array]:
+        """Transpose of a linear operation's linear part."""
+        ...
+
+    def vjp(self, op: Operation, cotangents: Sequence[Array | None]) -> list[Array]:
+        """Transpose of the operation's derivative at its actual inputs."""
+        ...
+
+    def jvp(
+        self, op: Operation, tangents: Sequence[Array] | None = None
+    ) -> list[Array]:
+        """The operation's derivative, applied to its actual inputs if not told else."""
+        ...
+
+    def linear(self, op: Operation, x: Sequence[Array]) -> list[Array]:
+        """The linear part of a linear operation: without what its constants add."""
+        ...
+
+    def at_operands(
+        self, op: Operation, slots: Sequence[int]
+    ) -> Callable[..., list[Array]]:
+        """A one-equation operation as a function of the operands at ``slots``."""
+        ...
+
+    def kernel_map(self, op: Operation) -> KernelMap:
+        """The affine operation with its effective kernel."""
+        ...
+
+    def region(self, region: Region, x: Array) -> dict[Value, Array]:
+        """Every value of a unary region for another input."""
+        ...
+
+
+class KernelMap(Protocol):
+    """``y = apply(x, kernel) + bias``, bilinear in x and kernel."""
+
+    kernel: Array
+    bias: Array | None
+
+    def apply(self, x: Array, kernel: Array) -> Array: ...
+
+    def transpose(self, kernel: Array, y: Array) -> Array: ...
+
+
+class Rule:
+    """A propagation rule: a frozen, hashable, printable value.
+
+    Subclasses are frozen dataclasses whose fields are the published parameters in
+    order.
+    """
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        """The activations the rule reads, besides the operation's constants."""
+        raise NotImplementedError
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        """Turn the promises of the outputs into promises of the inputs."""
+        raise NotImplementedError
+
+    def check(self, op: Operation) -> None:
+        """Raise ``SelectorError`` if the rule does not fit the operation."""
+
+    def is_exact(self, op: Operation) -> bool:
+        """Whether this is the operation kind's own rule, or a fallback."""
+        return True
+
+
+def refuse(rule: Rule, op: Operation, why: str) -> None:
+    raise SelectorError(
+        f"{rule!r} cannot explain the {op!r}: {why}. Give that operation another rule: "
+        "list a pair with a narrower selector before this one."
+    )
+
+
+def affine_of(op: Operation) -> Affine:
+    assert op.affine is not None
+    return op.affine

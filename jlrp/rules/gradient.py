@@ -1,0 +1,86 @@
+"""First-order Taylor, and stopping: the rules that fit every operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from jlrp.graph import Value
+from jlrp.operations import Operation
+from jlrp.promise import Promise, safe_divide
+from jlrp.rules.base import Array, Causes, Context, Propagation, Rule
+
+
+@dataclass(frozen=True)
+class Gradient(Rule):
+    """First-order Taylor: ``R_i = x_i sum_j df_j/dx_i R_j / y_j``, multipliers by vjp.
+
+    The remainder ``f(x) - f'(x) x`` is absorbed, like a bias. On every operation it makes
+    gradient x input. Sources: AttnLRP (arXiv 2402.05602), section 3.3; Shrikumar 2016.
+    """
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.inputs + op.outputs
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        multipliers: list[Array | None] = []
+        for out, promise in zip(op.outputs, r, strict=True):
+            multipliers.append(promise and _as_multiplier(promise, ctx.read(out)))
+        handed = ctx.vjp(op, multipliers)
+
+        def causes() -> Causes:
+            total = blocked = jnp.asarray(0, ctx.read(op.outputs[0]).dtype)
+            linear = ctx.jvp(op)
+            for out, promise, m, j in zip(
+                op.outputs, r, multipliers, linear, strict=True
+            ):
+                if promise is None or m is None:
+                    continue
+                y = ctx.read(out)
+                remainder = jnp.where(m == 0, 0, y - j) * m
+                total = total + jnp.sum(remainder)
+                if promise.value is not None:
+                    blocked = blocked + jnp.sum(jnp.where(y == 0, promise.value, 0))
+            return {"taylor": total, "blocked": blocked}
+
+        return Propagation([Promise(multiplier=m) for m in handed], causes)
+
+    def is_exact(self, op: Operation) -> bool:
+        if op.kind == "softmax":
+            return True
+        region = op.region
+        return region is not None and not (region.zero_at_zero or region.homogeneous)
+
+
+def _as_multiplier(promise: Promise, y: Array) -> Array | None:
+    if promise.value is None:
+        return promise.multiplier
+    quotient = safe_divide(promise.value, y)
+    if promise.multiplier is None:
+        return quotient
+    return promise.multiplier + quotient
+
+
+@dataclass(frozen=True)
+class Stop(Rule):
+    """No relevance goes on; the ledger shows it as blocked."""
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return ()
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        def causes() -> Causes:
+            resolved = [
+                jnp.sum(promise.resolve(ctx.read(out)))
+                for out, promise in zip(op.outputs, r, strict=True)
+                if promise is not None
+            ]
+            return {"blocked": jnp.sum(jnp.stack(resolved))}
+
+        return Propagation([None] * len(op.inputs), causes)

@@ -1,0 +1,542 @@
+"""Rules for linear maps: dense and convolution with their effective kernel and bias.
+
+Zero and Epsilon fit every linear operation (sums, means, pooling, scales); the others
+look at the kernel. Notation: ``z = W x + b`` and ``q+ = max(q, 0)``, ``q- = min(q, 0)``.
+Every division is stabilised, ``z + s sign(z)`` with ``sign(0) = +1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from jlrp.graph import Value
+from jlrp.operations import Operation
+from jlrp.promise import Promise, safe_divide, signed, stabilized
+from jlrp.rules.base import (
+    Array,
+    Causes,
+    Context,
+    KernelMap,
+    Propagation,
+    Rule,
+    refuse,
+)
+
+_BIASES = ("absorb", "ignore", "split")
+
+
+class _LinearRule(Rule):
+    """Shares by contribution to any linear operation: the logic of Zero and Epsilon."""
+
+    bias: str
+
+    @property
+    def _stabilizer(self) -> float:
+        raise NotImplementedError
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        inputs = () if op.nature in ("linear", "movement") else op.inputs
+        return inputs + op.outputs
+
+    def check(self, op: Operation) -> None:
+        if op.nature not in ("linear", "movement", "selection"):
+            refuse(self, op, "it is not linear")
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        shares: list[Array | None] = []
+        causes: list[Callable[[], Causes]] = []
+        for out, promise in zip(op.outputs, r, strict=True):
+            if promise is None:
+                shares.append(None)
+                continue
+            share, absorbed = self._share(op, promise, ctx.read(out), ctx)
+            shares.append(share)
+            causes.append(absorbed)
+        handed = ctx.vjp(op, shares)
+        return Propagation(
+            [Promise(multiplier=m) for m in handed],
+            lambda: summed([absorbed() for absorbed in causes]),
+        )
+
+    def _share(
+        self, op: Operation, promise: Promise, z: Array, ctx: Context
+    ) -> tuple[Array, Callable[[], Causes]]:
+        """Relevance per unit of output, and what the output's constants absorb."""
+        stabilizer = self._stabilizer
+        if self.bias == "absorb" or not op.has_offset:
+            share = promise.over(z, stabilizer)
+
+            def absorbed() -> Causes:
+                causes = {"stabilizer": share * signed(z, stabilizer)}
+                if op.has_offset:
+                    causes["bias"] = share * ctx.offset(op)
+                if not stabilizer and promise.value is not None:
+                    causes["blocked"] = jnp.where(z == 0, promise.value, 0)
+                return causes
+
+            return share, absorbed
+        b = ctx.offset(op)
+        z0 = z - b
+        relevance = promise.resolve(z)
+        lost = jnp.zeros_like(relevance)
+        if self.bias == "split":
+            lost = relevance * _bias_fraction(z0, b, stabilizer)
+            relevance = relevance - lost
+        share = Promise(value=relevance).over(z0, stabilizer)
+
+        def ignored() -> Causes:
+            causes = {"bias": lost, "stabilizer": share * signed(z0, stabilizer)}
+            if not stabilizer:
+                causes["blocked"] = jnp.where(z0 == 0, relevance, 0)
+            return causes
+
+        return share, ignored
+
+
+@dataclass(frozen=True)
+class Epsilon(_LinearRule):
+    """LRP-epsilon: ``R_i = sum_j x_i w_ij / (z_j + epsilon sign(z_j)) R_j``.
+
+    Source: Bach et al. 2015, eq. 58. On sums and average pooling it is Zennit's
+    ``Norm``.
+
+    Args:
+      epsilon: stabiliser of the denominator; 0 divides nowhere (LRP-0).
+      bias: ``"absorb"``: the bias takes its share of ``z``; ``"ignore"``: it is taken as
+        zero; ``"split"``: relevance is first shared between ``W x`` and ``b`` by absolute
+        value, then by the rule without bias (DynamicLRP).
+
+    Example:
+      >>> import jlrp
+      >>> composite = jlrp.Composite([("dense", jlrp.rules.Epsilon(1e-6))])
+    """
+
+    epsilon: float = 1e-6
+    bias: str = "absorb"
+
+    def __post_init__(self) -> None:
+        _check_options(self.epsilon, self.bias)
+
+    @property
+    def _stabilizer(self) -> float:
+        return self.epsilon
+
+
+@dataclass(frozen=True)
+class Zero(_LinearRule):
+    """LRP-0: ``R_i = sum_j x_i w_ij / z_j R_j``; multipliers pass the plain transpose.
+
+    Source: Bach et al. 2015, eq. 56. Divides nowhere (value parts: 0 where z is 0).
+
+    Args:
+      bias: as in ``Epsilon``.
+    """
+
+    bias: str = "absorb"
+
+    def __post_init__(self) -> None:
+        _check_options(0.0, self.bias)
+
+    @property
+    def _stabilizer(self) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class _KernelRule(Rule):
+    """Common to the rules that look at the kernel of a dense or convolution."""
+
+    def check(self, op: Operation) -> None:
+        if op.affine is None:
+            refuse(self, op, "it has no kernel (it is not dense or conv)")
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.inputs + op.outputs
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        (promise,) = r
+        assert promise is not None
+        z = ctx.read(op.outputs[0])
+        x = ctx.read(op.inputs[0])
+        kernel_map = ctx.kernel_map(op)
+        bias = kernel_map.bias
+        relevance, causes = promise.resolve(z), []
+        option = getattr(self, "bias", "absorb")
+        if option == "split" and bias is not None:
+            z = z - bias
+            lost = relevance * _bias_fraction(z, bias, self._stabilizer)
+            relevance = relevance - lost
+            causes.append({"bias": lost})
+        if option != "absorb":
+            bias = None
+        split = _Split(kernel_map, x, "nonnegative" in op.facts, self._stabilizer)
+        handed = self._distribute(split, relevance, z, bias)
+        causes += split.causes
+        return Propagation([handed], lambda: summed(causes))
+
+    @property
+    def _stabilizer(self) -> float:
+        return getattr(self, "stabilizer")  # noqa: B009  (a field of each subclass)
+
+    def _distribute(
+        self, split: _Split, relevance: Array, z: Array, bias: Array | None
+    ) -> Promise:
+        raise NotImplementedError
+
+
+class _Split:
+    """Shares relevance by parts of the kernel, and remembers what was absorbed."""
+
+    def __init__(
+        self, kernel_map: KernelMap, x: Array, nonnegative: bool, stabilizer: float
+    ):
+        self.map = kernel_map
+        self.kernel = kernel_map.kernel
+        self.x = x
+        self.nonnegative = nonnegative
+        self.stabilizer = stabilizer
+        self.causes: list[Causes] = []
+
+    def per_unit(self, relevance: Array, z: Array, bias: Array | None) -> Array:
+        """``R / (z + bias + stabiliser)``, the absorbed parts noted."""
+        if bias is not None:
+            z = z + bias
+        if not self.stabilizer:
+            s = safe_divide(relevance, z)
+            self.causes.append({"blocked": jnp.where(z == 0, relevance, 0)})
+        else:
+            s = relevance / stabilized(z, self.stabilizer)
+            self.causes.append({"stabilizer": s * signed(z, self.stabilizer)})
+        if bias is not None:
+            self.causes.append({"bias": s * bias})
+        return s
+
+    def by_sign(
+        self, relevance: Array, upper: Array, lower: Array, bias: Array | None
+    ) -> Array:
+        """Multiplier of shares ``(x+ upper + x- lower) / (sum + bias) R``.
+
+        Separate sums for the two signs of x: taking one from the difference of the
+        whole and the other loses digits where the kept sign is rare.
+        """
+        if self.nonnegative:
+            z = self.map.apply(self.x, upper)
+            s = self.per_unit(relevance, z, bias)
+            return self.map.transpose(upper, s)
+        z = self.map.apply(jnp.maximum(self.x, 0), upper)
+        z = z + self.map.apply(jnp.minimum(self.x, 0), lower)
+        s = self.per_unit(relevance, z, bias)
+        above = self.map.transpose(upper, s)
+        return jnp.where(self.x > 0, above, self.map.transpose(lower, s))
+
+
+@dataclass(frozen=True)
+class Gamma(_KernelRule):
+    """Generalised LRP-gamma: positive contributions count ``1 + gamma`` times.
+
+    For ``z > 0``: numerators ``x+ (w + g w+) + x- (w + g w-)``, denominator their sum plus
+    ``b + g b+``; for ``z < 0`` the signs are exchanged, with ``b + g b-``; ``z = 0`` hands
+    on nothing. Source: Andeol et al. 2021; Zennit ``Gamma``.
+
+    Args:
+      gamma: additional weight of the contributions that have the sign of z.
+      bias: ``"absorb"``, ``"ignore"`` or ``"split"``, as in ``Epsilon``.
+      stabilizer: added to denominators with their sign.
+    """
+
+    gamma: float = 0.25
+    bias: str = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_options(self.stabilizer, self.bias)
+
+    def _distribute(
+        self, split: _Split, relevance: Array, z: Array, bias: Array | None
+    ) -> Promise:
+        w, g = split.kernel, self.gamma
+        more_positive = w + g * jnp.maximum(w, 0)
+        more_negative = w + g * jnp.minimum(w, 0)
+        b_positive = None if bias is None else bias + g * jnp.maximum(bias, 0)
+        b_negative = None if bias is None else bias + g * jnp.minimum(bias, 0)
+        above = jnp.where(z > 0, relevance, 0)
+        below = jnp.where(z < 0, relevance, 0)
+        split.causes.append({"blocked": jnp.where(z == 0, relevance, 0)})
+        m = split.by_sign(above, more_positive, more_negative, b_positive)
+        n = split.by_sign(below, more_negative, more_positive, b_negative)
+        return Promise(multiplier=m + n)
+
+
+@dataclass(frozen=True)
+class GammaMontavon(_KernelRule):
+    """LRP-gamma on weights: epsilon with ``w + g w+`` and ``b + g b+``.
+
+    Meant for non-negative inputs, where it equals ``Gamma`` if a ReLU follows.
+    Source: Montavon et al. 2019; Captum ``GammaRule``.
+
+    Args:
+      gamma: additional weight of positive kernel entries.
+      gamma_bias: whether the bias is modified too (Captum: False).
+      bias: ``"absorb"``, ``"ignore"`` or ``"split"``, as in ``Epsilon``.
+      stabilizer: added to denominators with their sign.
+    """
+
+    gamma: float = 0.25
+    gamma_bias: bool = True
+    bias: str = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_options(self.stabilizer, self.bias)
+
+    def _distribute(
+        self, split: _Split, relevance: Array, z: Array, bias: Array | None
+    ) -> Promise:
+        w = split.kernel + self.gamma * jnp.maximum(split.kernel, 0)
+        if bias is not None and self.gamma_bias:
+            bias = bias + self.gamma * jnp.maximum(bias, 0)
+        s = split.per_unit(relevance, split.map.apply(split.x, w), bias)
+        return Promise(multiplier=split.map.transpose(w, s))
+
+
+@dataclass(frozen=True)
+class AlphaBeta(_KernelRule):
+    """LRP-alpha-beta: ``(alpha (x w)+ / (sum (x w)+ + b+) - beta (x w)- / (...)) R``.
+
+    With ``(x w)+ = x+ w+ + x- w-`` and ``(x w)- = x+ w- + x- w+``: products are split, not
+    weights. Source: Bach et al. 2015, eq. 60.
+
+    Args:
+      alpha: weight of positive contributions.
+      beta: weight of negative ones; ``alpha - beta = 1``.
+      bias: ``"absorb"``, ``"ignore"`` or ``"split"``, as in ``Epsilon``.
+      stabilizer: added to denominators with their sign.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    bias: str = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_options(self.stabilizer, self.bias)
+        if self.alpha < 0 or self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-9:
+            raise ValueError(
+                f"AlphaBeta needs alpha - beta = 1 and both non-negative; got alpha="
+                f"{self.alpha}, beta={self.beta}."
+            )
+
+    def _distribute(
+        self, split: _Split, relevance: Array, z: Array, bias: Array | None
+    ) -> Promise:
+        positive = jnp.maximum(split.kernel, 0)
+        negative = jnp.minimum(split.kernel, 0)
+        b = None if bias is None else jnp.maximum(bias, 0)
+        m = split.by_sign(self.alpha * relevance, positive, negative, b)
+        if self.beta:
+            b = None if bias is None else jnp.minimum(bias, 0)
+            m = m + split.by_sign(-self.beta * relevance, negative, positive, b)
+        return Promise(multiplier=m)
+
+
+@dataclass(frozen=True)
+class ZPlus(_KernelRule):
+    """LRP-z+: only positive contributions, ``(x w)+ / (sum (x w)+ + b+) R``.
+
+    AlphaBeta(1, 0); negative inputs with negative weights count. Source: Montavon et
+    al. 2017; Zennit ``ZPlus``.
+
+    Args:
+      bias: ``"absorb"``, ``"ignore"`` or ``"split"``, as in ``Epsilon``.
+      stabilizer: added to denominators with their sign.
+    """
+
+    bias: str = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_options(self.stabilizer, self.bias)
+
+    def _distribute(
+        self, split: _Split, relevance: Array, z: Array, bias: Array | None
+    ) -> Promise:
+        rule = AlphaBeta(1.0, 0.0, self.bias, self.stabilizer)
+        return rule._distribute(split, relevance, z, bias)
+
+
+class _Bound:
+    """A bound of ZBox that may be an array: hashable and printable."""
+
+    def __init__(self, bound: float | np.ndarray):
+        self.array = np.asarray(bound)
+        self._key = (self.array.shape, str(self.array.dtype), self.array.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bound) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        if self.array.ndim == 0:
+            return repr(self.array.item())
+        return f"array{self.array.shape}"
+
+
+@dataclass(frozen=True)
+class ZBox(_KernelRule):
+    """LRP-z^B for bounded inputs: ``(x w - l w+ - h w-) / (sum ...) R``.
+
+    The bias cancels. Source: Montavon et al. 2017, section 3.2.
+
+    Args:
+      low: lowest possible input: a scalar or an array that broadcasts to x.
+      high: highest possible input.
+      stabilizer: added to denominators with their sign.
+    """
+
+    low: float | np.ndarray
+    high: float | np.ndarray
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_options(self.stabilizer)
+        if np.any(np.asarray(self.low) > np.asarray(self.high)):
+            raise ValueError(f"ZBox needs low <= high; got {self.low} and {self.high}.")
+        for name in ("low", "high"):
+            bound = getattr(self, name)
+            if not isinstance(bound, _Bound):
+                object.__setattr__(self, name, _Bound(bound))
+
+    def check(self, op: Operation) -> None:
+        super().check(op)
+        shape = op.inputs[0].shape
+        for name, bound in (("low", self.low), ("high", self.high)):
+            try:
+                fits = np.broadcast_shapes(bound.array.shape, shape) == shape
+            except ValueError:
+                fits = False
+            if not fits:
+                why = f"{name} has shape {bound.array.shape}, its input {shape}"
+                refuse(self, op, why)
+
+    def _distribute(
+        self, split: _Split, relevance: Array, z: Array, bias: Array | None
+    ) -> Promise:
+        x, w, linear = split.x, split.kernel, split.map
+        low = jnp.broadcast_to(jnp.asarray(self.low.array, x.dtype), x.shape)
+        high = jnp.broadcast_to(jnp.asarray(self.high.array, x.dtype), x.shape)
+        positive, negative = jnp.maximum(w, 0), jnp.minimum(w, 0)
+        z = linear.apply(x, w)
+        z = z - linear.apply(low, positive) - linear.apply(high, negative)
+        s = split.per_unit(relevance, z, None)
+        value = -low * linear.transpose(positive, s)
+        value = value - high * linear.transpose(negative, s)
+        return Promise(value, linear.transpose(w, s))
+
+
+@dataclass(frozen=True)
+class WSquare(_KernelRule):
+    """LRP-w^2: ``w_ij^2 / (sum_i w_ij^2 + b_j^2) R_j``, for unbounded first inputs.
+
+    Source: Montavon et al. 2017, section 3.1 (the squared bias: Zennit).
+
+    Args:
+      bias: ``"absorb"``, ``"ignore"`` or ``"split"``, as in ``Epsilon``.
+      stabilizer: added to denominators with their sign.
+    """
+
+    bias: str = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_options(self.stabilizer, self.bias)
+
+    def _distribute(
+        self, split: _Split, relevance: Array, z: Array, bias: Array | None
+    ) -> Promise:
+        squared = split.kernel * split.kernel
+        b = None if bias is None else bias * bias
+        z = split.map.apply(jnp.ones_like(split.x), squared)
+        s = split.per_unit(relevance, z, b)
+        return Promise(value=split.map.transpose(squared, s))
+
+
+@dataclass(frozen=True)
+class Flat(Rule):
+    """Equal shares: ``R_j / (number of inputs that j sees)``; padding is not an input.
+
+    On sums, means and average pooling: by their weights, whatever the inputs.
+    Source: Lapuschkin et al. 2019.
+
+    Args:
+      stabilizer: added to denominators with their sign.
+    """
+
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_options(self.stabilizer)
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.outputs
+
+    def check(self, op: Operation) -> None:
+        if op.affine is None and op.kind not in ("sum", "mean", "avg_pool"):
+            refuse(self, op, "it has no kernel and is no sum")
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        (promise,) = r
+        assert promise is not None
+        relevance = promise.resolve(ctx.read(op.outputs[0]))
+        ones = jnp.ones(op.inputs[0].shape, relevance.dtype)
+        if op.affine is not None:
+            kernel_map = ctx.kernel_map(op)
+            kernel = jnp.ones_like(kernel_map.kernel)
+            z = kernel_map.apply(ones, kernel)
+        else:
+            (z,) = ctx.apply(op, [ones])
+        if self.stabilizer:
+            s = relevance / stabilized(z, self.stabilizer)
+        else:
+            s = safe_divide(relevance, z)
+        if op.affine is not None:
+            value = kernel_map.transpose(kernel, s)
+        else:
+            (value,) = ctx.transpose(op, [s])
+        cause = {"stabilizer": s * signed(z, self.stabilizer)}
+        return Propagation([Promise(value=value)], lambda: summed([cause]))
+
+
+def _check_options(stabilizer: float, bias: str = "absorb") -> None:
+    if bias not in _BIASES:
+        raise ValueError(f"bias must be one of {_BIASES}; got {bias!r}.")
+    if stabilizer < 0:
+        raise ValueError(f"A stabilizer must not be negative; got {stabilizer}.")
+
+
+def _bias_fraction(z0: Array, b: Array, stabilizer: float) -> Array:
+    """The part of relevance that is not ``|z0| / (|z0| + |b| + stabilizer)``."""
+    size = jnp.abs(z0)
+    total = size + jnp.abs(b) + stabilizer
+    return 1 - safe_divide(size, total)
+
+
+def summed(causes: Sequence[Causes]) -> Causes:
+    totals: Causes = {}
+    for cause in causes:
+        for name, amount in cause.items():
+            amount = jnp.sum(amount)
+            totals[name] = totals[name] + amount if name in totals else amount
+    return totals
+

@@ -1,0 +1,65 @@
+"""Movement and selection: relevance goes exactly where each number came from.
+
+Reshapes, slices, gathers, concatenation; max pooling, max, sort, top-k. Multipliers and
+values alike take the way back; a constant that was moved in keeps what reaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from jlrp.graph import Value
+from jlrp.operations import Operation
+from jlrp.promise import Promise
+from jlrp.rules.base import Causes, Context, Propagation, Rule, refuse
+
+
+@dataclass(frozen=True)
+class Follow(Rule):
+    """Relevance follows each number to where it came from; ties as in JAX's gradient.
+
+    The rule of movement and of selection (the winner takes all; Montavon 2019).
+    """
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.inputs if op.nature == "selection" else ()
+
+    def check(self, op: Operation) -> None:
+        if op.nature not in ("movement", "selection"):
+            refuse(self, op, "it computes new numbers instead of moving them")
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        values = [p and p.value for p in r]
+        multipliers = [p and p.multiplier for p in r]
+        handed_values = _moved(op, values, ctx)
+        handed = _moved(op, multipliers, ctx)
+        promises = [
+            None if v is None and m is None else Promise(v, m)
+            for v, m in zip(handed_values, handed, strict=True)
+        ]
+        return Propagation(promises, lambda: _kept_by_constants(op, r, ctx))
+
+
+def _moved(op: Operation, parts: Sequence, ctx: Context) -> Sequence:
+    if all(part is None for part in parts):
+        return [None] * len(op.inputs)
+    return ctx.vjp(op, parts)
+
+
+def _kept_by_constants(
+    op: Operation, r: Sequence[Promise | None], ctx: Context
+) -> Causes:
+    """Relevance of the output elements that came from a constant operand."""
+    ones = [jnp.ones_like(ctx.read(v)) for v in op.inputs]
+    arrived = ctx.jvp(op, ones)  # 1 where an active element arrived, 0 for constants
+    total = 0.0
+    for out, promise, mark in zip(op.outputs, r, arrived, strict=True):
+        if promise is not None:
+            relevance = promise.resolve(ctx.read(out))
+            total = total + jnp.sum(relevance * (1 - jnp.abs(mark)))
+    return {"constants": jnp.asarray(total)}

@@ -1,0 +1,179 @@
+"""Rules for products and quotients of several active values.
+
+A product is homogeneous of degree 1 in each operand, so Euler shares its relevance among
+them; how much each gets is what the rules differ in. A quotient is a product with 1/b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import primitives as p
+
+from jlrp.graph import Value
+from jlrp.operations import Operation
+from jlrp.promise import Promise, safe_divide, signed, stabilized
+from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.linear import summed
+
+
+@dataclass(frozen=True)
+class _ProductRule(Rule):
+    stabilizer: float = 0.0
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.inputs + op.outputs
+
+    def check(self, op: Operation) -> None:
+        if op.product is None:
+            refuse(self, op, "it is not a product of several active values")
+
+    def _weights(self, op: Operation) -> tuple[float, ...]:
+        raise NotImplementedError
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        (promise,) = r
+        assert promise is not None and op.product is not None
+        y = ctx.read(op.outputs[0])
+        m = promise.over(y, self.stabilizer)
+        function = ctx.at_operands(op, op.product.slots)
+        operands = [ctx.read(v) for v in op.inputs]
+        weights = self._weights(op)
+        taking = [i for i, weight in enumerate(weights) if weight]
+
+        def of_taking(*xs: Array) -> list[Array]:
+            filled = list(operands)
+            for i, x in zip(taking, xs, strict=True):
+                filled[i] = x
+            return function(*filled)
+
+        _, vjp = jax.vjp(of_taking, *(operands[i] for i in taking))
+        promises: list[Promise | None] = [None] * len(operands)
+        for i, cotangent in zip(taking, vjp([m]), strict=True):
+            inverse = op.primitive is p.div_p and i == 1
+            weight = -weights[i] if inverse else weights[i]
+            promises[i] = Promise(multiplier=weight * cotangent)
+
+        def causes() -> Causes:
+            lost = {"stabilizer": m * signed(y, self.stabilizer)}
+            if not self.stabilizer and promise.value is not None:
+                lost["blocked"] = jnp.where(y == 0, promise.value, 0)
+            return summed([lost])
+
+        return Propagation(promises, causes)
+
+
+@dataclass(frozen=True)
+class Uniform(_ProductRule):
+    """Each of N factors gets R/N, whatever the association of the product.
+
+    Sources: AttnLRP (arXiv 2402.05602), eq. 7; the half rule of MambaLRP for gates.
+
+    Args:
+      stabilizer: added to the product with its sign where R is divided by it.
+    """
+
+    def _weights(self, op: Operation) -> tuple[float, ...]:
+        assert op.product is not None
+        return op.product.uniform
+
+
+@dataclass(frozen=True)
+class Gate(_ProductRule):
+    """The signal gets all of R, the gate none; with no or several gates: Uniform.
+
+    A gate ends in a sigmoid-like function or softmax, else in an activation. Sources:
+    Arras et al. 2017 for LSTM gates; CP-LRP (Ali et al. 2022).
+
+    Args:
+      stabilizer: added to the product with its sign where R is divided by it.
+    """
+
+    def _weights(self, op: Operation) -> tuple[float, ...]:
+        assert op.product is not None
+        return op.product.gated
+
+
+@dataclass(frozen=True)
+class Absolute(Rule):
+    """Shares by absolute value: ``|a_k| / (sum_k |a_k| + stabilizer) R``.
+
+    For sums, means and products (a quotient: ``|a| : |1/b|``); constants get none.
+    Sources: DynamicLRP (arXiv 2512.07010); Otsuki et al. 2024 for residual sums.
+
+    Args:
+      stabilizer: added to the sum of absolute values.
+    """
+
+    stabilizer: float = 1e-11
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.inputs + op.outputs
+
+    def check(self, op: Operation) -> None:
+        if op.product is None and op.kind not in ("add", "sum", "mean", "avg_pool"):
+            refuse(self, op, "it is neither a sum nor a product of active values")
+        if op.product is not None and op.primitive not in (p.mul_p, p.div_p):
+            refuse(self, op, "a contraction has no elementwise factors to compare")
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        (promise,) = r
+        assert promise is not None
+        relevance = promise.resolve(ctx.read(op.outputs[0]))
+        if op.product is not None:
+            return self._of_product(op, relevance, ctx)
+        return self._of_sum(op, relevance, ctx)
+
+    def _of_sum(self, op: Operation, relevance: Array, ctx: Context) -> Propagation:
+        x = [ctx.read(v) for v in op.inputs]
+        if len(x) == 1:  # a sum over axes or windows: its weights are not negative
+            total = ctx.linear(op, [jnp.abs(x[0])])[0]
+            s = safe_divide(relevance, total + self.stabilizer)
+            (share,) = ctx.transpose(op, [s])
+            promises = [Promise(value=jnp.abs(x[0]) * share)]
+        else:
+            parts = [
+                ctx.linear(op, [v if i == k else jnp.zeros_like(v) for k, v in enumerate(x)])
+                for i in range(len(x))
+            ]
+            sizes = [jnp.abs(part) for (part,) in parts]
+            total = jnp.sum(jnp.stack(sizes), 0)
+            s = safe_divide(relevance, total + self.stabilizer)
+            promises = []
+            for i, (part,) in enumerate(parts):
+                share = ctx.transpose(op, [jnp.sign(part) * s])[i]
+                promises.append(Promise(value=x[i] * share))
+        return Propagation(promises, lambda: _lost(s, self.stabilizer, total, relevance))
+
+    def _of_product(self, op: Operation, relevance: Array, ctx: Context) -> Propagation:
+        a, b = (ctx.read(v) for v in op.inputs)
+        size_a = jnp.abs(a)
+        size_b = safe_divide(jnp.ones_like(b), jnp.abs(b))
+        size_b = size_b if op.primitive is p.div_p else jnp.abs(b)
+        total = size_a + size_b
+        s = safe_divide(relevance, total + self.stabilizer)
+        promises = [
+            Promise(value=_summed_to(size_a * s, a.shape)),
+            Promise(value=_summed_to(size_b * s, b.shape)),
+        ]
+        return Propagation(promises, lambda: _lost(s, self.stabilizer, total, relevance))
+
+
+def _lost(s: Array, stabilizer: float, total: Array, relevance: Array) -> Causes:
+    blocked = jnp.where(total + stabilizer == 0, relevance, 0)
+    return {"stabilizer": jnp.sum(s * stabilizer), "blocked": jnp.sum(blocked)}
+
+
+def _summed_to(array: Array, shape: tuple[int, ...]) -> Array:
+    """Sum over the axes along which an operand of size 1 was broadcast."""
+    axes = tuple(
+        i for i, (n, m) in enumerate(zip(array.shape, shape, strict=True)) if n != m
+    )
+    return jnp.sum(array, axes, keepdims=True) if axes else array

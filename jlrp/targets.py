@@ -1,0 +1,144 @@
+"""Targets: what of the output is explained, and with which relevance it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlrp.errors import TargetError
+from jlrp.promise import Promise
+
+Array = jax.Array
+
+SEEDS = ("score", "one")
+_HOW = (
+    "Say what to explain with a function of the output that returns one number per "
+    "example, such as target=lambda out: out[:, -1].max(-1)."
+)
+
+
+def is_static(target: Any) -> bool:
+    """Whether a target is part of the compiled program: None, ints and functions."""
+    return target is None or callable(target) or isinstance(target, int | np.integer)
+
+
+def scored(fn: Callable[..., Any], target: Any) -> Callable[..., Any]:
+    """``fn`` with its explained scores beside its output: ``(scores, output)``."""
+
+    def with_scores(params: Any, x: Any) -> tuple[Any, Any]:
+        output = fn(params, x)
+        return (target(output) if callable(target) else output), output
+
+    return with_scores
+
+
+def check(scores: Any, target: Any, batch: int | None) -> None:
+    """Refuse a target that does not fit the scores' shapes, before any work is done.
+
+    Args:
+      scores: pytree of ``ShapeDtypeStruct``: the output, or what the target made of it.
+      target: as given by the user.
+      batch: size of the leading axis that all leaves of x share, if they have one.
+    """
+    leaves = jax.tree.leaves(scores)
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TargetError(
+                f"The explained output has dtype {leaf.dtype}; relevance needs a real "
+                "floating-point score. " + _HOW
+            )
+    if _is_multiplier(target):
+        _check_multiplier(scores, target)
+        return
+    if len(leaves) != 1:
+        raise TargetError(
+            f"The output is a pytree of {len(leaves)} arrays. " + _HOW
+        )
+    (score,) = leaves
+    if callable(target):
+        if score.ndim > 1:
+            raise TargetError(
+                f"The target function returned shape {score.shape}; it must return one "
+                "number per example: a scalar or shape (batch,)."
+            )
+        return
+    if score.ndim > 2:
+        raise TargetError(f"The output has shape {score.shape}. " + _HOW)
+    if target is None:
+        return
+    if score.ndim == 0:
+        raise TargetError("A scalar output has no classes: leave the target out.")
+    _check_index(np.shape(target), score.shape)
+    if not isinstance(target, jax.core.Tracer):
+        classes, indices = score.shape[-1], np.asarray(target)
+        if indices.size and (indices.min() < 0 or indices.max() >= classes):
+            bad = indices.reshape(-1)[
+                ((indices < 0) | (indices >= classes)).reshape(-1)
+            ][0]
+            raise TargetError(
+                f"Target {bad} is out of range: the output has {classes} classes, "
+                f"0 to {classes - 1}."
+            )
+
+
+def _check_index(target_shape: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if target_shape != () and target_shape != shape[:-1]:
+        raise TargetError(
+            f"Targets of shape {target_shape} do not fit an output of shape {shape}: "
+            f"give one class index, or one per example, shape {shape[:-1]}."
+        )
+
+
+def _is_multiplier(target: Any) -> bool:
+    if is_static(target):
+        return False
+    leaves = jax.tree.leaves(target)
+    return len(leaves) != 1 or jnp.issubdtype(jnp.result_type(leaves[0]), jnp.floating)
+
+
+def _check_multiplier(scores: Any, target: Any) -> None:
+    wanted = jax.tree.map(lambda leaf: leaf.shape, scores)
+    given = jax.tree.map(np.shape, target)
+    if given != wanted:
+        raise TargetError(
+            f"A target of floats is the multiplier of each output, so its shape must be "
+            f"the output's, {wanted}; got {given}."
+        )
+
+
+def seeds(
+    scores: Sequence[Array], target: Any, batch: int | None, seed: str
+) -> list[Promise]:
+    """The promises that start the reverse pass: one for each leaf of the scores.
+
+    Seed ``"score"``: multiplier 1 at the target, so that relevance sums to the score;
+    ``"one"``: relevance 1 there.
+    """
+    if _is_multiplier(target):
+        starts = [jnp.asarray(m, s.dtype) for m, s in _paired(scores, target)]
+    else:
+        starts = [_one_hot(scores[0], target, batch)]
+    if seed == "one":
+        return [Promise(value=start) for start in starts]
+    return [Promise(multiplier=start) for start in starts]
+
+
+def _paired(scores: Sequence[Array], target: Any) -> list[tuple[Any, Array]]:
+    return list(zip(jax.tree.leaves(target), scores, strict=True))
+
+
+def _one_hot(score: Array, target: Any, batch: int | None) -> Array:
+    per_example = score.ndim == 1 and batch == score.shape[0]
+    if callable(target) or score.ndim == 0 or (target is None and per_example):
+        return jnp.ones_like(score)
+    index = jnp.argmax(score, -1) if target is None else jnp.asarray(target)
+    index = jnp.broadcast_to(index, score.shape[:-1])
+    classes = score.shape[-1]
+    one_hot = jax.nn.one_hot(index, classes, dtype=score.dtype)
+    # A traced index cannot be refused; NaN shows it where zeros would hide it.
+    inside = (index >= 0) & (index < classes)
+    return jnp.where(inside[..., None], one_hot, jnp.nan)
