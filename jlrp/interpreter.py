@@ -98,9 +98,14 @@ class Numbers:
         return [env[v] for v in op.outputs]
 
     def offset(self, op: Operation) -> Array:
-        zeros = [jnp.zeros_like(self.shape_of(v)) for v in op.inputs]
-        (out,) = self.apply(op, zeros)
-        return out
+        if op.affine is None:
+            zeros = [jnp.zeros_like(self.shape_of(v)) for v in op.inputs]
+            (out,) = self.apply(op, zeros)
+            return out
+        # The core gives zero at zero, but XLA would run a convolution of zeros.
+        (end,), (out,) = op.affine.core.outputs, op.outputs
+        zero = {end: jnp.zeros_like(self.shape_of(end))}
+        return self.run(op.equations[1:], op.constants, zero)[out]
 
     def shape_of(self, value: Value) -> jax.ShapeDtypeStruct:
         low = str(value.dtype) in _jax.LOW_PRECISION

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 Array = jax.Array
 
@@ -39,11 +40,11 @@ class Promise:
     def resolve(self, v: Array) -> Array:
         """The relevance itself; 0 where the multiplier is 0, even if v is infinite."""
         if self.multiplier is None:
-            return jnp.zeros_like(v) if self.value is None else self.value
-        # Only non-finite v are replaced: where(multiplier == 0, 0, v) alone would
+            return zeros_like(v) if self.value is None else self.value
+        # Only non-finite v are replaced: a zero wherever the multiplier is 0 would
         # also cut the gradient of relevance with respect to the multiplier.
-        masked = (self.multiplier == 0) & ~jnp.isfinite(v)
-        product = jnp.where(masked, 0, v) * self.multiplier
+        harmless = lax.is_finite(v) | lax.ne(self.multiplier, zeros_like(v))
+        product = lax.select(harmless, v, zeros_like(v)) * self.multiplier
         return product if self.value is None else self.value + product
 
     def over(self, z: Array, stabilizer: float) -> Array:
@@ -52,13 +53,17 @@ class Promise:
         Without stabiliser nothing is divided but the value part, and that is 0 where
         ``z`` is 0.
         """
-        if stabilizer:
-            return self.resolve(z) / stabilized(z, stabilizer)
-        if self.value is None:
-            assert self.multiplier is not None
-            return self.multiplier
-        quotient = safe_divide(self.value, z)
-        return quotient if self.multiplier is None else quotient + self.multiplier
+        parts = []
+        if self.multiplier is not None:
+            m = self.multiplier
+            parts.append(lax.mul(m, _kept_fraction(z, stabilizer)) if stabilizer else m)
+        if self.value is not None:
+            parts.append(
+                lax.div(self.value, stabilized(z, stabilizer))
+                if stabilizer
+                else safe_divide(self.value, z)
+            )
+        return parts[0] if len(parts) == 1 else lax.add(*parts)
 
     def map(self, linear: Callable[[Array], Array]) -> Promise:
         """The promise whose parts are ``linear`` of these."""
@@ -68,23 +73,41 @@ class Promise:
         )
 
 
+# Plain lax from here on: these run once an operation, and jnp's wrappers would take a
+# large part of the tracing time.
+
+
 def stabilized(z: Array, stabilizer: float) -> Array:
     """``z + stabilizer * sign(z)`` with ``sign(0) = +1`` (Bach et al. 2015, eq. 58)."""
-    return z + signed(z, stabilizer)
+    return lax.add(z, signed(z, stabilizer))
 
 
 def signed(z: Array, stabilizer: float) -> Array:
     """``stabilizer * sign(z)`` with ``sign(0) = +1``."""
-    return jnp.where(z >= 0, stabilizer, -stabilizer).astype(z.dtype)
+    positive = lax.ge(z, zeros_like(z))
+    return lax.select(
+        positive, lax.full_like(z, stabilizer), lax.full_like(z, -stabilizer)
+    )
+
+
+def _kept_fraction(z: Array, stabilizer: float) -> Array:
+    """``z / stabilized(z)``, which is ``|z| / (|z| + stabilizer)``; 1 for infinite z."""
+    size = lax.min(lax.abs(z), lax.full_like(z, jnp.finfo(z.dtype).max))
+    return lax.div(size, lax.add(size, lax.full_like(z, stabilizer)))
 
 
 def safe_divide(a: Array, b: Array) -> Array:
-    """``a / b``, 0 where b is 0; a double ``where`` keeps its gradient finite."""
-    zero = b == 0
-    return jnp.where(zero, 0, a / jnp.where(zero, 1, b))
+    """``a / b``, 0 where b is 0; a double ``select`` keeps its gradient finite."""
+    zero = lax.eq(b, zeros_like(b))
+    quotient = lax.div(a, lax.select(zero, lax.full_like(b, 1), b))
+    return lax.select(zero, zeros_like(quotient), quotient)
+
+
+def zeros_like(x: Array) -> Array:
+    return lax.full_like(x, 0)
 
 
 def _add(a: Array | None, b: Array | None) -> Array | None:
     if a is None or b is None:
         return b if a is None else a
-    return a + b
+    return lax.add(a, b)

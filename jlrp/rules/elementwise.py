@@ -7,19 +7,21 @@ sigmoid, GELU's Phi) and nothing is divided by a small x.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.facts.scalar import at_zero
 from jlrp.facts.unary import Region
 from jlrp.graph import Atom, Equation, Literal, Value, read
 from jlrp.operations import Operation
-from jlrp.promise import Promise, safe_divide
+from jlrp.promise import Promise, safe_divide, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 
 
@@ -53,7 +55,7 @@ class Pass(Rule):
             return Propagation([Promise(value=promise.resolve(y))])
         x = ctx.read(op.inputs[0])
         ratio = gate(region, x, y, ctx)
-        handed = Promise(promise.value, multiplier * ratio)
+        handed = Promise(promise.value, lax.mul(multiplier, ratio))
 
         def causes() -> Causes:
             # Where x is 0 and f(x) is not (1/x, or the limit set to 0), y m is lost.
@@ -93,8 +95,7 @@ class NativeGradient(Rule):
 
 def gate(region: Region, x: Array, y: Array, ctx: Context) -> Array:
     """``f(x) / x`` of a region with f(0) = 0, without dividing where it need not."""
-    env = ctx.region(region, x)
-    ratio = _ratio(region.end, region, env, {region.start: jnp.ones_like(x)})
+    ratio = _Ratios(region, x, ctx).of(region.end)
     if ratio is not None:
         return ratio
     if region.homogeneous and not region.zero_at_zero:
@@ -102,104 +103,133 @@ def gate(region: Region, x: Array, y: Array, ctx: Context) -> Array:
     return _quotient(lambda v: ctx.region(region, v)[region.end], x, y)
 
 
-def _quotient(function, x: Array, y: Array) -> Array:
+def _quotient(function: Callable[[Array], Array], x: Array, y: Array) -> Array:
     """``f(x) / x`` with the derivative at 0 as its limit, 0 where that is infinite."""
-    zeros = jnp.zeros_like(x)
-    slope = jax.jvp(function, (zeros,), (jnp.ones_like(x),))[1]
-    slope = jnp.where(jnp.isfinite(slope), slope, 0)
-    at_zero = x == 0
-    return jnp.where(at_zero, slope, y / jnp.where(at_zero, 1, x))
+    zeros = zeros_like(x)
+    slope = jax.jvp(function, (zeros,), (lax.full_like(x, 1),))[1]
+    slope = lax.select(lax.is_finite(slope), slope, zeros)
+    at_zero = lax.eq(x, zeros)
+    quotient = lax.div(y, lax.select(at_zero, lax.full_like(x, 1), x))
+    return lax.select(at_zero, slope, quotient)
 
 
-_LINEAR_UNARY = (p.neg_p, p.copy_p, p.convert_element_type_p, p.reduce_precision_p)
-_SUMS = {p.add_p: 1, p.add_jaxvals_p: 1, p.sub_p: -1}
 # g(0) = 0 with slope 1 there: g(a) / a is taken by itself, times the ratio of a.
-_UNIT_SLOPE = {
-    p.asin_p: jnp.arcsin,
-    p.asinh_p: jnp.arcsinh,
-    p.atan_p: jnp.arctan,
-    p.atanh_p: jnp.arctanh,
-    p.expm1_p: jnp.expm1,
-    p.log1p_p: jnp.log1p,
-    p.sin_p: jnp.sin,
-    p.sinh_p: jnp.sinh,
-    p.tan_p: jnp.tan,
-    p.tanh_p: jnp.tanh,
+_UNIT_SLOPE: dict[Any, Callable[[Array], Array]] = {
+    p.asin_p: lax.asin,
+    p.asinh_p: lax.asinh,
+    p.atan_p: lax.atan,
+    p.atanh_p: lax.atanh,
+    p.expm1_p: lax.expm1,
+    p.log1p_p: lax.log1p,
+    p.sin_p: lax.sin,
+    p.sinh_p: lax.sinh,
+    p.tan_p: lax.tan,
+    p.tanh_p: lax.tanh,
 }
 
 
-def _ratio(
-    atom: Atom, region: Region, env: dict[Value, Array], memo: dict[Atom, Array | None]
-) -> Array | None:
-    """``v / x`` for a value v of the region, or None if it must be divided out."""
-    if isinstance(atom, Literal):
-        return jnp.zeros((), atom.dtype) if not np.any(atom.number) else None
-    if atom not in memo:
-        equation = atom.producer
-        inside = equation is not None and equation in region.equations
-        memo[atom] = (
-            _equation_ratio(equation, region, env, memo) if inside and equation else None
-        )
-    return memo[atom]
+class _Ratios:
+    """``v / x`` for the values v of a region, from the equations that made them.
 
+    None where it must be divided out. Arrays have the shape of x throughout.
+    """
 
-def _equation_ratio(
-    equation: Equation,
-    region: Region,
-    env: dict[Value, Array],
-    memo: dict[Atom, Array | None],
-) -> Array | None:
-    prim, inputs = equation.primitive, equation.inputs
+    def __init__(self, region: Region, x: Array, ctx: Context):
+        self.region, self.x = region, x
+        self.env = ctx.region(region, x)
+        self.memo: dict[Value, Array | None] = {region.start: lax.full_like(x, 1)}
 
-    def ratio(index: int) -> Array | None:
-        return _ratio(inputs[index], region, env, memo)
+    def of(self, atom: Atom) -> Array | None:
+        if isinstance(atom, Literal):
+            return None if np.any(atom.number) else zeros_like(self.x)
+        if atom not in self.memo:
+            inside = atom.producer in self.region.equations
+            self.memo[atom] = self._made_by(atom.producer) if inside else None
+        return self.memo[atom]
 
-    def value(index: int) -> Array:
-        return read(env, inputs[index])
+    def value(self, atom: Atom) -> Array:
+        number = read(self.env, atom)
+        if np.shape(number) == self.x.shape:
+            return number
+        return jnp.broadcast_to(jnp.asarray(number, self.x.dtype), self.x.shape)
 
-    if prim in _LINEAR_UNARY:
-        inner = ratio(0)
-        return None if inner is None else (-inner if prim is p.neg_p else inner)
-    if prim is p.mul_p:
-        for a, b in ((0, 1), (1, 0)):
-            if (inner := ratio(a)) is not None:
-                return inner * value(b)
+    def _made_by(self, equation: Equation | None) -> Array | None:
+        assert equation is not None
+        inputs = equation.inputs
+        combine = _COMBINE.get(equation.primitive)
+        if combine is not None:
+            return combine(self, equation, *inputs)
+        if (function := _UNIT_SLOPE.get(equation.primitive)) is not None:
+            inner = self.of(inputs[0])
+            if inner is not None:
+                a = self.value(inputs[0])
+                return lax.mul(inner, _quotient(function, a, function(a)))
         return None
-    if prim is p.div_p:
-        inner = ratio(0)
-        if inner is None or _vanishes(inputs[1], region):
+
+    def same(self, equation: Equation, a: Atom) -> Array | None:
+        return self.of(a)
+
+    def negated(self, equation: Equation, a: Atom) -> Array | None:
+        inner = self.of(a)
+        return None if inner is None else lax.neg(inner)
+
+    def product(self, equation: Equation, a: Atom, b: Atom) -> Array | None:
+        for factor, other in ((a, b), (b, a)):
+            if (inner := self.of(factor)) is not None:
+                return lax.mul(inner, self.value(other))
+        return None
+
+    def quotient(self, equation: Equation, a: Atom, b: Atom) -> Array | None:
+        inner = self.of(a)
+        if inner is None or _vanishes(b, self.region):
             return None
-        return inner / value(1)
-    if prim in _SUMS:
-        a, b = ratio(0), ratio(1)
-        return None if a is None or b is None else a + _SUMS[prim] * b
-    if prim is p.select_n_p:
-        cases = [ratio(i) for i in range(1, len(inputs))]
-        if any(c is None for c in cases):
+        return lax.div(inner, self.value(b))
+
+    def sum(self, equation: Equation, a: Atom, b: Atom) -> Array | None:
+        left, right = self.of(a), self.of(b)
+        if left is None or right is None:
             return None
-        like = env[equation.outputs[0]]
-        cases = [jnp.broadcast_to(jnp.asarray(c, like.dtype), like.shape) for c in cases]
-        return jax.lax.select_n(value(0), *cases)
-    if prim in (p.max_p, p.min_p):
-        a, b = ratio(0), ratio(1)
-        if a is None or b is None:
+        combine = lax.sub if equation.primitive is p.sub_p else lax.add
+        return combine(left, right)
+
+    def chosen(self, equation: Equation, which: Atom, *cases: Atom) -> Array | None:
+        ratios = [self.of(case) for case in cases]
+        if any(ratio is None for ratio in ratios):
             return None
-        # At a tie with a constant 0 the constant wins: ReLU's step is 0 at 0.
-        first = value(0) > value(1) if prim is p.max_p else value(0) < value(1)
-        return jnp.where(first, a, b)
-    if prim is p.square_p:
-        inner = ratio(0)
-        return None if inner is None else inner * value(0)
-    if prim is p.integer_pow_p and equation.params["y"] >= 1:
-        inner = ratio(0)
-        return None if inner is None else inner * value(0) ** (equation.params["y"] - 1)
-    if prim in _UNIT_SLOPE:
-        inner = ratio(0)
-        if inner is None:
+        return lax.select_n(read(self.env, which), *ratios)
+
+    def extreme(self, equation: Equation, a: Atom, b: Atom) -> Array | None:
+        if isinstance(a, Literal):  # at a tie the constant wins: ReLU's step is 0 at 0
+            a, b = b, a
+        left, right = self.of(a), self.of(b)
+        if left is None or right is None:
             return None
-        a = value(0)
-        return inner * _quotient(_UNIT_SLOPE[prim], a, _UNIT_SLOPE[prim](a))
-    return None
+        wins = lax.gt if equation.primitive is p.max_p else lax.lt
+        return lax.select(wins(self.value(a), self.value(b)), left, right)
+
+    def power(self, equation: Equation, a: Atom) -> Array | None:
+        inner, y = self.of(a), equation.params.get("y", 2)
+        if inner is None or y < 1:
+            return None
+        return lax.mul(inner, lax.integer_pow(self.value(a), y - 1))
+
+
+_COMBINE: dict[Any, Callable[..., Array | None]] = {
+    p.add_jaxvals_p: _Ratios.sum,
+    p.add_p: _Ratios.sum,
+    p.convert_element_type_p: _Ratios.same,
+    p.copy_p: _Ratios.same,
+    p.div_p: _Ratios.quotient,
+    p.integer_pow_p: _Ratios.power,
+    p.max_p: _Ratios.extreme,
+    p.min_p: _Ratios.extreme,
+    p.mul_p: _Ratios.product,
+    p.neg_p: _Ratios.negated,
+    p.reduce_precision_p: _Ratios.same,
+    p.select_n_p: _Ratios.chosen,
+    p.square_p: _Ratios.power,
+    p.sub_p: _Ratios.sum,
+}
 
 
 def _vanishes(denominator: Atom, region: Region) -> bool:
