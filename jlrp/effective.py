@@ -62,6 +62,18 @@ class EffectiveKernel:
         return x
 
 
+def linear_part(affine: Affine, x: Array, numbers: Reader) -> Array:
+    """The affine operation without its shifts, the scales left where they are."""
+    y = x
+    for equation, source in [(affine.core, affine.start)] + [
+        (step.equation, step.source) for step in affine.steps if step.kind != "shift"
+    ]:
+        args = [y if a is source else numbers.read(a) for a in equation.inputs]
+        (y,) = _jax.bind(equation.primitive, _jax.widened(equation.params), args)
+    negations = sum(step.negates for step in affine.steps if step.kind == "shift")
+    return -y if negations % 2 else y
+
+
 def effective_kernel(affine: Affine, numbers: Reader) -> Array:
     """The kernel times every scale behind the core."""
     kernel = numbers.read(affine.kernel)

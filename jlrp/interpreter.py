@@ -6,13 +6,14 @@ Both are ordinary JAX code: under jit they become one XLA program.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jlrp import _jax
-from jlrp.effective import EffectiveKernel
+from jlrp.effective import EffectiveKernel, linear_part
 from jlrp.facts.unary import Region
 from jlrp.graph import Atom, Equation, Value, evaluate, read
 from jlrp.operations import Operation
@@ -121,8 +122,12 @@ class Numbers:
     def transpose(
         self, op: Operation, cotangents: Sequence[Array | None]
     ) -> list[Array]:
-        # What constants add is no concern of a transpose: jax drops it.
         shapes = [self.shape_of(v) for v in op.inputs]
+        if op.affine is not None:
+            (shape,), (cotangent,) = shapes, cotangents
+            linear = partial(linear_part, op.affine, numbers=self)
+            return list(jax.linear_transpose(linear, shape)(cotangent))
+        # What constants add is no concern of a transpose: jax drops it.
         pull = jax.linear_transpose(lambda *x: self.apply(op, x), *shapes)
         return list(pull(self._filled(op, cotangents)))
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, safe_divide, signed, stabilized
+from jlrp.promise import Promise, safe_divide, signed, zeros_like
 from jlrp.rules.base import (
     Array,
     Causes,
@@ -165,22 +166,21 @@ class _KernelRule(Rule):
         (promise,) = r
         assert promise is not None
         z = ctx.read(op.outputs[0])
-        x = ctx.read(op.inputs[0])
         kernel_map = ctx.kernel_map(op)
         bias = kernel_map.bias
-        relevance, causes = promise.resolve(z), []
+        relevance = promise.resolve(z)
+        nonnegative = "nonnegative" in op.facts
+        split = _Split(kernel_map, ctx.read(op.inputs[0]), nonnegative, self._stabilizer)
         option = getattr(self, "bias", "absorb")
         if option == "split" and bias is not None:
             z = z - bias
             lost = relevance * _bias_fraction(z, bias, self._stabilizer)
             relevance = relevance - lost
-            causes.append({"bias": lost})
+            split.absorbed.append(lambda: {"bias": lost})
         if option != "absorb":
             bias = None
-        split = _Split(kernel_map, x, "nonnegative" in op.facts, self._stabilizer)
         handed = self._distribute(split, relevance, z, bias)
-        causes += split.causes
-        return Propagation([handed], lambda: summed(causes))
+        return Propagation([handed], lambda: summed([a() for a in split.absorbed]))
 
     @property
     def _stabilizer(self) -> float:
@@ -203,21 +203,24 @@ class _Split:
         self.x = x
         self.nonnegative = nonnegative
         self.stabilizer = stabilizer
-        self.causes: list[Causes] = []
+        self.absorbed: list[Callable[[], Causes]] = []
 
     def per_unit(self, relevance: Array, z: Array, bias: Array | None) -> Array:
         """``R / (z + bias + stabiliser)``, the absorbed parts noted."""
         if bias is not None:
-            z = z + bias
-        if not self.stabilizer:
-            s = safe_divide(relevance, z)
-            self.causes.append({"blocked": jnp.where(z == 0, relevance, 0)})
-        else:
-            s = relevance / stabilized(z, self.stabilizer)
-            self.causes.append({"stabilizer": s * signed(z, self.stabilizer)})
-        if bias is not None:
-            self.causes.append({"bias": s * bias})
-        return s
+            z = lax.add(z, bias)
+        share = Promise(value=relevance).over(z, self.stabilizer)
+
+        def absorbed() -> Causes:
+            causes = {"stabilizer": share * signed(z, self.stabilizer)}
+            if not self.stabilizer:
+                causes["blocked"] = jnp.where(z == 0, relevance, 0)
+            if bias is not None:
+                causes["bias"] = share * bias
+            return causes
+
+        self.absorbed.append(absorbed)
+        return share
 
     def by_sign(
         self, relevance: Array, upper: Array, lower: Array, bias: Array | None
@@ -231,11 +234,19 @@ class _Split:
             z = self.map.apply(self.x, upper)
             s = self.per_unit(relevance, z, bias)
             return self.map.transpose(upper, s)
-        z = self.map.apply(jnp.maximum(self.x, 0), upper)
-        z = z + self.map.apply(jnp.minimum(self.x, 0), lower)
+        z = self.map.apply(positive(self.x), upper)
+        z = lax.add(z, self.map.apply(negative(self.x), lower))
         s = self.per_unit(relevance, z, bias)
-        above = self.map.transpose(upper, s)
-        return jnp.where(self.x > 0, above, self.map.transpose(lower, s))
+        above, below = self.map.transpose(upper, s), self.map.transpose(lower, s)
+        return lax.select(lax.gt(self.x, zeros_like(self.x)), above, below)
+
+
+def positive(x: Array) -> Array:
+    return lax.max(x, zeros_like(x))
+
+
+def negative(x: Array) -> Array:
+    return lax.min(x, zeros_like(x))
 
 
 @dataclass(frozen=True)
@@ -263,13 +274,13 @@ class Gamma(_KernelRule):
         self, split: _Split, relevance: Array, z: Array, bias: Array | None
     ) -> Promise:
         w, g = split.kernel, self.gamma
-        more_positive = w + g * jnp.maximum(w, 0)
-        more_negative = w + g * jnp.minimum(w, 0)
-        b_positive = None if bias is None else bias + g * jnp.maximum(bias, 0)
-        b_negative = None if bias is None else bias + g * jnp.minimum(bias, 0)
+        more_positive = w + g * positive(w)
+        more_negative = w + g * negative(w)
+        b_positive = None if bias is None else bias + g * positive(bias)
+        b_negative = None if bias is None else bias + g * negative(bias)
         above = jnp.where(z > 0, relevance, 0)
         below = jnp.where(z < 0, relevance, 0)
-        split.causes.append({"blocked": jnp.where(z == 0, relevance, 0)})
+        split.absorbed.append(lambda: {"blocked": jnp.where(z == 0, relevance, 0)})
         m = split.by_sign(above, more_positive, more_negative, b_positive)
         n = split.by_sign(below, more_negative, more_positive, b_negative)
         return Promise(multiplier=m + n)
@@ -300,9 +311,9 @@ class GammaMontavon(_KernelRule):
     def _distribute(
         self, split: _Split, relevance: Array, z: Array, bias: Array | None
     ) -> Promise:
-        w = split.kernel + self.gamma * jnp.maximum(split.kernel, 0)
+        w = split.kernel + self.gamma * positive(split.kernel)
         if bias is not None and self.gamma_bias:
-            bias = bias + self.gamma * jnp.maximum(bias, 0)
+            bias = bias + self.gamma * positive(bias)
         s = split.per_unit(relevance, split.map.apply(split.x, w), bias)
         return Promise(multiplier=split.map.transpose(w, s))
 
@@ -337,13 +348,13 @@ class AlphaBeta(_KernelRule):
     def _distribute(
         self, split: _Split, relevance: Array, z: Array, bias: Array | None
     ) -> Promise:
-        positive = jnp.maximum(split.kernel, 0)
-        negative = jnp.minimum(split.kernel, 0)
-        b = None if bias is None else jnp.maximum(bias, 0)
-        m = split.by_sign(self.alpha * relevance, positive, negative, b)
+        w_positive, w_negative = positive(split.kernel), negative(split.kernel)
+        b = None if bias is None else positive(bias)
+        r_positive = self.alpha * relevance if self.beta else relevance
+        m = split.by_sign(r_positive, w_positive, w_negative, b)
         if self.beta:
-            b = None if bias is None else jnp.minimum(bias, 0)
-            m = m + split.by_sign(-self.beta * relevance, negative, positive, b)
+            b = None if bias is None else negative(bias)
+            m = m + split.by_sign(-self.beta * relevance, w_negative, w_positive, b)
         return Promise(multiplier=m)
 
 
@@ -434,12 +445,12 @@ class ZBox(_KernelRule):
         x, w, linear = split.x, split.kernel, split.map
         low = jnp.broadcast_to(jnp.asarray(self.low.array, x.dtype), x.shape)
         high = jnp.broadcast_to(jnp.asarray(self.high.array, x.dtype), x.shape)
-        positive, negative = jnp.maximum(w, 0), jnp.minimum(w, 0)
+        w_positive, w_negative = positive(w), negative(w)
         z = linear.apply(x, w)
-        z = z - linear.apply(low, positive) - linear.apply(high, negative)
+        z = z - linear.apply(low, w_positive) - linear.apply(high, w_negative)
         s = split.per_unit(relevance, z, None)
-        value = -low * linear.transpose(positive, s)
-        value = value - high * linear.transpose(negative, s)
+        value = -low * linear.transpose(w_positive, s)
+        value = value - high * linear.transpose(w_negative, s)
         return Promise(value, linear.transpose(w, s))
 
 
@@ -504,18 +515,16 @@ class Flat(Rule):
             kernel_map = ctx.kernel_map(op)
             kernel = jnp.ones_like(kernel_map.kernel)
             z = kernel_map.apply(ones, kernel)
+            share = Promise(value=relevance).over(z, self.stabilizer)
+            value = kernel_map.transpose(kernel, share)
         else:
             (z,) = ctx.apply(op, [ones])
-        if self.stabilizer:
-            s = relevance / stabilized(z, self.stabilizer)
-        else:
-            s = safe_divide(relevance, z)
-        if op.affine is not None:
-            value = kernel_map.transpose(kernel, s)
-        else:
-            (value,) = ctx.transpose(op, [s])
-        cause = {"stabilizer": s * signed(z, self.stabilizer)}
-        return Propagation([Promise(value=value)], lambda: summed([cause]))
+            share = Promise(value=relevance).over(z, self.stabilizer)
+            (value,) = ctx.transpose(op, [share])
+        return Propagation(
+            [Promise(value=value)],
+            lambda: summed([{"stabilizer": share * signed(z, self.stabilizer)}]),
+        )
 
 
 def _check_options(stabilizer: float, bias: str = "absorb") -> None:
