@@ -71,14 +71,15 @@ class Equation:
     outputs: tuple[Value, ...]
     position: int
     scope: str
-    source_info: Any
+    source_infos: tuple[Any, ...]  # of the equation and the calls around it
 
     def __repr__(self) -> str:
         return f"{self.primitive.name} at {self.where()}"
 
     def where(self) -> str:
         """Scope path and the user's source line, for messages."""
-        line = _jax.source_line(self.source_info)
+        lines = map(_jax.source_line, self.source_infos)
+        line = next(filter(None, lines), "")
         return " ".join(filter(None, [self.scope or "top level", line and f"({line})"]))
 
 
@@ -120,7 +121,7 @@ def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     env: dict[Any, Atom] = {}
     inputs = tuple(Value(v.aval) for v in jaxpr.invars)
     env.update(zip(jaxpr.invars, inputs, strict=True))
-    program.outputs = _flatten(program, jaxpr, consts, env, scope="")
+    program.outputs = _flatten(program, jaxpr, consts, env)
     program.inputs = inputs
     program.equations = _reaching(program.equations, program.outputs)
     return program, shapes
@@ -131,7 +132,8 @@ def _flatten(
     jaxpr: Any,
     consts: Sequence[Any],
     env: dict[Any, Atom],
-    scope: str,
+    scope: str = "",
+    callers: tuple[Any, ...] = (),
 ) -> tuple[Atom, ...]:
     """Append the equations of ``jaxpr``, its inputs bound by ``env``; its outputs."""
 
@@ -143,17 +145,18 @@ def _flatten(
         program.constants[env[var]] = const  # type: ignore[index]
     for eqn in jaxpr.eqns:
         path = "/".join(filter(None, [scope, _jax.scope_path(eqn.source_info)]))
+        sources = (eqn.source_info, *callers)
         inputs = tuple(read(a) for a in eqn.invars)
         if (call := _jax.call_body(eqn)) is not None:
             body, body_consts = call
             fresh = dict(zip(body.invars, inputs, strict=True))
-            outputs = _flatten(program, body, body_consts, fresh, path)
+            outputs = _flatten(program, body, body_consts, fresh, path, sources)
             env.update(zip(eqn.outvars, outputs, strict=True))
             continue
         position = len(program.equations)
         values = tuple(Value(v.aval) for v in eqn.outvars)
         equation = Equation(
-            eqn.primitive, eqn.params, inputs, values, position, path, eqn.source_info
+            eqn.primitive, eqn.params, inputs, values, position, path, sources
         )
         for value in values:
             value.producer = equation

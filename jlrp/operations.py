@@ -22,6 +22,7 @@ from jlrp.facts.affine import (
     affine_ending_at,
     batch_norm_start,
     is_core,
+    is_fixed,
     scale_chain,
 )
 from jlrp.facts.product import Product, products
@@ -135,18 +136,33 @@ class _Builder:
         )
 
     def mean(self, end: Value) -> Operation | None:
-        """A sum over axes or windows, scaled by constants."""
+        """A sum over axes or windows, divided by its fixed count."""
         steps = scale_chain(self.program, end)
-        if not steps or any(s.kind == "shift" for s in steps):
+        if not steps or self._mean_steps(steps) < len(steps):
             return None
+        summed = steps[0].source.producer
+        assert summed is not None
+        kind = _MEANS[summed.primitive]
+        return self.group(kind, "linear", self.operands(summed), end)
+
+    def _mean_steps(self, steps: list[Step]) -> int:
+        """How many of these steps turn the sum before them into a mean."""
         summed = steps[0].source
-        if not self.program.used_once(summed) or summed.producer is None:
-            return None
-        kinds = {p.reduce_sum_p: "mean", p.reduce_window_sum_p: "avg_pool"}
-        kind = kinds.get(summed.producer.primitive)
-        if kind is None or summed.producer.primitive in self.opaque:
-            return None
-        return self.group(kind, "linear", self.operands(summed.producer), end)
+        equation = summed.producer
+        if (
+            equation is None
+            or equation.primitive not in _MEANS
+            or equation.primitive in self.opaque
+            or not self.program.used_once(summed)
+        ):
+            return 0
+        fixed = 0
+        for index, step in enumerate(steps):
+            if step.kind == "shift" or not is_fixed(self.program, step.constant):
+                break
+            if step.kind == "scale":
+                fixed = index + 1
+        return fixed
 
     def affine(self, end: Value) -> Operation | None:
         affine = affine_ending_at(self.program, end, self.merge_batch_norm)
@@ -170,10 +186,10 @@ class _Builder:
         behind_core = core is not None and is_core(self.program, core)
         if start is not None and behind_core and not self.merge_batch_norm:
             steps = steps[start:]
-        elif behind_core and not self.program.used_once(steps[0].source):
-            pass
-        elif behind_core:  # scales that do not fit the kernel stay by themselves
-            steps = steps[-1:]
+        elif behind_core and self.program.used_once(steps[0].source):
+            steps = steps[-1:]  # scales that do not fit the kernel stay by themselves
+        else:
+            steps = steps[self._mean_steps(steps) :]
         kind = "batch_norm" if batch_norm_start(steps) is not None else "scale"
         operation = self.group(kind, "linear", [steps[0].source], end)
         return replace(operation, facts=_offset(steps))
@@ -264,6 +280,7 @@ class _Builder:
         return Operation(kind, nature, tuple(inputs), (end,), equations, constants)
 
 
+_MEANS = {p.reduce_sum_p: "mean", p.reduce_window_sum_p: "avg_pool"}
 _ADDS_CONSTANTS = (
     p.add_p,
     p.add_jaxvals_p,
