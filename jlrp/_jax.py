@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives as p
@@ -54,7 +55,7 @@ def is_literal(atom: Any) -> bool:
     return isinstance(atom, core.Literal)
 
 
-def literal_value(atom: core.Literal) -> np.ndarray:
+def literal_value(atom: Any) -> np.ndarray:
     return np.asarray(atom.val, dtype=atom.aval.dtype)
 
 
@@ -66,6 +67,15 @@ def bind(primitive: core.Primitive, params: Params, args: Sequence[Any]) -> list
         args = [*subfuns, *args]
     out = primitive.bind(*args, **bind_params)
     return list(out) if primitive.multiple_results else [out]
+
+
+def is_key(dtype: Any) -> bool:
+    """Whether a dtype is that of random keys."""
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)  # type: ignore[attr]
+
+
+def is_tracer(array: Any) -> bool:
+    return isinstance(array, jax.core.Tracer)  # type: ignore[attr]
 
 
 def widened(params: Params) -> Params:

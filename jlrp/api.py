@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import reports, targets
+from jlrp import _jax, reports, targets
 from jlrp.composites import FALLBACKS, Composite, assign, resolve
 from jlrp.errors import InputError, NoRelevanceError
 from jlrp.families import NO_RELEVANCE
@@ -45,8 +45,8 @@ class Explanation:
 class Explainer:
     """A function that explains ``fn``: ``explainer(params, x, target=None)``.
 
-    Compiled and cached by itself; inside a user's ``jit``, ``vmap`` or ``grad`` it is just
-    traced. Made by ``explain``.
+    Compiled and cached by itself; inside a user's ``jit``, ``vmap`` or ``grad`` it is
+    just traced. Made by ``explain``.
     """
 
     fn: Function
@@ -159,7 +159,7 @@ class _Request:
     def relevance(self, promises: Sequence[Promise | None], numbers: Numbers) -> Any:
         leaves = []
         for source, promise in zip(self.sources, promises, strict=True):
-            if jax.dtypes.issubdtype(source.dtype, jax.dtypes.prng_key):
+            if _jax.is_key(source.dtype):
                 leaves.append(())
             elif promise is None:
                 floating = jnp.issubdtype(source.dtype, jnp.floating)
@@ -207,8 +207,8 @@ def relevance(
         output: the multiplier of each output. A function of the output that returns one
         number per example.
       composite: name of a preset of ``jlrp.composites``, or a ``Composite``.
-      seed: ``"score"``: relevance starts at, and sums to, the explained score; ``"one"``: it
-        starts at 1.
+      seed: ``"score"``: relevance starts at, and sums to, the explained score;
+        ``"one"``: it starts at 1.
       fallback: for operations without a rule: None raises, ``"gradient"`` takes
         first-order Taylor, ``"stop"`` absorbs their relevance.
 
@@ -216,13 +216,14 @@ def relevance(
       Relevance: a pytree like ``x``, in float32 for low-precision x.
 
     Raises:
-      JlrpError: for a target, selector or input that does not fit, a primitive without a
+      JlrpError: for a target, selector or input that does not fit, a primitive without
+      a
         rule, or an output that does not depend on ``x``.
 
     Example:
       >>> import jax.numpy as jnp, jlrp
-      >>> jlrp.relevance(lambda w, x: x @ w, jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]))
-      Array([3., 8.], dtype=float32)
+      >>> jlrp.relevance(lambda w, x: x @ w, jnp.array([1.0, 2.0]), jnp.array([3.0,
+      4.0])) Array([3., 8.], dtype=float32)
 
     Source: Bach et al. 2015; DynamicLRP (arXiv 2512.07010).
     """
@@ -276,7 +277,8 @@ def inspect(
     composite: str | Composite = "auto",
     fallback: str | None = None,
 ) -> reports.Inspection:
-    """What jlrp sees in ``fn(params, x)``, and the rule of each operation; prints a table.
+    """What jlrp sees in ``fn(params, x)``, and the rule of each operation; prints a
+    table.
 
     Static: no number is computed. A missing rule is reported, not raised.
 
@@ -313,14 +315,15 @@ def audit(
 ) -> reports.Ledger:
     """Where relevance went: for each operation in, out, and what absorbed the rest.
 
-    Each cause (bias, stabilizer, taylor, constants, blocked) comes from its own formula;
-    what they leave over is ``unexplained``: rounding, or a rule that is wrong.
+    Each cause (bias, stabilizer, taylor, constants, blocked) comes from its own
+    formula; what they leave over is ``unexplained``: rounding, or a rule that is wrong.
 
     Args:
       fn, params, x, target, composite, seed, fallback: as in ``relevance``.
 
     Returns:
-      A ``Ledger`` with ``rows``, ``seed``, ``relevance``, ``unexplained`` and ``nonfinite``.
+      A ``Ledger`` with ``rows``, ``seed``, ``relevance``, ``unexplained`` and
+      ``nonfinite``.
 
     Raises:
       JlrpError: as ``relevance``.
@@ -366,7 +369,10 @@ def audit(
         if inputs and not outputs
     ]
     return reports.Ledger(
-        float(found["seed"]), float(found["relevance"]), tuple(rows), tuple(starts[::-1])
+        float(found["seed"]),
+        float(found["relevance"]),
+        tuple(rows),
+        tuple(starts[::-1]),
     )
 
 
@@ -436,8 +442,8 @@ def _refuse_integers(program: Program) -> None:
     integers = [v for v in program.sources if jnp.issubdtype(v.dtype, jnp.integer)]
     if integers:
         raise InputError(
-            f"x has a leaf of dtype {integers[0].dtype}; integer inputs (token ids) are "
-            "not explained yet. Pass them with params, and the embedding's output as x."
+            f"x has a leaf of dtype {integers[0].dtype}; integer inputs (token ids) "
+            "are not explained yet. Pass them with params, and the embedding as x."
         )
 
 
@@ -447,8 +453,8 @@ def _check_arrays(params: Any, x: Any) -> None:
             if isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
                 continue
             raise InputError(
-                f"{name}{jax.tree_util.keystr(path)} is a {type(leaf).__name__}, not an "
-                "array. Close over what is not an array, or split it from the model."
+                f"{name}{jax.tree_util.keystr(path)} is a {type(leaf).__name__}, not "
+                "an array. Close over what is not an array, or split it from the model."
             )
     if not jax.tree.leaves(x):
         raise InputError("x has no arrays: there is nothing to explain.")
@@ -475,11 +481,9 @@ def _batch_of(x: Any) -> int | None:
 
 
 def _is_traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return any(map(_jax.is_tracer, jax.tree.leaves(tree)))
 
 
 def _widened(array: Any) -> Any:
-    low = str(array.dtype) in ("bfloat16", "float16")
+    low = str(array.dtype) in _jax.LOW_PRECISION
     return array.astype(jnp.float32) if low else array
-
-

@@ -1,8 +1,8 @@
 """Composites assign rules to operations: pairs of selector and rule, first match wins.
 
-A selector is a kind (``"conv"``), a position (``"first"``, ``"last"``), a primitive (the
-object or its name), a glob over name scopes (``"encoder/*"``), ``"*"`` for all, a predicate
-of the operation, or a tuple of selectors that must all match.
+A selector is a kind (``"conv"``), a position (``"first"``, ``"last"``), a primitive
+(the object or its name), a glob over name scopes (``"encoder/*"``), ``"*"`` for all, a
+predicate of the operation, or a tuple of selectors that must all match.
 """
 
 from __future__ import annotations
@@ -85,8 +85,10 @@ class Composite:
                     "rule value; give an instance, such as jlrp.rules.ZPlus()."
                 )
         below = None if base is None else resolve(base)
-        inherited = () if below is None else tuple(
-            replace(pair, optional=True) for pair in below.pairs
+        inherited = (
+            ()
+            if below is None
+            else tuple(replace(pair, optional=True) for pair in below.pairs)
         )
         if merge_batch_norm is None:
             merge_batch_norm = True if below is None else below.merge_batch_norm
@@ -162,7 +164,7 @@ def epsilon_gamma_box(
 
 
 def epsilon_alpha2_beta1(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
-    """alpha2-beta1 on convolutions, epsilon on dense (Zennit ``EpsilonAlpha2Beta1``)."""
+    """alpha2-beta1 on convolutions, epsilon on dense (``EpsilonAlpha2Beta1``)."""
     return _preset(
         ("conv", AlphaBeta(2.0, 1.0, stabilizer=stabilizer)),
         ("dense", Epsilon(epsilon)),
@@ -299,8 +301,9 @@ def assign(
 ) -> list[Step]:
     """Give each operation its rule.
 
-    An operation without one gets the ``fallback`` (``"gradient"`` or ``"stop"``); without
-    fallback it is an error, or, if not ``strict``, a step that is marked as missing.
+    An operation without one gets the ``fallback`` (``"gradient"`` or ``"stop"``);
+    without fallback it is an error, or, if not ``strict``, a step that is marked as
+    missing.
 
     Raises:
       SelectorError: a user's selector matches nothing, or a rule does not fit.
@@ -347,8 +350,8 @@ def missing_rule(op: Operation) -> str:
     name = op.primitive.name
     if op.primitive in CONTROL_FLOW:
         cause = (
-            f"The loop or branch `{name}` lies on a path of relevance, at {op.where()}; "
-            "control flow is not explained yet. Unroll it in Python"
+            f"The loop or branch `{name}` lies on a path of relevance, at {op.where()}"
+            "; control flow is not explained yet. Unroll it in Python"
         )
     else:
         cause = (

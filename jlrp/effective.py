@@ -1,6 +1,7 @@
 """The effective kernel and bias of an affine operation.
 
-Scales behind the dot or convolution (batch norm) are moved onto the kernel, so that rules
+Scales behind the dot or convolution (batch norm) are moved onto the kernel, so that
+rules
 that look at weights see one linear map: what other libraries call a canonizer.
 """
 
@@ -37,7 +38,7 @@ class Reader(Protocol):
 
 
 class EffectiveKernel:
-    """An affine operation as ``y = apply(x, kernel) + bias``, bilinear in x and kernel."""
+    """An affine operation: ``y = apply(x, kernel) + bias``, bilinear in both."""
 
     def __init__(self, op: Operation, numbers: Reader):
         assert op.affine is not None
@@ -113,7 +114,9 @@ def _moved_back(affine: Affine, step: Step, scale: Array) -> Array:
         return scale
     if step.equation.primitive is p.transpose_p:
         permutation = step.equation.params["permutation"]
-        return jnp.transpose(scale, sorted(range(scale.ndim), key=permutation.__getitem__))
+        return jnp.transpose(
+            scale, sorted(range(scale.ndim), key=permutation.__getitem__)
+        )
     axes = feature_layouts(affine)[affine.steps.index(step)]
     assert axes is not None
     return jnp.reshape(scale, _features_only(step.source.shape, axes))

@@ -1,8 +1,8 @@
 """The traced program as a graph: values, equations, who uses what, what is active.
 
-Bodies of calls (``jit``, ``custom_jvp_call``, ...) are looked into: each call gets fresh
-values, since two calls of one jitted function share a jaxpr and its variables. The graph
-is one flat list of equations; facts and rules never meet a call.
+Bodies of calls (``jit``, ``custom_jvp_call``, ...) are looked into: each call gets
+fresh values, since two calls of one jitted function share a jaxpr and its variables.
+The graph is one flat list of equations; facts and rules never meet a call.
 """
 
 from __future__ import annotations

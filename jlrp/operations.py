@@ -249,9 +249,7 @@ class _Builder:
             kind, nature = "linear", "linear"
         constants = tuple(
             dict.fromkeys(
-                a
-                for a in equation.inputs
-                if isinstance(a, Value) and a not in operands
+                a for a in equation.inputs if isinstance(a, Value) and a not in operands
             )
         )
         outputs = tuple(v for v in equation.outputs if v in self.program.active)

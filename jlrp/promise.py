@@ -91,7 +91,7 @@ def signed(z: Array, stabilizer: float) -> Array:
 
 
 def _kept_fraction(z: Array, stabilizer: float) -> Array:
-    """``z / stabilized(z)``, which is ``|z| / (|z| + stabilizer)``; 1 for infinite z."""
+    """``z / stabilized(z)``, as ``|z| / (|z| + stabilizer)``: 1 for infinite z."""
     size = lax.min(lax.abs(z), lax.full_like(z, jnp.finfo(z.dtype).max))
     return lax.div(size, lax.add(size, lax.full_like(z, stabilizer)))
 

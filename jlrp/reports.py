@@ -21,7 +21,7 @@ class Table:
     def _title(self) -> str:
         raise NotImplementedError
 
-    def _cells(self) -> tuple[Sequence[str], list[Sequence[str]]]:
+    def _cells(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         """The header and the rows."""
         raise NotImplementedError
 
@@ -30,9 +30,13 @@ class Table:
 
     def __str__(self) -> str:
         header, rows = self._cells()
-        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+        widths = [
+            max(len(row[i]) for row in [header, *rows]) for i in range(len(header))
+        ]
         lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            "  ".join(
+                cell.ljust(w) for cell, w in zip(row, widths, strict=True)
+            ).rstrip()
             for row in [header, *rows]
         ]
         rule = "-" * max(len(line) for line in lines)
@@ -56,7 +60,7 @@ class Table:
 
 @dataclass(frozen=True)
 class EquationCoverage:
-    """How one active equation is explained: ``covered``, ``fallback``, ``uncovered``."""
+    """One active equation: ``covered``, by ``fallback`` or ``uncovered``."""
 
     primitive: str
     where: str
@@ -117,13 +121,13 @@ class Inspection(Table):
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
         return f"{len(self.operations)} operations: {counts}"
 
-    def _cells(self) -> tuple[Sequence[str], list[Sequence[str]]]:
+    def _cells(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         header = ("kind", "scope", "shape", "rule", "facts", "eqns")
         return header, [
             (
                 row.kind,
                 row.scope,
-                f"{' '.join(map(_shape, row.input_shapes))} -> {_shape(row.output_shape)}",
+                _shapes(row),
                 row.rule if row.status == "covered" else f"{row.rule} [{row.status}]",
                 " ".join(row.facts),
                 str(row.equations),
@@ -185,7 +189,9 @@ def coverage(plan: Plan) -> Coverage:
             entry = (status(step), by)
         else:
             entry = ("covered", "constant: computes a statistic or shift, no relevance")
-        found.append(EquationCoverage(equation.primitive.name, equation.where(), *entry))
+        found.append(
+            EquationCoverage(equation.primitive.name, equation.where(), *entry)
+        )
     return Coverage(tuple(found))
 
 
@@ -230,7 +236,7 @@ class Ledger(Table):
     def _title(self) -> str:
         return f"relevance: seed {self.seed:.6g}, input {self.relevance:.6g}"
 
-    def _cells(self) -> tuple[Sequence[str], list[Sequence[str]]]:
+    def _cells(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         header = ("kind", "scope", "rule", "in", "out", *CAUSES, "unexplained")
         rows = [
             (
@@ -251,7 +257,8 @@ class Ledger(Table):
             f"{cause} {total:.5g}" for cause in CAUSES if (total := self.total(cause))
         )
         lines = [
-            f"absorbed: {causes or 'nothing'}; unexplained at most {self.unexplained:.1e}"
+            f"absorbed: {causes or 'nothing'}; "
+            f"unexplained at most {self.unexplained:.1e}"
         ]
         if self.nonfinite:
             lines.append("NaN or inf began at: " + "; ".join(self.nonfinite))
@@ -260,6 +267,10 @@ class Ledger(Table):
 
 def _amount(number: float | None) -> str:
     return "" if not number else f"{number:.4g}"
+
+
+def _shapes(row: OperationRow) -> str:
+    return f"{' '.join(map(_shape, row.input_shapes))} -> {_shape(row.output_shape)}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

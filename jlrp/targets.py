@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlrp import _jax
 from jlrp.errors import TargetError
 from jlrp.promise import Promise
 
@@ -55,9 +56,7 @@ def check(scores: Any, target: Any, batch: int | None) -> None:
         _check_multiplier(scores, target)
         return
     if len(leaves) != 1:
-        raise TargetError(
-            f"The output is a pytree of {len(leaves)} arrays. " + _HOW
-        )
+        raise TargetError(f"The output is a pytree of {len(leaves)} arrays. " + _HOW)
     (score,) = leaves
     if callable(target):
         if score.ndim > 1:
@@ -73,7 +72,7 @@ def check(scores: Any, target: Any, batch: int | None) -> None:
     if score.ndim == 0:
         raise TargetError("A scalar output has no classes: leave the target out.")
     _check_index(np.shape(target), score.shape)
-    if not isinstance(target, jax.core.Tracer):
+    if not _jax.is_tracer(target):
         classes, indices = score.shape[-1], np.asarray(target)
         if indices.size and (indices.min() < 0 or indices.max() >= classes):
             bad = indices.reshape(-1)[
@@ -105,8 +104,8 @@ def _check_multiplier(scores: Any, target: Any) -> None:
     given = jax.tree.map(np.shape, target)
     if given != wanted:
         raise TargetError(
-            f"A target of floats is the multiplier of each output, so its shape must be "
-            f"the output's, {wanted}; got {given}."
+            "A target of floats is the multiplier of each output, so its shape must "
+            f"be the output's, {wanted}; got {given}."
         )
 
 

@@ -1,10 +1,10 @@
 """Affine operation: a dot or convolution with a parameter kernel, and what only scales
 and shifts its output by constants: the bias, an inference batch norm, in any spelling.
 
-The chain is walked from its last scale or shift back to the dot or convolution ("core").
-Rules that look at weights see the effective kernel: every scale on the way is moved onto
-the kernel's output-feature axes. Where that is impossible (a scale that varies over
-batch or space), the chain ends, and the scale is an operation by itself.
+The chain is walked from its last scale or shift back to the dot or convolution
+("core"). Rules that look at weights see the effective kernel: every scale on the way is
+moved onto the kernel's output-feature axes. Where that is impossible (a scale that
+varies over batch or space), the chain ends, and the scale is an operation by itself.
 """
 
 from __future__ import annotations
@@ -317,6 +317,8 @@ def varying_axes(atom: Atom | None, rank: int) -> frozenset[int]:
     equation = atom.producer
     prim = equation.primitive
     operand = equation.inputs[0] if equation.inputs else None
+    if operand is None:
+        return axes
     if prim is p.broadcast_in_dim_p:
         inner = varying_axes(operand, len(operand.shape))
         dimensions = equation.params["broadcast_dimensions"]

@@ -95,9 +95,7 @@ def _share(
         )
 
 
-def _product_below(
-    program: Program, regions: Regions, value: Value
-) -> Equation | None:
+def _product_below(program: Program, regions: Regions, value: Value) -> Equation | None:
     """The product that ends at ``value`` through moves and literal scales."""
     while value.producer is not None and program.used_once(value):
         equation = value.producer

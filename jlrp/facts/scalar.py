@@ -132,7 +132,9 @@ def _known(value: Value, memo: dict[Value, Scalar]) -> Scalar:
         if missing:
             stack.extend(missing)
             continue
-        x = [scalar_of(a) if isinstance(a, Literal) else memo[a] for a in equation.inputs]
+        x = [
+            scalar_of(a) if isinstance(a, Literal) else memo[a] for a in equation.inputs
+        ]
         memo[stack.pop()] = evaluate_scalar(equation, x)
     return memo[value]
 
@@ -143,6 +145,5 @@ def _known_to(equation: Equation) -> bool:
         prim in _UNARY
         or prim in _BINARY
         or prim in _SHAPE_ONLY
-        or prim
-        in (p.select_n_p, p.convert_element_type_p, p.integer_pow_p, p.clamp_p)
+        or prim in (p.select_n_p, p.convert_element_type_p, p.integer_pow_p, p.clamp_p)
     )

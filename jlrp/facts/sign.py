@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.facts.scalar import scalar_of
@@ -71,7 +72,8 @@ def signs(program: Program) -> dict[Value, int]:
         number = scalar_of(atom)
         if number is None:
             return None
-        return int(number > 0) - int(number < 0) if number == number else None
+        sign = np.sign(np.asarray(number, np.float64))
+        return None if np.isnan(sign) else int(sign)
 
     for equation in program.equations:
         sign = _equation_sign(equation, sign_of)

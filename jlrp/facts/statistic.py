@@ -1,4 +1,5 @@
-"""Statistic: in a product or quotient, an operand that only measures the other's source.
+"""Statistic: in a product or quotient, an operand that only measures the other's
+source.
 
 Layer, RMS, group and instance norms divide a signal by a number computed from the same
 signal by a reduction and elementwise functions. That operand gets no relevance and the

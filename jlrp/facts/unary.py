@@ -2,8 +2,8 @@
 
 The region that ends at y starts at y's furthest dominator x among the active values
 such that everything between is elementwise in x and constants, at least one equation of
-it nonlinear in x. Literal shifts and scales belong to it; on a single path it stops at a
-scale or shift by a parameter, which belongs to the affine operation.
+it nonlinear in x. Literal shifts and scales belong to it; on a single path it stops at
+a scale or shift by a parameter, which belongs to the affine operation.
 """
 
 from __future__ import annotations

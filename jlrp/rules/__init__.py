@@ -1,4 +1,5 @@
-"""Propagation rules, one file a family, and the rule that each operation has by default.
+"""Propagation rules, one file a family, and the rule that each operation has by
+default.
 
 A rule is a frozen, hashable, printable value. Composites assign rules to operations;
 ``register_rule`` gives one to a primitive of one's own.
@@ -85,8 +86,8 @@ def register_rule(primitive: Any, rule: Rule | RelevanceFunction) -> None:
     Args:
       primitive: a ``jax.extend.core.Primitive``.
       rule: a rule value, such as ``Gradient()`` or ``Pass()``, or a function
-        ``(r, x, y, **params)`` of the lists of output relevances, operands and outputs that
-        returns the relevance of each operand (None for none).
+        ``(r, x, y, **params)`` of the lists of output relevances, operands and outputs
+        that returns the relevance of each operand (None for none).
 
     Raises:
       InputError: if ``rule`` is neither.
@@ -107,7 +108,7 @@ def register_rule(primitive: Any, rule: Rule | RelevanceFunction) -> None:
 
 
 def unregister_rule(primitive: Any) -> None:
-    """Take back ``register_rule``; a primitive without a rule of its own is no error."""
+    """Take back ``register_rule``; without such a rule, nothing happens."""
     _registered.pop(primitive, None)
 
 

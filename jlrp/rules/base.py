@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
@@ -26,8 +26,8 @@ class Propagation:
     Attributes:
       promises: one per input, None for none.
       causes: computes the relevance absorbed, by cause, each from its own formula
-        (``"bias"``, ``"stabilizer"``, ``"taylor"``, ``"constants"``, ``"blocked"``); called
-        by ``jlrp.audit`` only.
+        (``"bias"``, ``"stabilizer"``, ``"taylor"``, ``"constants"``, ``"blocked"``);
+        called by ``jlrp.audit`` only.
     """
 
     promises: Sequence[Promise | None]

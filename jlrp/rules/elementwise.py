@@ -1,8 +1,8 @@
 """Elementwise functions of one active value: activations, whatever they are made of.
 
 ``Pass`` hands the multiplier on times ``f(x) / x``. That ratio is taken apart along the
-region's equations, so that the exact gates come out where they exist (ReLU's step, SiLU's
-sigmoid, GELU's Phi) and nothing is divided by a small x.
+region's equations, so that the exact gates come out where they exist (ReLU's step,
+SiLU's sigmoid, GELU's Phi) and nothing is divided by a small x.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ class _Ratios:
         return combine(left, right)
 
     def chosen(self, equation: Equation, which: Atom, *cases: Atom) -> Array | None:
-        ratios = [self.of(case) for case in cases]
-        if any(ratio is None for ratio in ratios):
+        ratios = [r for case in cases if (r := self.of(case)) is not None]
+        if len(ratios) < len(cases):
             return None
         return lax.select_n(read(self.env, which), *ratios)
 

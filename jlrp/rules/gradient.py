@@ -17,8 +17,9 @@ from jlrp.rules.base import Array, Causes, Context, Propagation, Rule
 class Gradient(Rule):
     """First-order Taylor: ``R_i = x_i sum_j df_j/dx_i R_j / y_j``, multipliers by vjp.
 
-    The remainder ``f(x) - f'(x) x`` is absorbed, like a bias. On every operation it makes
-    gradient x input. Sources: AttnLRP (arXiv 2402.05602), section 3.3; Shrikumar 2016.
+    The remainder ``f(x) - f'(x) x`` is absorbed, like a bias. On every operation it
+    makes gradient x input. Sources: AttnLRP (arXiv 2402.05602), section 3.3; Shrikumar
+    2016.
     """
 
     def needs(self, op: Operation) -> tuple[Value, ...]:

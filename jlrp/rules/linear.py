@@ -1,8 +1,8 @@
 """Rules for linear maps: dense and convolution with their effective kernel and bias.
 
 Zero and Epsilon fit every linear operation (sums, means, pooling, scales); the others
-look at the kernel. Notation: ``z = W x + b`` and ``q+ = max(q, 0)``, ``q- = min(q, 0)``.
-Every division is stabilised, ``z + s sign(z)`` with ``sign(0) = +1``.
+look at the kernel. Notation: ``z = W x + b`` and ``q+ = max(q, 0)``, ``q- = min(q,
+0)``. Every division is stabilised, ``z + s sign(z)`` with ``sign(0) = +1``.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ class Epsilon(_LinearRule):
 
     Args:
       epsilon: stabiliser of the denominator; 0 divides nowhere (LRP-0).
-      bias: ``"absorb"``: the bias takes its share of ``z``; ``"ignore"``: it is taken as
-        zero; ``"split"``: relevance is first shared between ``W x`` and ``b`` by absolute
-        value, then by the rule without bias (DynamicLRP).
+      bias: ``"absorb"``: the bias takes its share of ``z``; ``"ignore"``: it is taken
+        as zero; ``"split"``: relevance is first shared between ``W x`` and ``b`` by
+        absolute value, then by the rule without bias (DynamicLRP).
 
     Example:
       >>> import jlrp
@@ -170,7 +170,9 @@ class _KernelRule(Rule):
         bias = kernel_map.bias
         relevance = promise.resolve(z)
         nonnegative = "nonnegative" in op.facts
-        split = _Split(kernel_map, ctx.read(op.inputs[0]), nonnegative, self._stabilizer)
+        split = _Split(
+            kernel_map, ctx.read(op.inputs[0]), nonnegative, self._stabilizer
+        )
         option = getattr(self, "bias", "absorb")
         if option == "split" and bias is not None:
             z = z - bias
@@ -253,9 +255,9 @@ def negative(x: Array) -> Array:
 class Gamma(_KernelRule):
     """Generalised LRP-gamma: positive contributions count ``1 + gamma`` times.
 
-    For ``z > 0``: numerators ``x+ (w + g w+) + x- (w + g w-)``, denominator their sum plus
-    ``b + g b+``; for ``z < 0`` the signs are exchanged, with ``b + g b-``; ``z = 0`` hands
-    on nothing. Source: Andeol et al. 2021; Zennit ``Gamma``.
+    For ``z > 0``: numerators ``x+ (w + g w+) + x- (w + g w-)``, denominator their sum
+    plus ``b + g b+``; for ``z < 0`` the signs are exchanged, with ``b + g b-``; ``z =
+    0`` hands on nothing. Source: Andeol et al. 2021; Zennit ``Gamma``.
 
     Args:
       gamma: additional weight of the contributions that have the sign of z.
@@ -322,8 +324,8 @@ class GammaMontavon(_KernelRule):
 class AlphaBeta(_KernelRule):
     """LRP-alpha-beta: ``(alpha (x w)+ / (sum (x w)+ + b+) - beta (x w)- / (...)) R``.
 
-    With ``(x w)+ = x+ w+ + x- w-`` and ``(x w)- = x+ w- + x- w+``: products are split, not
-    weights. Source: Bach et al. 2015, eq. 60.
+    With ``(x w)+ = x+ w+ + x- w-`` and ``(x w)- = x+ w- + x- w+``: products are split,
+    not weights. Source: Bach et al. 2015, eq. 60.
 
     Args:
       alpha: weight of positive contributions.
@@ -386,8 +388,8 @@ class ZPlus(_KernelRule):
 class _Bound:
     """A bound of ZBox that may be an array: hashable and printable."""
 
-    def __init__(self, bound: float | np.ndarray):
-        self.array = np.asarray(bound)
+    def __init__(self, bound: Bound):
+        self.array = bound.array if isinstance(bound, _Bound) else np.asarray(bound)
         self._key = (self.array.shape, str(self.array.dtype), self.array.tobytes())
 
     def __eq__(self, other: object) -> bool:
@@ -401,8 +403,14 @@ class _Bound:
             return repr(self.array.item())
         return f"array{self.array.shape}"
 
+    def like(self, x: Array) -> Array:
+        return jnp.broadcast_to(jnp.asarray(self.array, x.dtype), x.shape)
 
-@dataclass(frozen=True)
+
+Bound = float | np.ndarray | Array | _Bound
+
+
+@dataclass(frozen=True, init=False)
 class ZBox(_KernelRule):
     """LRP-z^B for bounded inputs: ``(x w - l w+ - h w-) / (sum ...) R``.
 
@@ -414,18 +422,18 @@ class ZBox(_KernelRule):
       stabilizer: added to denominators with their sign.
     """
 
-    low: float | np.ndarray
-    high: float | np.ndarray
+    low: _Bound
+    high: _Bound
     stabilizer: float = 1e-6
 
-    def __post_init__(self) -> None:
-        _check_options(self.stabilizer)
-        if np.any(np.asarray(self.low) > np.asarray(self.high)):
-            raise ValueError(f"ZBox needs low <= high; got {self.low} and {self.high}.")
-        for name in ("low", "high"):
-            bound = getattr(self, name)
-            if not isinstance(bound, _Bound):
-                object.__setattr__(self, name, _Bound(bound))
+    def __init__(self, low: Bound, high: Bound, stabilizer: float = 1e-6):
+        _check_options(stabilizer)
+        low, high = _Bound(low), _Bound(high)
+        if np.any(low.array > high.array):
+            raise ValueError(f"ZBox needs low <= high; got {low} and {high}.")
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+        object.__setattr__(self, "stabilizer", stabilizer)
 
     def check(self, op: Operation) -> None:
         super().check(op)
@@ -443,8 +451,7 @@ class ZBox(_KernelRule):
         self, split: _Split, relevance: Array, z: Array, bias: Array | None
     ) -> Promise:
         x, w, linear = split.x, split.kernel, split.map
-        low = jnp.broadcast_to(jnp.asarray(self.low.array, x.dtype), x.shape)
-        high = jnp.broadcast_to(jnp.asarray(self.high.array, x.dtype), x.shape)
+        low, high = self.low.like(x), self.high.like(x)
         w_positive, w_negative = positive(w), negative(w)
         z = linear.apply(x, w)
         z = z - linear.apply(low, w_positive) - linear.apply(high, w_negative)
@@ -548,4 +555,3 @@ def summed(causes: Sequence[Causes]) -> Causes:
             amount = jnp.sum(amount)
             totals[name] = totals[name] + amount if name in totals else amount
     return totals
-

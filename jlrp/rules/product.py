@@ -1,7 +1,8 @@
 """Rules for products and quotients of several active values.
 
-A product is homogeneous of degree 1 in each operand, so Euler shares its relevance among
-them; how much each gets is what the rules differ in. A quotient is a product with 1/b.
+A product is homogeneous of degree 1 in each operand, so Euler shares its relevance
+among them; how much each gets is what the rules differ in. A quotient is a product with
+1/b.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, safe_divide, signed, stabilized
+from jlrp.promise import Promise, safe_divide, signed
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.linear import summed
 
@@ -140,7 +141,9 @@ class Absolute(Rule):
             promises = [Promise(value=jnp.abs(x[0]) * share)]
         else:
             parts = [
-                ctx.linear(op, [v if i == k else jnp.zeros_like(v) for k, v in enumerate(x)])
+                ctx.linear(
+                    op, [v if i == k else jnp.zeros_like(v) for k, v in enumerate(x)]
+                )
                 for i in range(len(x))
             ]
             sizes = [jnp.abs(part) for (part,) in parts]
@@ -150,7 +153,9 @@ class Absolute(Rule):
             for i, (part,) in enumerate(parts):
                 share = ctx.transpose(op, [jnp.sign(part) * s])[i]
                 promises.append(Promise(value=x[i] * share))
-        return Propagation(promises, lambda: _lost(s, self.stabilizer, total, relevance))
+        return Propagation(
+            promises, lambda: _lost(s, self.stabilizer, total, relevance)
+        )
 
     def _of_product(self, op: Operation, relevance: Array, ctx: Context) -> Propagation:
         a, b = (ctx.read(v) for v in op.inputs)
@@ -163,7 +168,9 @@ class Absolute(Rule):
             Promise(value=_summed_to(size_a * s, a.shape)),
             Promise(value=_summed_to(size_b * s, b.shape)),
         ]
-        return Propagation(promises, lambda: _lost(s, self.stabilizer, total, relevance))
+        return Propagation(
+            promises, lambda: _lost(s, self.stabilizer, total, relevance)
+        )
 
 
 def _lost(s: Array, stabilizer: float, total: Array, relevance: Array) -> Causes:
