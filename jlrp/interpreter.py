@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jlrp import _jax
 from jlrp.effective import EffectiveKernel, linear_part
@@ -105,7 +106,7 @@ class Numbers:
             return out
         # The core gives zero at zero, but XLA would run a convolution of zeros.
         (end,), (out,) = op.affine.core.outputs, op.outputs
-        zero = {end: jnp.zeros_like(self.shape_of(end))}
+        zero = {end: lax.full(end.shape, 0, self.shape_of(end).dtype)}
         return self.run(op.equations[1:], op.constants, zero)[out]
 
     def shape_of(self, value: Value) -> jax.ShapeDtypeStruct:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Array = jax.Array
@@ -43,9 +44,10 @@ class Promise:
             return zeros_like(v) if self.value is None else self.value
         # Only non-finite v are replaced: a zero wherever the multiplier is 0 would
         # also cut the gradient of relevance with respect to the multiplier.
-        harmless = lax.is_finite(v) | lax.ne(self.multiplier, zeros_like(v))
-        product = lax.select(harmless, v, zeros_like(v)) * self.multiplier
-        return product if self.value is None else self.value + product
+        harmless = lax.bitwise_or(lax.is_finite(v), lax.ne(self.multiplier, zero(v)))
+        finite = lax.select(harmless, v, zeros_like(v))
+        product = lax.mul(finite, self.multiplier)
+        return product if self.value is None else lax.add(self.value, product)
 
     def over(self, z: Array, stabilizer: float) -> Array:
         """Relevance per unit of ``z``: ``R / (z + stabilizer sign(z))``.
@@ -79,28 +81,36 @@ class Promise:
 
 def stabilized(z: Array, stabilizer: float) -> Array:
     """``z + stabilizer * sign(z)`` with ``sign(0) = +1`` (Bach et al. 2015, eq. 58)."""
-    return lax.add(z, signed(z, stabilizer))
+    s = number(z, stabilizer)
+    return lax.select(lax.ge(z, zero(z)), lax.add(z, s), lax.sub(z, s))
 
 
 def signed(z: Array, stabilizer: float) -> Array:
     """``stabilizer * sign(z)`` with ``sign(0) = +1``."""
-    positive = lax.ge(z, zeros_like(z))
-    return lax.select(
-        positive, lax.full_like(z, stabilizer), lax.full_like(z, -stabilizer)
-    )
+    s = lax.full_like(z, stabilizer)
+    return lax.select(lax.ge(z, zero(z)), s, lax.neg(s))
 
 
 def _kept_fraction(z: Array, stabilizer: float) -> Array:
     """``z / stabilized(z)``, as ``|z| / (|z| + stabilizer)``: 1 for infinite z."""
-    size = lax.min(lax.abs(z), lax.full_like(z, jnp.finfo(z.dtype).max))
-    return lax.div(size, lax.add(size, lax.full_like(z, stabilizer)))
+    size = lax.min(lax.abs(z), number(z, jnp.finfo(z.dtype).max))
+    return lax.div(size, lax.add(size, number(z, stabilizer)))
 
 
 def safe_divide(a: Array, b: Array) -> Array:
     """``a / b``, 0 where b is 0; a double ``select`` keeps its gradient finite."""
-    zero = lax.eq(b, zeros_like(b))
-    quotient = lax.div(a, lax.select(zero, lax.full_like(b, 1), b))
-    return lax.select(zero, zeros_like(quotient), quotient)
+    vanishes = lax.eq(b, zero(b))
+    quotient = lax.div(a, lax.select(vanishes, lax.full_like(b, 1), b))
+    return lax.select(vanishes, zeros_like(quotient), quotient)
+
+
+def number(x: Array, number: float) -> np.ndarray:
+    """A scalar operand of the dtype of x: ``lax`` takes it beside x as it is."""
+    return np.asarray(number, x.dtype)
+
+
+def zero(x: Array) -> np.ndarray:
+    return number(x, 0)
 
 
 def zeros_like(x: Array) -> Array:

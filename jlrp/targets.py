@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jlrp import _jax
 from jlrp.errors import TargetError
@@ -134,10 +135,16 @@ def _one_hot(score: Array, target: Any, batch: int | None) -> Array:
     per_example = score.ndim == 1 and batch == score.shape[0]
     if callable(target) or score.ndim == 0 or (target is None and per_example):
         return jnp.ones_like(score)
-    index = jnp.argmax(score, -1) if target is None else jnp.asarray(target)
-    index = jnp.broadcast_to(index, score.shape[:-1])
-    classes = score.shape[-1]
-    one_hot = jax.nn.one_hot(index, classes, dtype=score.dtype)
+    if target is None:
+        return _marked(score, lax.argmax(score, score.ndim - 1, np.int32))
+    index = jnp.broadcast_to(jnp.asarray(target), score.shape[:-1])
     # A traced index cannot be refused; NaN shows it where zeros would hide it.
-    inside = (index >= 0) & (index < classes)
-    return jnp.where(inside[..., None], one_hot, jnp.nan)
+    inside = (index >= 0) & (index < score.shape[-1])
+    return jnp.where(inside[..., None], _marked(score, index), jnp.nan)
+
+
+def _marked(score: Array, index: Array) -> Array:
+    """1 at an index of the last axis, 0 elsewhere."""
+    classes = lax.broadcasted_iota(index.dtype, score.shape, score.ndim - 1)
+    index = lax.broadcast_in_dim(index, score.shape, tuple(range(index.ndim)))
+    return lax.convert_element_type(lax.eq(classes, index), score.dtype)

@@ -21,7 +21,7 @@ from jlrp.facts.scalar import at_zero
 from jlrp.facts.unary import Region
 from jlrp.graph import Atom, Equation, Literal, Value, read
 from jlrp.operations import Operation
-from jlrp.promise import Promise, safe_divide, zeros_like
+from jlrp.promise import Promise, safe_divide, zero, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 
 
@@ -108,7 +108,7 @@ def _quotient(function: Callable[[Array], Array], x: Array, y: Array) -> Array:
     zeros = zeros_like(x)
     slope = jax.jvp(function, (zeros,), (lax.full_like(x, 1),))[1]
     slope = lax.select(lax.is_finite(slope), slope, zeros)
-    at_zero = lax.eq(x, zeros)
+    at_zero = lax.eq(x, zero(x))
     quotient = lax.div(y, lax.select(at_zero, lax.full_like(x, 1), x))
     return lax.select(at_zero, slope, quotient)
 
@@ -149,8 +149,8 @@ class _Ratios:
 
     def value(self, atom: Atom) -> Array:
         number = read(self.env, atom)
-        if np.shape(number) == self.x.shape:
-            return number
+        if np.shape(number) in ((), self.x.shape):
+            return number  # lax takes scalars as they are
         return jnp.broadcast_to(jnp.asarray(number, self.x.dtype), self.x.shape)
 
     def _made_by(self, equation: Equation | None) -> Array | None:

@@ -16,7 +16,7 @@ from jax import lax
 
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, safe_divide, signed, zeros_like
+from jlrp.promise import Promise, safe_divide, signed, zero
 from jlrp.rules.base import (
     Array,
     Causes,
@@ -240,15 +240,15 @@ class _Split:
         z = lax.add(z, self.map.apply(negative(self.x), lower))
         s = self.per_unit(relevance, z, bias)
         above, below = self.map.transpose(upper, s), self.map.transpose(lower, s)
-        return lax.select(lax.gt(self.x, zeros_like(self.x)), above, below)
+        return lax.select(lax.gt(self.x, zero(self.x)), above, below)
 
 
 def positive(x: Array) -> Array:
-    return lax.max(x, zeros_like(x))
+    return lax.max(x, zero(x))
 
 
 def negative(x: Array) -> Array:
-    return lax.min(x, zeros_like(x))
+    return lax.min(x, zero(x))
 
 
 @dataclass(frozen=True)
