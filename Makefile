@@ -1,0 +1,68 @@
+# make demo         the main job: train on digits, explain, write digits_relevance.png
+# make test         the tests, ruff and pyright included
+# make test-312     the same on Python 3.12, which means a newer JAX
+# make bench        the cost of relevance beside the cost of a gradient
+# make lint         ruff and pyright alone
+# make format       let ruff format and sort imports
+# make clean        remove the virtual environments
+#
+# Every target makes the virtual environment it needs and installs what it needs.
+# Another Python: make test PYTHON=python3.13 VENV=.venv313
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTHON312 ?= python3.12
+PYTEST_ARGS ?= -n 2
+DEMO_ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet install
+
+.PHONY: demo test test-312 bench lint format clean
+
+demo: $(VENV)/.demo
+	$(PY) examples/digits.py $(DEMO_ARGS)
+
+test: $(VENV)/.test
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-312:
+	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv312
+
+bench: $(VENV)/.demo
+	$(PY) benchmarks/cost.py
+
+lint: $(VENV)/.test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright --pythonpath $(PY)
+
+format: $(VENV)/.test
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf .venv .venv312
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'jlrp needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=...' >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.made
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+# The peers of the parity tests are installed on Python 3.11 only; elsewhere those
+# tests skip. torch is pinned and comes in the same breath as captum, which alone
+# would bring another build of it.
+$(VENV)/.test: pyproject.toml $(VENV)/.made
+	if $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
+	  $(PIP) -e '.[test,peers]' && \
+	  $(PIP) --no-deps --ignore-requires-python zennit==1.0.0; \
+	else \
+	  $(PIP) -e '.[test]'; \
+	fi
+	@touch $(VENV)/.demo $@

@@ -1,0 +1,26 @@
+"""Strict settings for all tests."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+# Programs that tests start find the package, installed or not.
+_PATH = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATH))
+
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _relaxed(request):
+    """`@pytest.mark.relaxed`: for models that promote dtypes or ranks implicitly."""
+    if request.node.get_closest_marker("relaxed") is None:
+        yield
+    else:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            yield

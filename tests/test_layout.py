@@ -1,0 +1,105 @@
+"""The package imports only downwards, and knows JAX's internals in one file."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "jlrp"
+
+# Low to high: a row may import the rows above it in this list. Names in one row are
+# peers, which do not import each other; the files of a folder may, without a cycle.
+LAYERS = [
+    ["errors"],
+    ["_jax"],
+    ["promise"],
+    ["graph"],
+    ["families"],
+    ["facts"],
+    ["operations"],
+    ["rules"],
+    ["planning"],
+    ["composites"],
+    ["effective"],
+    ["interpreter"],
+    ["targets"],
+    ["reports"],
+    ["api"],
+    ["__init__"],
+]
+LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
+
+DEPENDENCIES = {"jax", "numpy"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = [path.relative_to(PACKAGE).with_suffix("").as_posix() for path in FILES]
+
+
+def imports(module):
+    """The absolute names of all that a file imports, wherever in it."""
+    folder = ["jlrp", *module.split("/")[:-1]]
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = folder[: len(folder) + 1 - node.level] if node.level else []
+            origin = ".".join([*base, *filter(None, [node.module])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def imported_modules(module):
+    """The files of the package that a file imports, such as "rules/linear"."""
+    for name in imports(module):
+        top, *rest = name.split(".")
+        if top != "jlrp":
+            continue
+        # `from jlrp.a import b` names the file a/b, or b in a.py or in a/__init__.py.
+        candidates = ["/".join(rest[:n]) for n in range(len(rest), 0, -1)]
+        files = [c + end for c in candidates for end in ("", "/__init__")]
+        yield next((c for c in files if c in MODULES), "__init__")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_only_downwards(module):
+    part = module.split("/")[0]
+    assert part in LEVEL, f"jlrp/{module}.py is missing from LAYERS"
+    upwards = [
+        other
+        for other in imported_modules(module)
+        if other.split("/")[0] != part and LEVEL[other.split("/")[0]] >= LEVEL[part]
+    ]
+    assert not upwards, f"jlrp/{module}.py imports upwards: {upwards}"
+
+
+def test_no_import_cycles():
+    # A folder's __init__ gathers its files, which may import what it defines first.
+    edges = {
+        module: [m for m in imported_modules(module) if not m.endswith("__init__")]
+        for module in MODULES
+        if not module.endswith("__init__")
+    }
+    done = set()
+
+    def visit(module, path):
+        assert module not in path, f"import cycle: {[*path, module]}"
+        if module not in done:
+            for other in edges[module]:
+                visit(other, [*path, module])
+            done.add(module)
+
+    for module in edges:
+        visit(module, [])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_depends_on_jax_and_numpy_alone(module):
+    tops = {name.split(".")[0] for name in imports(module)}
+    foreign = tops - DEPENDENCIES - {"jlrp"} - sys.stdlib_module_names
+    assert not foreign, f"jlrp/{module}.py imports {foreign}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=MODULES)
+def test_jax_internals_stay_in_one_file(path):
+    if path.name != "_jax.py":
+        assert "jax._src" not in path.read_text()

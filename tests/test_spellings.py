@@ -1,0 +1,405 @@
+"""One network, however it is written, has one explanation, under every composite."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from peers import compare, flax_networks, jax_networks
+from peers import networks as nets
+
+import jlrp
+
+TOLERANCE = 1e-10
+COMPOSITES = {
+    "epsilon": jlrp.composites.epsilon(),
+    "epsilon_0": jlrp.composites.epsilon(epsilon=0.0),
+    "epsilon_plus": jlrp.composites.epsilon_plus(),
+    "epsilon_plus_flat": jlrp.composites.epsilon_plus_flat(),
+    "epsilon_gamma_box": jlrp.composites.epsilon_gamma_box(low=-3.0, high=3.5),
+    "epsilon_alpha2_beta1": jlrp.composites.epsilon_alpha2_beta1(),
+    "epsilon_alpha2_beta1_flat": jlrp.composites.epsilon_alpha2_beta1_flat(),
+    "excitation_backprop": jlrp.composites.excitation_backprop(),
+    "gradient_input": jlrp.composites.gradient_input(),
+    "dynamic_lrp": jlrp.composites.dynamic_lrp(),
+    "dynamic_lrp_gamma": jlrp.composites.dynamic_lrp(gamma_conv=2.0, gamma_dense=0.5),
+}
+all_composites = pytest.mark.parametrize("composite", COMPOSITES)
+# DynamicLRP gives a share to the bias of a layer and none to the shift of a batch norm.
+# A layer that is scaled and shifted may be either, so its spellings do not count there.
+mergeable = [name for name in COMPOSITES if not name.startswith("dynamic")]
+# Where only one fact is in question: one composite for each thing that can be done.
+FEW = ("epsilon_plus", "excitation_backprop", "dynamic_lrp_gamma")
+few_composites = pytest.mark.parametrize("composite", FEW)
+SEED = 11
+
+
+def pairs(networks, others=()):
+    """All composites on the networks, a few on the others."""
+    both = [*itertools.product(networks, COMPOSITES), *itertools.product(others, FEW)]
+    ids = [f"{network}-{composite}" for network, composite in both]
+    return pytest.mark.parametrize(("network", "composite"), both, ids=ids)
+
+
+@functools.cache
+def sample(network):
+    return nets.weights(network, SEED), nets.inputs(network, SEED)
+
+
+@functools.cache
+def explained(network, composite, **spelling):
+    return compare.explain(network, *sample(network), COMPOSITES[composite], **spelling)
+
+
+def assert_same(ours, network, composite):
+    compare.assert_equal(ours, explained(network, composite), TOLERANCE)
+
+
+@pairs([nets.CNN, nets.RESNET], [nets.CONV_KINDS, nets.DENSENET])
+def test_channels_first(network, composite):
+    assert_same(explained(network, composite, layout="NCHW"), network, composite)
+
+
+@pytest.mark.parametrize("batch_norm", ["torch", "keras"])
+@pairs([nets.RESNET], [nets.CONV_KINDS, nets.DENSENET])
+def test_batch_norm(network, batch_norm, composite):
+    ours = explained(network, composite, batch_norm=batch_norm)
+    assert_same(ours, network, composite)
+
+
+def explain_flax(function, variables, network, composite):
+    x = jax_networks.to_layout(sample(network)[1], "NHWC")
+    result = jlrp.relevance(
+        function, variables, jnp.asarray(x), composite=COMPOSITES[composite]
+    )
+    return jax_networks.from_layout(result, "NHWC")
+
+
+@pytest.mark.relaxed  # Flax's average pooling divides by an integer
+@pairs([nets.CNN, nets.RESNET], [nets.CONV_KINDS, nets.MLP_TANH])
+def test_linen(network, composite):
+    variables = flax_networks.linen_variables(network, sample(network)[0])
+    function = flax_networks.linen_function(network)
+    assert_same(
+        explain_flax(function, variables, network, composite), network, composite
+    )
+
+
+@pytest.mark.relaxed
+@pairs([nets.CNN, nets.RESNET], [nets.CONV_KINDS, nets.MLP_TANH])
+def test_nnx(network, composite):
+    state = flax_networks.nnx_state(network, sample(network)[0])
+    function = flax_networks.nnx_function(network)
+    assert_same(explain_flax(function, state, network, composite), network, composite)
+
+
+@pairs([nets.CNN, nets.RESNET, nets.MLP_TANH])
+def test_without_jit(network, composite):
+    with jax.disable_jit():
+        ours = compare.explain(network, *sample(network), COMPOSITES[composite])
+    assert_same(ours, network, composite)
+
+
+@pairs([nets.MLP_TANH], [nets.RESNET])
+def test_inside_jit(network, composite):
+    values, x = sample(network)
+    explain = jax.jit(
+        functools.partial(
+            jlrp.relevance,
+            jax_networks.function(network),
+            composite=COMPOSITES[composite],
+        )
+    )
+    x = jnp.asarray(jax_networks.to_layout(x, "NHWC"))
+    ours = explain(jax_networks.params(network, values), x)
+    assert_same(jax_networks.from_layout(ours, "NHWC"), network, composite)
+
+
+# Dense layers in other words: each gives x @ kernel + bias.
+
+
+def bias_before_product(kernel, bias, x):
+    return jnp.broadcast_to(bias, (x.shape[0], bias.size)) + x @ kernel
+
+
+def bias_subtracted(kernel, bias, x):
+    return x @ kernel - (-bias)[None, :]
+
+
+def bias_in_two_parts(kernel, bias, x):
+    return x @ kernel + bias[None, :] * 0.25 + bias[None, :] * 0.75
+
+
+def bias_after_reshape(kernel, bias, x):
+    y = (x @ kernel).reshape(x.shape[0], -1, 2)
+    return (y + bias.reshape(1, -1, 2)).reshape(x.shape[0], -1)
+
+
+def bias_before_transpose(kernel, bias, x):
+    return jnp.transpose(kernel.T @ x.T + bias[:, None])
+
+
+def bias_after_broadcast(kernel, bias, x):
+    y = jnp.broadcast_to((x @ kernel)[None], (1, x.shape[0], bias.size))
+    return (y + bias[None, None, :])[0]
+
+
+def scaled_after_product(kernel, bias, x):
+    return (x @ (kernel * 0.5)) * 2.0 + bias[None, :]
+
+
+def scaled_after_bias(kernel, bias, x):
+    return (x @ kernel + bias[None, :] - 0.5) / 4.0 * 4.0 + 0.5
+
+
+def einsum(kernel, bias, x):
+    return jnp.einsum("bi,io->bo", x, kernel) + bias[None, :]
+
+
+def einsum_of_heads(kernel, bias, x):
+    kernel = kernel.reshape(kernel.shape[0], -1, 2)
+    y = jnp.einsum("bi,iho->hbo", x, kernel) + bias.reshape(-1, 1, 2)
+    return y.transpose(1, 0, 2).reshape(x.shape[0], -1)
+
+
+def einsum_of_split_input(kernel, bias, x):
+    kernel = kernel.reshape(-1, 2, kernel.shape[1])
+    x = x.reshape(x.shape[0], -1, 2)
+    return jnp.einsum("sio,bsi->bo", kernel, x) + bias[None, :]
+
+
+def kernel_on_the_left(kernel, bias, x):
+    y = lax.dot_general(kernel, x, (((0,), (1,)), ((), ())))
+    return y.T + bias[None, :]
+
+
+def odd_dimension_numbers(kernel, bias, x):
+    """x as (2, batch, rest), the kernel as (rest, out, 2)."""
+    x = x.reshape(x.shape[0], -1, 2).transpose(2, 0, 1)
+    kernel = kernel.reshape(-1, 2, kernel.shape[1]).transpose(0, 2, 1)
+    y = lax.dot_general(x, kernel, (((2, 0), (0, 2)), ((), ())))
+    return y + bias[None, :]
+
+
+def one_example_at_a_time(kernel, bias, x):
+    return jax.vmap(lambda one: kernel.T @ one + bias)(x)
+
+
+def jitted(kernel, bias, x):
+    return _jitted_dense(kernel, bias, x)
+
+
+@jax.jit
+def _jitted_dense(kernel, bias, x):
+    return x @ kernel + bias[None, :]
+
+
+DENSE_SPELLINGS = (
+    bias_before_product,
+    bias_subtracted,
+    bias_in_two_parts,
+    bias_after_reshape,
+    bias_before_transpose,
+    bias_after_broadcast,
+    einsum,
+    einsum_of_heads,
+    einsum_of_split_input,
+    kernel_on_the_left,
+    odd_dimension_numbers,
+    one_example_at_a_time,
+    jitted,
+)
+SCALED_DENSE_SPELLINGS = (scaled_after_product, scaled_after_bias)
+
+
+def some_at_a_time(spellings, size):
+    starts = range(0, len(spellings), size)
+    chosen = [spellings[start : start + size] for start in starts]
+    ids = ["-".join(spelling.__name__ for spelling in few) for few in chosen]
+    return pytest.mark.parametrize("spellings", chosen, ids=ids)
+
+
+EVEN_MLP = nets.Network(
+    "even_mlp",
+    (10,),
+    (
+        nets.Dense("dense1", 10, 14),
+        nets.RELU,
+        nets.Dense("dense2", 14, 12),
+        nets.TANH,
+        nets.Dense("dense3", 12, 6),
+    ),
+)
+
+
+def even_mlp(*dense):
+    """The network with its dense layers spelled by each of `dense` in turn."""
+
+    def fn(params, x):
+        spellings = itertools.cycle(dense)
+        for layer in EVEN_MLP.layers:
+            if isinstance(layer, nets.Dense):
+                values = params[layer.name]
+                x = next(spellings)(values["kernel"], values["bias"], x)
+            else:
+                x = jax_networks.ACTIVATIONS[layer.function](x)
+        return x
+
+    return fn
+
+
+@all_composites
+@some_at_a_time(DENSE_SPELLINGS, 3)
+def test_dense(spellings, composite):
+    ours = explain_plain(even_mlp(*spellings), EVEN_MLP, composite)
+    assert_same(ours, EVEN_MLP, composite)
+
+
+@pytest.mark.parametrize("composite", mergeable)
+def test_scaled_dense(composite):
+    ours = explain_plain(even_mlp(*SCALED_DENSE_SPELLINGS), EVEN_MLP, composite)
+    assert_same(ours, EVEN_MLP, composite)
+
+
+def explain_plain(fn, network, composite):
+    values, x = sample(network)
+    params = jax_networks.params(network, values)
+    x = jnp.asarray(jax_networks.to_layout(x, "NHWC"))
+    result = jlrp.relevance(fn, params, x, composite=COMPOSITES[composite])
+    return jax_networks.from_layout(result, "NHWC")
+
+
+# Convolutions in other words: each is NHWC with a bias.
+
+
+def same_padding(kernel, bias, x):
+    y = lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return y + bias.reshape(1, 1, 1, -1)
+
+
+def odd_convolution_layout(kernel, bias, x):
+    y = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        kernel.transpose(2, 0, 1, 3),
+        (1, 1),
+        [(1, 1), (1, 1)],
+        dimension_numbers=("CHWN", "IHWO", "HNWC"),
+    )
+    return (y + bias.reshape(1, 1, 1, -1)).transpose(1, 0, 2, 3)
+
+
+def spatial_dimensions_merged(kernel, bias, x):
+    y = _convolution(kernel, x)
+    return (y.reshape(len(y), -1, bias.size) + bias[None, None, :]).reshape(y.shape)
+
+
+def bias_broadcast_first(kernel, bias, x):
+    y = _convolution(kernel, x)
+    return jnp.broadcast_to(bias, y.shape) + y
+
+
+def bias_on_channels_first(kernel, bias, x):
+    y = _convolution(kernel, x).transpose(0, 3, 1, 2)
+    return (y + bias.reshape(1, -1, 1, 1)).transpose(0, 2, 3, 1)
+
+
+def scale_around_bias(kernel, bias, x):
+    """A scale that is a parameter: one by a literal belongs to the activation."""
+    scale = jnp.abs(bias) + 0.5
+    y = _convolution(kernel * scale[None, None, None, :], x)
+    return (y + (bias * scale).reshape(1, 1, 1, -1)) / scale.reshape(1, 1, 1, -1)
+
+
+def _convolution(kernel, x):
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+CONV_SPELLINGS = (
+    same_padding,
+    odd_convolution_layout,
+    spatial_dimensions_merged,
+    bias_broadcast_first,
+    bias_on_channels_first,
+)
+SMALL_CNN = nets.Network(
+    "small_cnn",
+    (3, 6, 6),
+    (
+        nets.Conv("conv1", 3, 5, padding=1),
+        nets.RELU,
+        nets.Conv("conv2", 5, 4, padding=1),
+        nets.RELU,
+        nets.GlobalAveragePool(),
+        nets.Dense("head", 4, 5),
+    ),
+)
+
+
+def convolve(kernel, bias, x):
+    return _convolution(kernel, x) + bias.reshape(1, 1, 1, -1)
+
+
+def average(x):
+    return jnp.mean(x, axis=(1, 2))
+
+
+def small_cnn(*convs, relu=jax.nn.relu, mean=average):
+    """The network with its convolutions spelled by each of `convs` in turn."""
+
+    def fn(params, x):
+        spellings = itertools.cycle(convs or [convolve])
+        for name in ("conv1", "conv2"):
+            values = params[name]
+            x = relu(next(spellings)(values["kernel"], values["bias"], x))
+        return mean(x) @ params["head"]["kernel"] + params["head"]["bias"][None, :]
+
+    return fn
+
+
+@all_composites
+@some_at_a_time(CONV_SPELLINGS, 2)
+def test_convolution(spellings, composite):
+    ours = explain_plain(small_cnn(*spellings), SMALL_CNN, composite)
+    assert_same(ours, SMALL_CNN, composite)
+
+
+@pytest.mark.parametrize("composite", mergeable)
+def test_scaled_convolution(composite):
+    ours = explain_plain(small_cnn(scale_around_bias), SMALL_CNN, composite)
+    assert_same(ours, SMALL_CNN, composite)
+
+
+# Activations and means in other words.
+
+
+RELUS = {
+    "maximum": lambda x: jnp.maximum(x, 0.0),
+    "where": lambda x: jnp.where(x > 0, x, 0.0),
+    "clip": lambda x: jnp.clip(x, 0.0),
+    "times_step": lambda x: x * (x > 0).astype(x.dtype),
+    "half_sum": lambda x: (x + jnp.abs(x)) * 0.5,
+}
+MEANS = {
+    "sum": lambda x: jnp.sum(x, axis=(1, 2)) / (x.shape[1] * x.shape[2]),
+    "after_reshape": lambda x: x.reshape(len(x), -1, x.shape[-1]).mean(axis=1),
+}
+
+
+@few_composites
+@pytest.mark.parametrize("relu", RELUS)
+def test_relu(relu, composite):
+    ours = explain_plain(small_cnn(relu=RELUS[relu]), SMALL_CNN, composite)
+    assert_same(ours, SMALL_CNN, composite)
+
+
+@few_composites
+@pytest.mark.parametrize("mean", MEANS)
+def test_mean(mean, composite):
+    ours = explain_plain(small_cnn(mean=MEANS[mean]), SMALL_CNN, composite)
+    assert_same(ours, SMALL_CNN, composite)
