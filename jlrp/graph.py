@@ -94,10 +94,15 @@ class Program:
     sources: tuple[Value, ...] = ()
     explained: tuple[Value, ...] = ()
     active: frozenset[Value] = frozenset()
+    dependent: frozenset[Value] = frozenset()  # on a source, carrying relevance or not
     uses: dict[Value, list[Equation]] = field(default_factory=dict)
 
     def is_active(self, atom: Atom) -> bool:
         return isinstance(atom, Value) and atom in self.active
+
+    def is_parameter(self, atom: Atom | None) -> bool:
+        """Whether an atom is the same for every x: parameters, literals, their sums."""
+        return not isinstance(atom, Value) or atom not in self.dependent
 
     def active_inputs(self, equation: Equation) -> tuple[Value, ...]:
         """The distinct active operands of an equation, in order."""
@@ -189,7 +194,10 @@ def activate(
     """
     targets = tuple(a for a in explained if isinstance(a, Value))
     reached = {v for v in sources if jnp.issubdtype(v.dtype, jnp.floating)}
+    dependent = set(sources)
     for equation in program.equations:
+        if not dependent.isdisjoint(equation.inputs):
+            dependent.update(equation.outputs)
         if not reached.isdisjoint(equation.inputs) and carries(equation):
             for value in equation.outputs:
                 if jnp.issubdtype(value.dtype, jnp.complexfloating):
@@ -212,15 +220,19 @@ def activate(
     program.sources = tuple(sources)
     program.explained = targets
     program.active = frozenset(active)
+    program.dependent = frozenset(dependent)
     program.uses = dict(uses)
 
 
 def between(
-    starts: Iterable[Value], ends: Iterable[Value]
+    starts: Iterable[Value],
+    ends: Iterable[Value],
+    follows: Callable[[Value], bool],
 ) -> tuple[tuple[Equation, ...], tuple[Value, ...]]:
     """The equations that compute ``ends`` from ``starts``, and the constants they read.
 
-    Constants are the values among their operands that do not depend on ``starts``.
+    Constants are the values among their operands that do not depend on ``starts``, or
+    depend on them only through values that are not to be followed.
     """
     starts, ends = set(starts), tuple(ends)
     earliest = min(v.position for v in starts)
@@ -232,7 +244,11 @@ def between(
             value = stack[-1]
             if value in depends:
                 stack.pop()
-            elif value.position <= earliest or value.producer is None:
+            elif (
+                value.position <= earliest
+                or value.producer is None
+                or not follows(value)
+            ):
                 depends[stack.pop()] = False
             else:
                 operands = [a for a in value.producer.inputs if isinstance(a, Value)]

@@ -274,7 +274,7 @@ class _Builder:
     def group(
         self, kind: str, nature: str, inputs: Sequence[Value], end: Value
     ) -> Operation:
-        equations, constants = between(inputs, [end])
+        equations, constants = between(inputs, [end], self.program.active.__contains__)
         return Operation(kind, nature, tuple(inputs), (end,), equations, constants)
 
 

@@ -104,6 +104,8 @@ def step_of(program: Program, equation: Equation) -> Step | None:
     others = [a for a in equation.inputs if a is not source]
     if len(others) != 1 or (prim is p.div_p and equation.inputs[1] is source):
         return None
+    if not program.is_parameter(others[0]):
+        return None  # a mask made from x is no part of a kernel
     kind = "shift" if prim in _SHIFTS else "scale"
     return Step(equation, kind, source, others[0])
 

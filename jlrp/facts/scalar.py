@@ -104,6 +104,17 @@ def evaluate_scalar(equation: Equation, x: list[Scalar]) -> Scalar:
     return None
 
 
+def is_elementwise(value: Value) -> bool:
+    """Whether a value was made element by element, comparisons included."""
+    equation = value.producer
+    return (
+        equation is not None
+        and _known_to(equation)
+        and equation.primitive not in _SHAPE_ONLY
+        and all(a.shape in ((), value.shape) for a in equation.inputs)
+    )
+
+
 def scalar_of(atom: Atom) -> Scalar:
     """The one number that an atom consists of, if it is known at trace time."""
     if isinstance(atom, Literal):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.facts.scalar import at_zero, scalar_of
+from jlrp.facts.scalar import at_zero, is_elementwise, scalar_of
 from jlrp.graph import Equation, Literal, Program, Value, between
 
 LINEAR_UNARY = {
@@ -135,7 +135,7 @@ class Regions:
             start = above
         if start is end:
             return None
-        equations, constants = between([start], [end])
+        equations, constants = between([start], [end], self._inside)
         if not any(_is_nonlinear(e, start, equations) for e in equations):
             return None
         f0 = at_zero(end, start)
@@ -143,6 +143,10 @@ class Regions:
         zero = f0 is not None and bool(np.abs(f0) <= tolerance)
         homogeneous = _is_monomial(end, start, equations)
         return Region(start, end, equations, constants, zero, homogeneous)
+
+    def _inside(self, value: Value) -> bool:
+        """Masks computed from x element by element are part of the function too."""
+        return value in self.program.active or is_elementwise(value)
 
     def _is_affine_step(self, value: Value, above: Value) -> bool:
         """A scale or shift by a parameter on a single path."""
@@ -154,9 +158,9 @@ class Regions:
         others = [a for a in equation.inputs if a is not above]
         if operands != (above,) or len(others) != 1:
             return False
-        return scalar_of(others[0]) is None and not (
-            equation.primitive is p.div_p and equation.inputs[1] is above
-        )
+        divides = equation.primitive is p.div_p and equation.inputs[1] is above
+        scalar = scalar_of(others[0]) is not None
+        return self.program.is_parameter(others[0]) and not scalar and not divides
 
 
 def _is_nonlinear(
