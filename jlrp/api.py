@@ -128,9 +128,9 @@ class _Request:
 
     def operations(self, merge_batch_norm: bool) -> list[Any]:
         activate(self.program, self.sources, self.scores, _carries)
+        _refuse_integers(self.program)
         if self.program.active.isdisjoint(self.sources):
             raise NoRelevanceError(self._why_none())
-        _refuse_integers(self.program)
         return find_operations(self.program, set(registered()), merge_batch_norm)
 
     def plan(
