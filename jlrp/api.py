@@ -222,8 +222,10 @@ def relevance(
 
     Example:
       >>> import jax.numpy as jnp, jlrp
-      >>> jlrp.relevance(lambda w, x: x @ w, jnp.array([1.0, 2.0]), jnp.array([3.0,
-      4.0])) Array([3., 8.], dtype=float32)
+      >>> w, x = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
+      >>> r = jlrp.relevance(lambda w, x: x @ w, w, x)  # x * w
+      >>> [round(float(share), 3) for share in r]
+      [3.0, 8.0]
 
     Source: Bach et al. 2015; DynamicLRP (arXiv 2512.07010).
     """
@@ -256,7 +258,7 @@ def explain(
       >>> import jax.numpy as jnp, jlrp
       >>> explain = jlrp.explain(lambda w, x: x @ w, composite="epsilon")
       >>> e = explain(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]))
-      >>> float(e.output), float(e.relevance.sum())
+      >>> float(e.output), round(float(e.relevance.sum()), 3)
       (11.0, 11.0)
     """
     if seed not in targets.SEEDS:

@@ -93,7 +93,7 @@ def signed(z: Array, stabilizer: float) -> Array:
 
 def _kept_fraction(z: Array, stabilizer: float) -> Array:
     """``z / stabilized(z)``, as ``|z| / (|z| + stabilizer)``: 1 for infinite z."""
-    size = lax.min(lax.abs(z), number(z, jnp.finfo(z.dtype).max))
+    size = lax.min(lax.abs(z), number(z, float(jnp.finfo(z.dtype).max)))
     return lax.div(size, lax.add(size, number(z, stabilizer)))
 
 

@@ -18,6 +18,13 @@ W = jax.random.normal(jax.random.key(0), (4, 3))
 X = jax.random.normal(jax.random.key(1), (5, 4))
 
 
+EXACT = jlrp.composites.epsilon(0.0)
+
+
+def explained(fn, *args, **options):
+    return jlrp.relevance(fn, *args, composite=EXACT, **options)
+
+
 def linear(w, x):
     return x @ w
 
@@ -28,28 +35,25 @@ def parts(x, classes):
 
 def test_default_targets():
     best = jnp.argmax(X @ W, -1)
-    np.testing.assert_allclose(jlrp.relevance(linear, W, X), parts(X, best), 1e-5)
-    one = jlrp.relevance(linear, W, X[0])
-    np.testing.assert_allclose(one, parts(X[:1], best[:1])[0], 1e-5)
-    per_example = jlrp.relevance(lambda w, x: (x @ w)[:, 1], W, X)
-    np.testing.assert_allclose(per_example, X * W[:, 1], 1e-5)
-    scalar = jlrp.relevance(lambda w, x: (x @ w)[1], W, X[0])
-    np.testing.assert_allclose(scalar, X[0] * W[:, 1], 1e-5)
+    np.testing.assert_allclose(explained(linear, W, X), parts(X, best), 1e-9)
+    one = explained(linear, W, X[0])
+    np.testing.assert_allclose(one, parts(X[:1], best[:1])[0], 1e-9)
+    per_example = explained(lambda w, x: (x @ w)[:, 1], W, X)
+    np.testing.assert_allclose(per_example, X * W[:, 1], 1e-9)
+    scalar = explained(lambda w, x: (x @ w)[1], W, X[0])
+    np.testing.assert_allclose(scalar, X[0] * W[:, 1], 1e-9)
 
 
 def test_targets_by_index_function_and_multiplier():
     labels = jnp.asarray([0, 1, 2, 1, 0])
-    np.testing.assert_allclose(
-        jlrp.relevance(linear, W, X, labels), parts(X, labels), 1e-5
-    )
-    np.testing.assert_allclose(jlrp.relevance(linear, W, X, 2), X * W[:, 2], 1e-5)
-    contrast = jlrp.relevance(linear, W, X, lambda out: out[:, 0] - out[:, 1])
-    exact = jlrp.composites.epsilon(0.0)
+    np.testing.assert_allclose(explained(linear, W, X, labels), parts(X, labels), 1e-9)
+    np.testing.assert_allclose(explained(linear, W, X, 2), X * W[:, 2], 1e-9)
+    contrast = explained(linear, W, X, lambda out: out[:, 0] - out[:, 1])
     weights = jnp.broadcast_to(jnp.asarray([1.0, -1.0, 0.0]), (5, 3))
-    seeded = jlrp.relevance(linear, W, X, weights, composite=exact)
-    np.testing.assert_allclose(contrast, seeded, atol=1e-4)
-    jitted = jax.jit(lambda t: jlrp.relevance(linear, W, X, t))
-    np.testing.assert_allclose(jitted(labels), parts(X, labels), 1e-5)
+    seeded = explained(linear, W, X, weights)
+    np.testing.assert_allclose(contrast, seeded, atol=1e-9)
+    jitted = jax.jit(lambda t: explained(linear, W, X, t))
+    np.testing.assert_allclose(jitted(labels), parts(X, labels), 1e-9)
     assert np.isnan(jitted(labels + 5)).any()  # a traced index cannot be refused
 
 

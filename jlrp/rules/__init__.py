@@ -39,7 +39,7 @@ from jlrp.rules.product import Uniform as Uniform
 RelevanceFunction = Callable[..., Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Custom(Rule):
     """A user's function ``(r, x, y, **params) -> relevance of each operand``.
 
@@ -48,6 +48,10 @@ class Custom(Rule):
     """
 
     function: RelevanceFunction
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__qualname__", repr(self.function))
+        return f"Custom({name})"
 
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.outputs

@@ -149,6 +149,8 @@ class _Ratios:
 
     def value(self, atom: Atom) -> Array:
         number = read(self.env, atom)
+        if number.dtype != self.x.dtype:  # a low-precision literal
+            number = number.astype(self.x.dtype)
         if np.shape(number) in ((), self.x.shape):
             return number  # lax takes scalars as they are
         return jnp.broadcast_to(jnp.asarray(number, self.x.dtype), self.x.shape)
