@@ -11,6 +11,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp import _jax
@@ -95,17 +96,18 @@ def _on_kernel(affine: Affine, index: int, scale: Array) -> Array:
     if not varying_axes(step.constant, len(step.source.shape)) or axes is None:
         return jnp.reshape(scale, -1)[0]
     shape = _features_only(step.source.shape, axes)
-    scale = jnp.broadcast_to(_first_along_others(scale, axes), shape)
+    scale = _first_along_others(scale, axes)
+    if scale.shape != shape:
+        scale = jnp.broadcast_to(scale, shape)
     for earlier in reversed(affine.steps[:index]):
         scale = _moved_back(affine, earlier, scale)
     pairs = sorted(feature_axes(affine), key=lambda pair: pair[1])
     kernel_axes = {axis for _, axis in pairs}
-    scale = jnp.transpose(
-        scale,
-        [out for out, _ in pairs]
-        + [i for i in range(scale.ndim) if i not in {out for out, _ in pairs}],
-    )
-    return jnp.reshape(scale, _features_only(affine.kernel.shape, kernel_axes))
+    outs = [out for out, _ in pairs]
+    if outs != sorted(outs):
+        others = [i for i in range(scale.ndim) if i not in outs]
+        scale = lax.transpose(scale, outs + others)
+    return lax.reshape(scale, _features_only(affine.kernel.shape, kernel_axes))
 
 
 def _moved_back(affine: Affine, step: Step, scale: Array) -> Array:
@@ -129,5 +131,5 @@ def _features_only(
 
 
 def _first_along_others(scale: Array, axes: frozenset[int]) -> Array:
-    index = tuple(slice(None) if i in axes else slice(0, 1) for i in range(scale.ndim))
-    return scale[index]
+    shape = _features_only(scale.shape, axes)
+    return scale if shape == scale.shape else lax.slice(scale, [0] * scale.ndim, shape)

@@ -109,6 +109,7 @@ KINDS = (
     "avg_pool",
     "batch_norm",
     "conv",
+    "custom",
     "dense",
     "function",
     "linear",

@@ -245,6 +245,8 @@ class _Builder:
         operands = self.operands(equation)
         family = family_of(equation.primitive)
         kind, nature = ("unsupported", "unsupported") if family is None else family
+        if equation.primitive in self.opaque:  # it has a registered rule
+            kind, nature = "custom", "custom"
         if nature == "product" and len(operands) == 1 and equation not in self.products:
             kind, nature = "linear", "linear"
         constants = tuple(
