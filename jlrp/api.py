@@ -341,15 +341,17 @@ def audit(
     _check_arrays(params, x)
     request = _Request(fn, params, x, target, seed)
     plan = request.plan(resolve(composite), fallback, keep_all=True)
-    auditor = _Auditor()
+    steps: list[Step] = []
 
     def run(arguments: Sequence[Any], target: Any) -> dict[str, Any]:
         if not targets.is_static(request.target):
             request.target = target
+        auditor = _Auditor()  # holds tracers: it must not outlive the trace
         outputs, residuals = forward(plan, arguments)
         numbers = Numbers(residuals)
         seeds = request.seeds(residuals, outputs)
         promises = reverse(plan, residuals, seeds, auditor.observe)
+        steps[:] = auditor.steps
         return {
             "seed": _total(seeds.items(), numbers),
             "relevance": _total(
@@ -363,7 +365,7 @@ def audit(
     found = jax.device_get(jax.jit(run)(request.arguments, traced))
     rows = [
         _ledger_row(step, row)
-        for step, row in zip(auditor.steps, found["rows"], strict=True)
+        for step, row in zip(steps, found["rows"], strict=True)
     ]
     starts = [
         repr(step.operation)

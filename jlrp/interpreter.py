@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import primitives as p
 
 from jlrp import _jax
 from jlrp.effective import EffectiveKernel, linear_part
@@ -58,6 +59,10 @@ def reverse(
             if promise is not None:
                 pending[value] = promise + pending.get(value)
     return [pending.get(value) for value in plan.program.sources]
+
+
+# Linear, but JAX has no transpose for them (scatter: unless indices are unique).
+_NOT_TRANSPOSED = (p.name_p, p.scatter_p)
 
 
 class Numbers:
@@ -128,6 +133,10 @@ class Numbers:
             (shape,), (cotangent,) = shapes, cotangents
             linear = partial(linear_part, op.affine, numbers=self)
             return list(jax.linear_transpose(linear, shape)(cotangent))
+        if any(e.primitive in _NOT_TRANSPOSED for e in op.equations):
+            zeros = [jnp.zeros_like(shape) for shape in shapes]
+            _, pull = jax.vjp(lambda *x: self.apply(op, x), *zeros)
+            return list(pull(self._filled(op, cotangents)))
         # What constants add is no concern of a transpose: jax drops it.
         pull = jax.linear_transpose(lambda *x: self.apply(op, x), *shapes)
         return list(pull(self._filled(op, cotangents)))

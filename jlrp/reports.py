@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from jlrp.families import NO_RELEVANCE
 from jlrp.graph import Equation
 from jlrp.planning import Plan, Step
@@ -231,7 +233,8 @@ class Ledger(Table):
     @property
     def unexplained(self) -> float:
         """The largest unexplained amount of any operation, in absolute value."""
-        return max((abs(row.unexplained) for row in self.rows), default=0.0)
+        amounts = [abs(row.unexplained) for row in self.rows]
+        return float(np.max(amounts, initial=0.0))  # NaN stays NaN
 
     def _title(self) -> str:
         return f"relevance: seed {self.seed:.6g}, input {self.relevance:.6g}"

@@ -127,6 +127,9 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
         if softmax_input(program, value) is not None:
             return "open"
         region = regions.ending_at(value)
+        if region is not None and region.homogeneous and not region.zero_at_zero:
+            value = region.start  # 1/b, for which relevance passes
+            continue
         if region is not None:
             return "activation" if region.zero_at_zero else "open"
         source = value.producer and _transparent(program, value.producer)

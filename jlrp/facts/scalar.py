@@ -19,6 +19,9 @@ Scalar = np.ndarray | np.generic | float | bool | None
 
 _UNARY: dict[Any, Callable[..., Any]] = {
     p.abs_p: np.abs,
+    p.acosh_p: np.arccosh,
+    p.bessel_i1e_p: lambda x: 0.0 if x == 0 else None,
+    p.erf_inv_p: lambda x: 0.0 if x == 0 else None,
     p.cbrt_p: np.cbrt,
     p.ceil_p: np.ceil,
     p.copy_p: lambda x: x,
@@ -50,6 +53,12 @@ _UNARY: dict[Any, Callable[..., Any]] = {
     p.atan_p: np.arctan,
     p.atanh_p: np.arctanh,
 }
+for _name, _function in {  # newer than the oldest JAX supported
+    "log2_p": np.log2,
+    "one_minus_square_p": lambda x: 1 - x * x,
+}.items():
+    if hasattr(p, _name):
+        _UNARY[getattr(p, _name)] = _function
 _BINARY: dict[Any, Callable[..., Any]] = {
     p.add_p: np.add,
     p.add_jaxvals_p: np.add,

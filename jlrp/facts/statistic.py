@@ -90,7 +90,12 @@ def _is_measuring(program: Program, equation: Equation) -> bool:
         constants = [a for a in equation.inputs if a is not operands[0]]
         return all(scalar_of(a) is not None for a in constants)
     if prim is p.dot_general_p:  # einsum('bd,bd->b', x, x): a product and its sum
-        return len([a for a in equation.inputs if program.is_active(a)]) == 2
+        contracting, batch = equation.params["dimension_numbers"]
+        summed = all(
+            len(a.shape) == len(c) + len(b)
+            for a, c, b in zip(equation.inputs, contracting, batch, strict=True)
+        )
+        return summed and all(program.is_active(a) for a in equation.inputs)
     return prim in ELEMENTWISE | _REDUCTIONS | _MOVES
 
 

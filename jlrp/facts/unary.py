@@ -57,6 +57,9 @@ NONLINEAR_UNARY = {
     p.tan_p,
     p.tanh_p,
 }
+# Newer than the oldest JAX supported.
+_NEWER = ("log2_p", "one_minus_square_p")
+NONLINEAR_UNARY |= {getattr(p, name) for name in _NEWER if hasattr(p, name)}
 NARY = {  # elementwise in several operands
     p.add_jaxvals_p,
     p.add_p,

@@ -100,6 +100,8 @@ def gate(region: Region, x: Array, y: Array, ctx: Context) -> Array:
         return ratio
     if region.homogeneous and not region.zero_at_zero:
         return safe_divide(y, x)
+    if region.homogeneous:  # its derivative at 0 may be infinite
+        y = ctx.region(region, lax.select(x == 0, lax.full_like(x, 1), x))[region.end]
     return _quotient(lambda v: ctx.region(region, v)[region.end], x, y)
 
 
