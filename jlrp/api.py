@@ -364,8 +364,7 @@ def audit(
     traced = None if targets.is_static(target) else target
     found = jax.device_get(jax.jit(run)(request.arguments, traced))
     rows = [
-        _ledger_row(step, row)
-        for step, row in zip(steps, found["rows"], strict=True)
+        _ledger_row(step, row) for step, row in zip(steps, found["rows"], strict=True)
     ]
     starts = [
         repr(step.operation)

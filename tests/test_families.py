@@ -1,0 +1,381 @@
+"""Every primitive in the tables exists, is listed once, and explains itself."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Primitive
+from jax.extend.core import primitives as p
+from jax.interpreters import ad, batching, mlir
+
+import jlrp
+from jlrp import _jax, families, rules
+from jlrp.facts import unary
+
+pytestmark = pytest.mark.relaxed
+RNG = np.random.default_rng(6)
+X = jnp.asarray(RNG.uniform(0.15, 0.85, size=(4, 4)))  # in the domain of all functions
+Y = jnp.asarray(RNG.normal(size=(4, 4)))
+W = jnp.asarray(RNG.normal(size=(4, 4)))
+TABLES = {
+    "movement": families.MOVEMENT,
+    "sums": families.SUMS,
+    "selection": families.SELECTION,
+    "pooled selection": families.POOLED_SELECTION,
+    "products": families.PRODUCTS,
+    "functions": families.FUNCTIONS,
+    "no relevance": families.NO_RELEVANCE,
+    "control flow": families.CONTROL_FLOW,
+    "nonlinear": unary.NONLINEAR_UNARY,
+    "calls": _jax._BODY_PARAMETER,
+}
+EXISTING = {v for v in vars(p).values() if isinstance(v, Primitive)}
+
+# The tables.
+
+
+def test_every_primitive_listed_exists():
+    listed = set(itertools.chain(*TABLES.values())) | unary.ELEMENTWISE
+    assert listed <= EXISTING | {p.name_p}
+
+
+def test_no_primitive_is_in_two_families():
+    for one, other in itertools.combinations(TABLES, 2):
+        both = set(TABLES[one]) & set(TABLES[other])
+        assert not both, (one, other)
+    for name, listed in TABLES.items():
+        assert len(set(listed)) == len(list(listed)), name
+
+
+def test_kinds_and_natures_are_known():
+    for primitive, family in families.FAMILIES.items():
+        assert family.kind in families.KINDS, primitive
+        assert family.nature in (
+            "linear",
+            "movement",
+            "selection",
+            "product",
+            "function",
+        )
+    assert list(families.KINDS) == sorted(families.KINDS)
+
+
+def test_linear_elementwise_primitives_are_movement_too():
+    for primitive in unary.LINEAR_UNARY:
+        assert families.FAMILIES[primitive].nature == "movement", primitive
+    assert unary.NARY <= set(families.FAMILIES)
+
+
+# Primitives that nothing is said about yet: relevance that meets one raises its name.
+OPEN = {
+    "integers, booleans, tokens": """after_all and axis_index bitcast_convert_type clz
+        create_token empty2 eq_to le_to lt_to not or population_count reduce_and
+        reduce_or reduce_xor shift_left shift_right_arithmetic shift_right_logical xor
+        random_fold_in random_gamma random_seed random_split""",
+    "complex numbers": "complex conj fft imag",
+    "linear algebra": """cholesky custom_linear_solve eig eigh hessenberg
+        householder_product lu qr schur svd triangular_solve tridiagonal
+        tridiagonal_solve""",
+    "collectives": """all_gather all_to_all pmax pmin ppermute psum
+        ragged_all_to_all""",
+    "functions of several values": """igamma igamma_grad_a igammac polygamma
+        regularized_incomplete_beta zeta""",
+    "references and internals": "call custom_lin get swap",
+    "rare reductions and selections": """approx_top_k reduce reduce_window scatter-mul
+        select_and_gather_add select_and_scatter select_and_scatter_add""",
+}
+
+
+def test_every_primitive_of_jax_is_in_a_family_or_known_to_be_open():
+    """Fails when a new JAX adds one."""
+    listed = set(itertools.chain(*TABLES.values())) | unary.ELEMENTWISE
+    unlisted = {v.name for v in EXISTING - listed}
+    assert not unlisted - set(" ".join(OPEN.values()).split())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [jnp.log2, jax.vmap(jax.vmap(jax.grad(jnp.tanh)))],
+    ids=["log2", "sech2"],
+)
+def test_functions_of_which_newer_versions_make_primitives(function):
+    ours = jlrp.relevance(
+        lambda _, x: function(x), (), X, jnp.ones((4, 4)), composite="gradient_input"
+    )
+    slope = jax.vmap(jax.vmap(jax.grad(lambda v: function(v[None, None])[0, 0])))
+    np.testing.assert_allclose(ours, X * slope(X), rtol=1e-10)
+
+
+# Every primitive that carries relevance, in a program of its own.
+
+
+def conserves(fn, primitive, tolerance=1e-10):
+    """Audit a program that holds the primitive; its inspection."""
+    y = jax.eval_shape(fn, (), X)
+    target = jnp.asarray(np.random.default_rng(0).normal(size=y.shape), y.dtype)
+    ledger = jlrp.audit(fn, (), X, target, seed="one", composite="epsilon")
+    assert np.isfinite(ledger.relevance)
+    scale = max(abs(ledger.seed), *(abs(row.arrived) for row in ledger.rows))
+    for row in ledger.rows:
+        assert abs(row.unexplained) <= tolerance * scale, row.kind
+    found = jlrp.inspect(fn, (), X, target, composite="epsilon")
+    assert primitive.name in [e.primitive for e in found.coverage.equations]
+    assert found.coverage.uncovered == 0
+    return found
+
+
+ACCURATE = """cbrt cos exp exp2 expm1 log log1p log2 logistic rsqrt sin sqrt tan
+    tanh""".split()
+POWERS = {p.abs_p, p.cbrt_p, p.integer_pow_p, p.rsqrt_p, p.sqrt_p, p.square_p}
+
+
+@pytest.mark.parametrize(
+    "primitive", sorted(unary.NONLINEAR_UNARY, key=str), ids=lambda v: v.name
+)
+def test_nonlinear_functions_conserve(primitive):
+    params = {"y": 3} if primitive is p.integer_pow_p else {}
+    if primitive.name in ACCURATE:
+        params["accuracy"] = None
+
+    def function(x):
+        return primitive.bind(x + 1.0 if primitive is p.acosh_p else x, **params)
+
+    found = conserves(lambda _, x: function(x) @ W, primitive)
+    activation = found.operations[0]
+    assert activation.kind == "activation" and found.coverage.fallback == 0
+    # f(0) = 0, or a power of x, passes; anything else is first-order Taylor.
+    passes = primitive in POWERS or function(jnp.zeros(())) == 0
+    assert activation.rule == ("Pass()" if passes else "Gradient()")
+
+
+INDEX = jnp.asarray([2, 0, 0, 3])
+NUMBERS = lax.ScatterDimensionNumbers((1,), (0,), (0,))
+
+
+def window(operation, start):
+    return lambda _, x: lax.reduce_window(x, start, operation, (2, 2), (2, 2), "VALID")
+
+
+def scattered(function, unique=True):
+    rows = jnp.asarray([[2], [0]])
+    return lambda _, x: function(x, rows, x[:2] * 2, NUMBERS, unique_indices=unique)
+
+
+CARRYING = {
+    p.broadcast_in_dim_p: lambda _, x: jnp.broadcast_to(x[:, None], (4, 3, 4)),
+    p.concatenate_p: lambda _, x: jnp.concatenate([x, W, x]),
+    p.convert_element_type_p: lambda _, x: x.astype(jnp.float32).astype(jnp.float64),
+    p.copy_p: lambda _, x: p.copy_p.bind(x),
+    p.dynamic_slice_p: lambda _, x: lax.dynamic_slice(x, (1, 2), (2, 2)),
+    p.dynamic_update_slice_p: lambda _, x: lax.dynamic_update_slice(x, x[:2], (1, 0)),
+    p.gather_p: lambda _, x: x[INDEX],
+    p.name_p: lambda _, x: checkpoint_name(x, "here"),
+    p.neg_p: lambda _, x: -x @ W,
+    p.pad_p: lambda _, x: lax.pad(x, 0.5, ((1, 0, 1), (-1, 0, 0))),
+    p.reduce_precision_p: lambda _, x: lax.reduce_precision(x, 11, 52),
+    p.reshape_p: lambda _, x: x.reshape(2, 8),
+    p.rev_p: lambda _, x: lax.rev(x, (0,)),
+    p.scatter_p: scattered(lax.scatter),
+    p.select_n_p: lambda _, x: jnp.where(W > 0, x, x[::-1]),
+    p.slice_p: lambda _, x: x[::2, 1:],
+    p.squeeze_p: lambda _, x: lax.squeeze(x[:1], (0,)),
+    p.transpose_p: lambda _, x: x.T,
+    p.add_p: lambda _, x: x + x[::-1] + W,
+    p.add_jaxvals_p: lambda _, x: p.add_jaxvals_p.bind(x, x[::-1]),
+    p.cumsum_p: lambda _, x: lax.cumsum(x, 1),
+    p.reduce_sum_p: lambda _, x: x.sum(1),
+    p.reduce_window_sum_p: window(lax.add, 0.0),
+    p.scatter_add_p: scattered(lax.scatter_add, unique=False),
+    p.sub_p: lambda _, x: x - x[::-1] - W,
+    p.clamp_p: lambda _, x: lax.clamp(0.3, x, 0.6),
+    p.cummax_p: lambda _, x: lax.cummax(x, 1),
+    p.cummin_p: lambda _, x: lax.cummin(x, 1),
+    p.max_p: lambda _, x: jnp.maximum(x, x[::-1]),
+    p.min_p: lambda _, x: jnp.minimum(x, x[::-1]),
+    p.reduce_max_p: lambda _, x: x.max(0),
+    p.reduce_min_p: lambda _, x: x.min(0),
+    p.scatter_max_p: scattered(lax.scatter_max),
+    p.scatter_min_p: scattered(lax.scatter_min),
+    p.sort_p: lambda _, x: jnp.sort(x),
+    p.top_k_p: lambda _, x: lax.top_k(x, 2)[0],
+    p.reduce_window_max_p: window(lax.max, -jnp.inf),
+    p.reduce_window_min_p: window(lax.min, jnp.inf),
+    p.conv_general_dilated_p: lambda _, x: lax.conv(
+        x[None, None], x[None, None], (1, 1), "SAME"
+    ),
+    p.div_p: lambda _, x: x / x[::-1],
+    p.dot_general_p: lambda _, x: x @ x,
+    p.mul_p: lambda _, x: x * x[::-1],
+    p.atan2_p: lambda _, x: jnp.arctan2(x, x[::-1]),
+    p.cumlogsumexp_p: lambda _, x: lax.cumlogsumexp(x, 1),
+    p.cumprod_p: lambda _, x: lax.cumprod(x, 1),
+    p.pow_p: lambda _, x: x ** x[::-1],
+    p.reduce_prod_p: lambda _, x: x.prod(1),
+    p.rem_p: lambda _, x: lax.rem(x, x[::-1]),
+}
+# Made by other means than a function of x, or the identity outside a trace.
+UNTESTED = {p.device_put_p, p.real_p, p.sharding_constraint_p}
+
+
+def test_every_family_member_has_a_program():
+    assert set(CARRYING) | UNTESTED == set(families.FAMILIES)
+
+
+@pytest.mark.parametrize("primitive", CARRYING, ids=lambda v: v.name)
+def test_family_members_conserve(primitive):
+    rounds = primitive is p.convert_element_type_p
+    conserves(CARRYING[primitive], primitive, 1e-6 if rounds else 1e-10)
+
+
+def test_device_put_and_sharding_move_nothing():
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def fn(_, x):
+        x = lax.with_sharding_constraint(jax.device_put(x), device)
+        return jnp.stack(jnp.split(lax.optimization_barrier(x), 2))
+
+    ours = jlrp.relevance(fn, (), X, Y.reshape(2, 2, 4), seed="one")
+    np.testing.assert_allclose(ours, Y, rtol=1e-12)
+
+
+@pytest.mark.parametrize("primitive", families.NO_RELEVANCE, ids=lambda v: v.name)
+def test_why_a_primitive_carries_no_relevance(primitive):
+    assert len(families.NO_RELEVANCE[primitive]) > 10
+
+
+BLOCKING = {
+    p.ceil_p: jnp.ceil,
+    p.floor_p: jnp.floor,
+    p.round_p: jnp.round,
+    p.sign_p: jnp.sign,
+    p.nextafter_p: lambda x: jnp.nextafter(x, W),
+    p.stop_gradient_p: lax.stop_gradient,
+    p.eq_p: lambda x: (x == 0.5).astype(x.dtype),
+    p.ge_p: lambda x: (x >= 0.5).astype(x.dtype),
+    p.gt_p: lambda x: (x > 0.5).astype(x.dtype),
+    p.le_p: lambda x: (x <= 0.5).astype(x.dtype),
+    p.lt_p: lambda x: (x < 0.5).astype(x.dtype),
+    p.ne_p: lambda x: (x != 0.5).astype(x.dtype),
+    p.is_finite_p: lambda x: lax.is_finite(x).astype(x.dtype),
+    p.argmax_p: lambda x: x.argmax(0).astype(x.dtype),
+    p.argmin_p: lambda x: x.argmin(0).astype(x.dtype),
+}
+
+
+@pytest.mark.parametrize("primitive", BLOCKING, ids=lambda v: v.name)
+def test_primitives_that_carry_no_relevance_say_so(primitive):
+    def fn(_, x):
+        return BLOCKING[primitive](x) @ W
+
+    with pytest.raises(jlrp.NoRelevanceError) as caught:
+        jlrp.relevance(fn, (), X, composite="epsilon")
+    if primitive is not p.stop_gradient_p:  # not a primitive on every version
+        assert f"{primitive.name} at" in str(caught.value)
+    assert families.NO_RELEVANCE[primitive] in str(caught.value)
+
+
+# A primitive of one's own.
+
+
+def fresh_primitive(name, function, slope):
+    new = Primitive(name)
+    new.def_impl(function)
+    new.def_abstract_eval(lambda x: x)
+    ad.defjvp(new, lambda t, x: slope(x) * t)
+    batching.defvectorized(new)
+    mlir.register_lowering(new, mlir.lower_fun(function, multiple_results=False))
+    return new
+
+
+bump = fresh_primitive("bump", lambda x: x**3 + 1.0, lambda x: 3 * x**2)
+
+
+@pytest.fixture
+def registered():
+    made = []
+
+    def register(primitive, rule):
+        made.append(primitive)
+        jlrp.register_rule(primitive, rule)
+
+    yield register
+    for primitive in made:
+        jlrp.unregister_rule(primitive)
+
+
+def layers(w, x):
+    return bump.bind(x @ w) @ w
+
+
+def expected(ratio):
+    """Relevance of x if the new primitive multiplies the multiplier by a ratio."""
+    h = X @ W
+    return X * ((W[:, 0] * ratio(h)) @ W.T)
+
+
+EXACT = jlrp.composites.epsilon(0.0)
+RULES = {
+    "Gradient": (rules.Gradient(), lambda h: 3 * h**2),
+    "Pass": (rules.Pass(), lambda h: (h**3 + 1) / h),
+    "function": (lambda r, x, y, **params: [r[0]], lambda h: (h**3 + 1) / h),
+    "half": (lambda r, x, y, **params: [r[0] / 2], lambda h: (h**3 + 1) / h / 2),
+    "Stop": (rules.Stop(), lambda h: h * 0),
+}
+
+
+def test_a_primitive_without_a_rule_is_named():
+    with pytest.raises(jlrp.UnsupportedPrimitiveError, match="`bump`"):
+        jlrp.relevance(layers, W, X, 0)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_for_a_new_primitive_is_one_line(name, registered):
+    rule, ratio = RULES[name]
+    registered(bump, rule)
+    explain = functools.partial(jlrp.relevance, layers, W, target=0, composite=EXACT)
+    np.testing.assert_allclose(explain(x=X), expected(ratio), atol=1e-12)
+    jitted = jax.jit(jax.vmap(lambda x: explain(x=x[None])[0]))
+    np.testing.assert_allclose(jitted(X), expected(ratio), atol=1e-12)
+    report = jlrp.inspect(layers, W, X, 0, composite=EXACT)
+    assert report.coverage.uncovered == 0
+    ledger = jlrp.audit(layers, W, X, 0, composite=EXACT)
+    (row,) = (row for row in ledger.rows if row.kind not in ("dense",))
+    if name == "half":  # a rule that loses relevance and does not say where
+        assert row.unexplained == pytest.approx(row.arrived / 2)
+    else:
+        assert abs(row.unexplained) <= 1e-10 * abs(row.arrived)
+
+
+def test_registering_again_replaces_the_rule_and_recompiles(registered):
+    found = []
+    for rule in (rules.Pass(), rules.Stop()):
+        registered(bump, rule)
+        found.append(jlrp.relevance(layers, W, X, 0, composite=EXACT))
+    assert np.any(found[0]) and not np.any(found[1])
+
+
+def test_a_registered_rule_for_a_primitive_of_jax(registered):
+    """It takes the primitive out of what facts would have made of it."""
+    registered(p.tanh_p, rules.Stop())
+
+    def fn(w, x):
+        return jnp.tanh(x @ w) + x
+
+    ours = jlrp.relevance(fn, W, X, 0, composite=EXACT)
+    np.testing.assert_allclose(ours, X * jnp.eye(4)[0], atol=1e-12)
+
+
+def test_a_composite_may_select_a_registered_primitive(registered):
+    registered(bump, rules.Pass())
+    composite = jlrp.Composite([(bump, rules.Gradient())], base=EXACT)
+    ours = jlrp.relevance(layers, W, X, 0, composite=composite)
+    np.testing.assert_allclose(ours, expected(RULES["Gradient"][1]), atol=1e-12)
+
+
+def test_unregistering_what_was_not_registered_is_no_error():
+    jlrp.unregister_rule(bump)
