@@ -17,7 +17,7 @@ from jlrp.errors import InputError, NoRelevanceError
 from jlrp.families import NO_RELEVANCE
 from jlrp.graph import Equation, Program, Value, activate, trace
 from jlrp.interpreter import Numbers, forward, reverse
-from jlrp.operations import find_operations
+from jlrp.operations import Operation, View, find_operations
 from jlrp.planning import Plan, Step, make_plan
 from jlrp.promise import Promise
 from jlrp.rules import registered
@@ -126,12 +126,12 @@ class _Request:
         self.sources = self.program.inputs[n_params:]
         self.scores = self.program.outputs[: self.n_scores]
 
-    def operations(self, merge_batch_norm: bool) -> list[Any]:
+    def operations(self, view: View) -> list[Operation]:
         activate(self.program, self.sources, self.scores, _carries)
         _refuse_integers(self.program)
         if self.program.active.isdisjoint(self.sources):
             raise NoRelevanceError(self._why_none())
-        return find_operations(self.program, set(registered()), merge_batch_norm)
+        return find_operations(self.program, set(registered()), view)
 
     def plan(
         self,
@@ -140,7 +140,7 @@ class _Request:
         strict: bool = True,
         keep_all: bool = False,
     ) -> Plan:
-        operations = self.operations(composite.merge_batch_norm)
+        operations = self.operations(composite.view)
         steps = assign(composite, operations, fallback, strict)
         return make_plan(self.program, steps, keep_all)
 
@@ -371,6 +371,12 @@ def audit(
         for step, (inputs, outputs) in zip(plan.steps, found["finite"], strict=True)
         if inputs and not outputs
     ]
+    if not starts:  # the activations are finite: where relevance itself began not to be
+        starts = [
+            repr(step.operation)
+            for step, row in zip(steps, rows, strict=True)
+            if np.isfinite(row.arrived) and not np.isfinite(row.handed)
+        ]
     return reports.Ledger(
         float(found["seed"]),
         float(found["relevance"]),

@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 
 from jlrp.errors import SelectorError, UnsupportedPrimitiveError
 from jlrp.families import CONTROL_FLOW, KINDS
-from jlrp.operations import Operation
+from jlrp.operations import Operation, View
 from jlrp.planning import Step
 from jlrp.rules import (
     Absolute,
@@ -25,6 +25,7 @@ from jlrp.rules import (
     Epsilon,
     Flat,
     Gamma,
+    Gate,
     Gradient,
     NativeGradient,
     Pass,
@@ -58,6 +59,8 @@ class Composite:
       merge_batch_norm: whether an inference batch norm behind a dense or convolution is
         part of it (its scale merged into the kernel), or a ``"batch_norm"`` of its own.
         None: as in the base.
+      hold_statistics: whether what a norm divides by is a constant, or a factor like
+        any other. None: as in the base.
 
     Raises:
       SelectorError: if a pair holds no rule, or the base is unknown.
@@ -69,13 +72,14 @@ class Composite:
     """
 
     pairs: tuple[Pair, ...]
-    merge_batch_norm: bool
+    view: View
 
     def __init__(
         self,
         pairs: Iterable[tuple[Selector, Rule] | Pair],
         base: str | Composite | None = "auto",
         merge_batch_norm: bool | None = None,
+        hold_statistics: bool | None = None,
     ):
         own = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
         for pair in own:
@@ -90,15 +94,19 @@ class Composite:
             if below is None
             else tuple(replace(pair, optional=True) for pair in below.pairs)
         )
-        if merge_batch_norm is None:
-            merge_batch_norm = True if below is None else below.merge_batch_norm
+        chosen = {
+            "merge_batch_norm": merge_batch_norm,
+            "hold_statistics": hold_statistics,
+        }
+        chosen = {name: is_so for name, is_so in chosen.items() if is_so is not None}
+        view = replace(View() if below is None else below.view, **chosen)
         object.__setattr__(self, "pairs", (*own, *inherited))
-        object.__setattr__(self, "merge_batch_norm", merge_batch_norm)
+        object.__setattr__(self, "view", view)
 
 
-def _preset(*pairs: tuple[Selector, Rule], merge_batch_norm: bool = True) -> Composite:
+def _preset(*pairs: tuple[Selector, Rule], **view: bool) -> Composite:
     optional = [Pair(selector, rule, optional=True) for selector, rule in pairs]
-    return Composite(optional, base=None, merge_batch_norm=merge_batch_norm)
+    return Composite(optional, base=None, **view)
 
 
 def _shared_by_contribution(stabilizer: float) -> list[tuple[Selector, Rule]]:
@@ -193,7 +201,43 @@ def excitation_backprop(stabilizer: float = 1e-6) -> Composite:
 
 def gradient_input() -> Composite:
     """Gradient x input: the first-order Taylor rule on every operation."""
-    return _preset(("*", Gradient()))
+    return _preset(("*", Gradient()), hold_statistics=False)
+
+
+def attnlrp(
+    gamma_conv: float | None = None, gamma_dense: float | None = None
+) -> Composite:
+    """AttnLRP (Achtibat et al. 2024, arXiv 2402.05602): no stabiliser anywhere.
+
+    Linear maps by LRP-0, each factor of a product gets an equal share, softmax by its
+    Taylor form, activations pass, a norm's statistic is a constant.
+
+    Args:
+      gamma_conv: Gamma on convolutions; LXT's published value for ViT is 0.25.
+      gamma_dense: Gamma on dense layers; LXT's published value for ViT is 0.05.
+    """
+    return _preset(*_gammas(gamma_conv, gamma_dense))
+
+
+def cp_lrp(
+    gamma_conv: float | None = None, gamma_dense: float | None = None
+) -> Composite:
+    """CP-LRP (Ali et al. 2022, arXiv 2202.07304): gates and attention are constants.
+
+    As ``attnlrp``, but the signal of a product gets all: the values of an attention,
+    ``u`` in ``silu(g) * u``.
+    """
+    gates = ("product", Gate())
+    return _preset(*_gammas(gamma_conv, gamma_dense), gates)
+
+
+def _gammas(conv: float | None, dense: float | None) -> list[tuple[Selector, Rule]]:
+    gammas = {"conv": conv, "dense": dense}
+    return [
+        (kind, Gamma(gamma, stabilizer=0.0))
+        for kind, gamma in gammas.items()
+        if gamma is not None
+    ]
 
 
 def dynamic_lrp(
@@ -241,7 +285,9 @@ def _on_top(base: Composite, *pairs: tuple[Selector, Rule]) -> Composite:
 
 
 PRESETS: dict[str, Callable[..., Composite]] = {
+    "attnlrp": attnlrp,
     "auto": epsilon_plus,  # until measured faithfulness says what is best
+    "cp_lrp": cp_lrp,
     "dynamic_lrp": dynamic_lrp,
     "epsilon": epsilon,
     "epsilon_alpha2_beta1": epsilon_alpha2_beta1,

@@ -90,11 +90,19 @@ class Operation:
         return f"{self.kind} operation ({self.primitive.name}) at {self.where()}"
 
 
+@dataclass(frozen=True)
+class View:
+    """What a composite wants to see as one operation."""
+
+    merge_batch_norm: bool = True  # in the dense or convolution before it
+    hold_statistics: bool = True  # what a norm divides by is a constant
+
+
 class _Builder:
-    def __init__(self, program: Program, opaque: set[Any], merge_batch_norm: bool):
+    def __init__(self, program: Program, opaque: set[Any], view: View):
         self.program = program
         self.opaque = opaque
-        self.merge_batch_norm = merge_batch_norm
+        self.view = view
         self.regions = Regions(program, opaque)
         self.signs = signs(program)
         self.products = products(program, self.regions)
@@ -165,7 +173,7 @@ class _Builder:
         return fixed
 
     def affine(self, end: Value) -> Operation | None:
-        affine = affine_ending_at(self.program, end, self.merge_batch_norm)
+        affine = affine_ending_at(self.program, end, self.view.merge_batch_norm)
         if affine is None:
             return None
         operation = self.group(affine.kind, "linear", [affine.start], end)
@@ -184,7 +192,7 @@ class _Builder:
         start = batch_norm_start(steps)
         core = steps[0].source.producer
         behind_core = core is not None and is_core(self.program, core)
-        if start is not None and behind_core and not self.merge_batch_norm:
+        if start is not None and behind_core and not self.view.merge_batch_norm:
             steps = steps[start:]
         elif behind_core and self.program.used_once(steps[0].source):
             steps = steps[-1:]  # scales that do not fit the kernel stay by themselves
@@ -228,7 +236,7 @@ class _Builder:
         if product is None:
             return None
         statistic = statistic_of(self.program, equation)
-        if statistic is not None:
+        if statistic is not None and self.view.hold_statistics:
             signal = equation.inputs[1 - statistic]
             assert isinstance(signal, Value)
             if statistic == 1 or equation.primitive is not p.div_p:
@@ -297,14 +305,12 @@ def _offset(steps: list[Step]) -> frozenset[str]:
     return frozenset({"offset"} if any(s.kind == "shift" for s in steps) else ())
 
 
-def find_operations(
-    program: Program, opaque: set[Any], merge_batch_norm: bool = True
-) -> list[Operation]:
+def find_operations(program: Program, opaque: set[Any], view: View) -> list[Operation]:
     """The operations that relevance passes, from the outputs back to the sources.
 
     ``opaque`` primitives have a rule of their own: each is an operation by itself.
     """
-    builder = _Builder(program, opaque, merge_batch_norm)
+    builder = _Builder(program, opaque, view)
     heap: list[tuple[int, int, Value]] = []
     queued: set[Value] = set()
 

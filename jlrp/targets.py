@@ -104,6 +104,12 @@ def _check_multiplier(scores: Any, target: Any) -> None:
     wanted = jax.tree.map(lambda leaf: leaf.shape, scores)
     given = jax.tree.map(np.shape, target)
     if given != wanted:
+        leaves = jax.tree.leaves(target)
+        if not any(jnp.issubdtype(jnp.result_type(v), jnp.floating) for v in leaves):
+            raise TargetError(
+                "A pytree of integers is no target; give the labels as one array, "
+                "such as jnp.array([0, 2])."
+            )
         raise TargetError(
             "A target of floats is the multiplier of each output, so its shape must "
             f"be the output's, {wanted}; got {given}."

@@ -43,6 +43,9 @@ PRESETS = {
     "excitation_backprop": composites.excitation_backprop(),
     "gradient_input": composites.gradient_input(),
     "dynamic_lrp": composites.dynamic_lrp(),
+    "attnlrp": composites.attnlrp(),
+    "attnlrp gamma": composites.attnlrp(0.25, 0.05),
+    "cp_lrp": composites.cp_lrp(),
     "dynamic_lrp gamma": composites.dynamic_lrp(100.0, 0.01),
 }
 all_presets = pytest.mark.parametrize("name", PRESETS)
