@@ -14,8 +14,9 @@ import numpy as np
 from jlrp import _jax, reports, targets
 from jlrp.composites import FALLBACKS, Composite, assign, resolve
 from jlrp.errors import InputError, NoRelevanceError
+from jlrp.facts.embedding import embeddings
 from jlrp.families import NO_RELEVANCE
-from jlrp.graph import Equation, Program, Value, activate, trace
+from jlrp.graph import Equation, Value, activate, trace
 from jlrp.interpreter import Numbers, forward, reverse
 from jlrp.operations import Operation, View, find_operations
 from jlrp.planning import Plan, Step, make_plan
@@ -127,11 +128,13 @@ class _Request:
         self.scores = self.program.outputs[: self.n_scores]
 
     def operations(self, view: View) -> list[Operation]:
-        activate(self.program, self.sources, self.scores, _carries)
-        _refuse_integers(self.program)
-        if self.program.active.isdisjoint(self.sources):
+        found = embeddings(self.program, self.sources)
+        entries = {end: embedding.sources for end, embedding in found.items()}
+        activate(self.program, self.sources, self.scores, _carries, entries)
+        reached = self.program.active | self.program.entered
+        if reached.isdisjoint(self.sources):
             raise NoRelevanceError(self._why_none())
-        return find_operations(self.program, set(registered()), view)
+        return find_operations(self.program, set(registered()), view, found)
 
     def plan(
         self,
@@ -445,15 +448,6 @@ def _finite(step: Step, numbers: Numbers) -> tuple[Any, Any]:
 
 def _carries(equation: Equation) -> bool:
     return equation.primitive in registered() or equation.primitive not in NO_RELEVANCE
-
-
-def _refuse_integers(program: Program) -> None:
-    integers = [v for v in program.sources if jnp.issubdtype(v.dtype, jnp.integer)]
-    if integers:
-        raise InputError(
-            f"x has a leaf of dtype {integers[0].dtype}; integer inputs (token ids) "
-            "are not explained yet. Pass them with params, and the embedding as x."
-        )
 
 
 def _check_arrays(params: Any, x: Any) -> None:

@@ -327,8 +327,10 @@ def matches(selector: Selector, op: Operation) -> bool:
         return any(e.primitive is selector for e in op.equations)
     if not isinstance(selector, str):
         return bool(selector(op))
-    if selector == "*" or selector in op.facts or selector == op.kind:
+    if selector in op.facts or selector == op.kind:
         return True
+    if selector == "*":  # integers are summed whatever the composite
+        return op.embedding is None
     if selector in KINDS or selector in _POSITIONS:
         return False
     if any(e.primitive.name == selector for e in op.equations):

@@ -8,6 +8,7 @@ A family is a kind (what composites select) and a nature (how relevance is deriv
 ``product``     homogeneous in each of several active operands
 ``function``    differentiable, no more is known: first-order Taylor
 
+``embedding``   integers turn into floats
 Elementwise functions of one active value are in ``facts/unary.py``.
 """
 
@@ -111,6 +112,7 @@ KINDS = (
     "conv",
     "custom",
     "dense",
+    "embedding",
     "function",
     "linear",
     "max_pool",

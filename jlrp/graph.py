@@ -94,6 +94,7 @@ class Program:
     sources: tuple[Value, ...] = ()
     explained: tuple[Value, ...] = ()
     active: frozenset[Value] = frozenset()
+    entered: frozenset[Value] = frozenset()  # integer sources of active floats
     dependent: frozenset[Value] = frozenset()  # on a source, carrying relevance or not
     uses: dict[Value, list[Equation]] = field(default_factory=dict)
 
@@ -186,14 +187,17 @@ def activate(
     sources: Sequence[Value],
     explained: Sequence[Atom],
     carries: Callable[[Equation], bool],
+    entries: Mapping[Value, Sequence[Value]],
 ) -> None:
     """Find the values that carry relevance between ``sources`` and ``explained``.
 
     A value is active if it depends on a source through floating-point values and
-    equations that ``carries`` relevance, and reaches an explained output.
+    equations that ``carries`` relevance, and reaches an explained output. ``entries``
+    are the floats that integer sources turn into, with these sources.
     """
     targets = tuple(a for a in explained if isinstance(a, Value))
     reached = {v for v in sources if jnp.issubdtype(v.dtype, jnp.floating)}
+    reached.update(entries)
     dependent = set(sources)
     for equation in program.equations:
         if not dependent.isdisjoint(equation.inputs):
@@ -220,6 +224,9 @@ def activate(
     program.sources = tuple(sources)
     program.explained = targets
     program.active = frozenset(active)
+    program.entered = frozenset(
+        v for end in entries if end in active for v in entries[end]
+    )
     program.dependent = frozenset(dependent)
     program.uses = dict(uses)
 

@@ -9,7 +9,7 @@ output of an operation of its own.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from jlrp.facts.affine import (
     is_fixed,
     scale_chain,
 )
+from jlrp.facts.embedding import Embedding
 from jlrp.facts.product import Product, products
 from jlrp.facts.sign import signs
 from jlrp.facts.softmax import softmax_input
@@ -57,6 +58,7 @@ class Operation:
     affine: Affine | None = None
     region: Region | None = None
     product: Product | None = None
+    embedding: Embedding | None = None
     facts: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -99,8 +101,15 @@ class View:
 
 
 class _Builder:
-    def __init__(self, program: Program, opaque: set[Any], view: View):
+    def __init__(
+        self,
+        program: Program,
+        opaque: set[Any],
+        view: View,
+        embeddings: Mapping[Value, Embedding],
+    ):
         self.program = program
+        self.embeddings = embeddings
         self.opaque = opaque
         self.view = view
         self.regions = Regions(program, opaque)
@@ -113,6 +122,7 @@ class _Builder:
         if equation.primitive in self.opaque:
             return self.primitive_operation(equation)
         for recognise in (
+            self.entry,
             self.softmax,
             self.activation,
             self.mean,
@@ -124,6 +134,19 @@ class _Builder:
             if (operation := recognise(value)) is not None:
                 return operation
         return self.primitive_operation(equation)
+
+    def entry(self, end: Value) -> Operation | None:
+        """Where integer inputs turn into floats."""
+        found = self.embeddings.get(end)
+        return found and Operation(
+            "embedding",
+            "embedding",
+            found.sources,
+            (end,),
+            found.equations,
+            found.constants,
+            embedding=found,
+        )
 
     def softmax(self, end: Value) -> Operation | None:
         scores = softmax_input(self.program, end)
@@ -305,12 +328,17 @@ def _offset(steps: list[Step]) -> frozenset[str]:
     return frozenset({"offset"} if any(s.kind == "shift" for s in steps) else ())
 
 
-def find_operations(program: Program, opaque: set[Any], view: View) -> list[Operation]:
+def find_operations(
+    program: Program,
+    opaque: set[Any],
+    view: View,
+    embeddings: Mapping[Value, Embedding],
+) -> list[Operation]:
     """The operations that relevance passes, from the outputs back to the sources.
 
     ``opaque`` primitives have a rule of their own: each is an operation by itself.
     """
-    builder = _Builder(program, opaque, view)
+    builder = _Builder(program, opaque, view, embeddings)
     heap: list[tuple[int, int, Value]] = []
     queued: set[Value] = set()
 

@@ -20,6 +20,7 @@ from jlrp.rules.base import Context, Propagation
 from jlrp.rules.base import Rule as Rule
 from jlrp.rules.elementwise import NativeGradient as NativeGradient
 from jlrp.rules.elementwise import Pass as Pass
+from jlrp.rules.embedding import SumFeatures as SumFeatures
 from jlrp.rules.gradient import Gradient as Gradient
 from jlrp.rules.gradient import Stop as Stop
 from jlrp.rules.linear import AlphaBeta as AlphaBeta
@@ -135,5 +136,6 @@ def default_rule(op: Operation) -> Rule | None:
         "movement": Follow(),
         "selection": Follow(),
         "function": Gradient(),
+        "embedding": SumFeatures(),
     }
     return by_nature.get(op.nature)

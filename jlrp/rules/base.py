@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,7 @@ import jax
 from jlrp.errors import SelectorError
 from jlrp.facts.affine import Affine
 from jlrp.facts.unary import Region
-from jlrp.graph import Atom, Value
+from jlrp.graph import Atom, Equation, Value
 from jlrp.operations import Operation
 from jlrp.promise import Promise
 
@@ -77,6 +77,15 @@ class Context(Protocol):
 
     def kernel_map(self, op: Operation) -> KernelMap:
         """The affine operation with its effective kernel."""
+        ...
+
+    def run(
+        self,
+        equations: Sequence[Equation],
+        constants: Sequence[Value],
+        inputs: Mapping[Value, Array],
+    ) -> dict[Value, Array]:
+        """Every value of some equations, for other inputs."""
         ...
 
     def region(self, region: Region, x: Array) -> dict[Value, Array]:

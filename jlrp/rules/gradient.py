@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jlrp.graph import Value
 from jlrp.operations import Operation
 from jlrp.promise import Promise, safe_divide
-from jlrp.rules.base import Array, Causes, Context, Propagation, Rule
+from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Gradient(Rule):
 
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.outputs
+
+    def check(self, op: Operation) -> None:
+        if op.embedding is not None:
+            refuse(self, op, "integers have no gradient")
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context

@@ -1,0 +1,117 @@
+"""Embeddings: integers get one number each, the sum over what they fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import primitives as p
+
+from jlrp import _jax
+from jlrp.facts.embedding import ARITHMETIC, Embedding
+from jlrp.graph import Atom, Equation, Value
+from jlrp.operations import Operation
+from jlrp.promise import Promise
+from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+
+
+@dataclass(frozen=True)
+class SumFeatures(Rule):
+    """The relevance of an integer is the sum over the features that it fetched.
+
+    An output made of several integers is shared equally among them.
+    """
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.inputs + op.outputs
+
+    def check(self, op: Operation) -> None:
+        if op.embedding is None:
+            refuse(self, op, "it turns no integer input into floats")
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        (promise,) = r
+        assert promise is not None and op.embedding is not None
+        relevance = promise.resolve(ctx.read(op.outputs[0]))
+        integers = {v: ctx.read(v) for v in op.inputs}
+        numbers = ctx.run(op.equations, op.constants, integers)
+        spread = _Spread(op.embedding, numbers, relevance.dtype)
+        ones = [jnp.ones(v.shape, relevance.dtype) for v in op.inputs]
+        carriers, pull = jax.vjp(spread, *ones)
+        reached = lax.gt(carriers, jnp.zeros_like(carriers))
+        share = relevance / jnp.where(reached, carriers, 1)
+        handed = pull(jnp.where(reached, share, 0))
+
+        def causes() -> Causes:
+            return {"constants": jnp.sum(jnp.where(reached, 0, relevance))}
+
+        return Propagation([Promise(value=value) for value in handed], causes)
+
+
+class _Spread:
+    """Spreads one number an integer over the floats that the integer became.
+
+    The embedding's own equations, run on numbers in place of the integers: movement
+    moves them, arithmetic passes them on, a gather hands each row its index's number.
+    """
+
+    def __init__(self, embedding: Embedding, numbers: Mapping[Value, Any], dtype: Any):
+        self.embedding, self.numbers, self.dtype = embedding, numbers, dtype
+
+    def __call__(self, *carried: Array) -> Array:
+        env = dict(zip(self.embedding.sources, carried, strict=True))
+        for equation in self.embedding.equations:
+            (out,) = equation.outputs
+            if out in self.embedding.carried or out is self.embedding.end:
+                env[out] = self._passed(equation, env)
+        return env[self.embedding.end]
+
+    def _passed(self, equation: Equation, env: Mapping[Value, Array]) -> Array:
+        prim, shape = equation.primitive, equation.outputs[0].shape
+        carried = [env[a] for a in equation.inputs if a in env]  # type: ignore[operator]
+        if prim in (p.gather_p, p.dynamic_slice_p) and equation.inputs[0] not in env:
+            return self._fetched(equation, env)
+        if prim is p.convert_element_type_p:
+            return carried[0]
+        if prim is not p.select_n_p and (prim in ARITHMETIC or prim is p.eq_p):
+            return sum(jnp.broadcast_to(t, shape) for t in carried)  # type: ignore
+        args = [
+            self._stand_in(a, i, equation, env) for i, a in enumerate(equation.inputs)
+        ]
+        return _jax.bind(prim, equation.params, args)[0]
+
+    def _stand_in(
+        self, atom: Atom, index: int, equation: Equation, env: Mapping[Value, Array]
+    ) -> Any:
+        """The number carried by an operand; indices and predicates as they are."""
+        if isinstance(atom, Value) and atom in env:
+            return env[atom]
+        number = atom.number if not isinstance(atom, Value) else self.numbers[atom]
+        steers = index in _STEERING.get(equation.primitive, ())
+        return number if steers else jnp.zeros(jnp.shape(number), self.dtype)
+
+    def _fetched(self, equation: Equation, env: Mapping[Value, Array]) -> Array:
+        shape = equation.outputs[0].shape
+        if equation.primitive is p.dynamic_slice_p:
+            indices = [env[a] for a in equation.inputs[1:] if a in env]  # type: ignore
+            return jnp.broadcast_to(sum(indices), shape)
+        numbers = equation.params["dimension_numbers"]
+        rows = tuple(i for i in range(len(shape)) if i not in numbers.offset_dims)
+        carried = jnp.sum(env[equation.inputs[1]], -1)  # type: ignore[index]
+        return lax.broadcast_in_dim(carried, shape, rows)
+
+
+# Operands that say which numbers move, not which numbers they are.
+_STEERING: dict[Any, range] = {
+    p.dynamic_slice_p: range(1, 99),
+    p.dynamic_update_slice_p: range(2, 99),
+    p.gather_p: range(1, 2),
+    p.scatter_p: range(1, 2),
+    p.select_n_p: range(0, 1),
+}
