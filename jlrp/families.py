@@ -107,6 +107,7 @@ FAMILIES: dict[Any, Family] = {
 KINDS = (
     "activation",
     "add",
+    "attention",
     "avg_pool",
     "batch_norm",
     "conv",
@@ -114,6 +115,7 @@ KINDS = (
     "dense",
     "embedding",
     "function",
+    "gate",
     "linear",
     "max_pool",
     "mean",

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
@@ -61,6 +62,13 @@ def reverse(
     return [pending.get(value) for value in plan.program.sources]
 
 
+def _finite(scores: Array) -> Array:
+    """-inf as the lowest number."""
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        return scores
+    return lax.max(scores, np.asarray(jnp.finfo(scores.dtype).min, scores.dtype))
+
+
 # Linear, but JAX has no transpose for them (scatter: unless indices are unique).
 _NOT_TRANSPOSED = (p.name_p, p.scatter_p)
 
@@ -101,7 +109,10 @@ class Numbers:
 
     def apply(self, op: Operation, x: Sequence[Array]) -> list[Array]:
         inputs = dict(zip(op.inputs, x, strict=True))
-        env = self.run(op.equations, op.constants, inputs)
+        if "masked" in op.facts:  # the shift of a row in which all is masked
+            inputs |= {v: _finite(self.read(v)) for v in op.constants}
+        constants = [v for v in op.constants if v not in inputs]
+        env = self.run(op.equations, constants, inputs)
         return [env[v] for v in op.outputs]
 
     def offset(self, op: Operation) -> Array:
@@ -144,16 +155,25 @@ class Numbers:
     def vjp(self, op: Operation, cotangents: Sequence[Array | None]) -> list[Array]:
         if op.nature in ("linear", "movement"):
             return self.transpose(op, cotangents)
-        x = [self.read(v) for v in op.inputs]
-        _, pull = jax.vjp(lambda *x: self.apply(op, x), *x)
+        _, pull = jax.vjp(lambda *x: self.apply(op, x), *self._at_inputs(op))
         return list(pull(self._filled(op, cotangents)))
 
     def jvp(
         self, op: Operation, tangents: Sequence[Array] | None = None
     ) -> list[Array]:
-        x = [self.read(v) for v in op.inputs]
+        x = self._at_inputs(op)
         tangents = x if tangents is None else tangents
         return jax.jvp(lambda *x: self.apply(op, x), tuple(x), tuple(tangents))[1]
+
+    def _at_inputs(self, op: Operation) -> list[Array]:
+        """The operation's inputs; masked scores as the lowest number, not -inf.
+
+        The derivative of a softmax is the same there, but never NaN.
+        """
+        x = [self.read(v) for v in op.inputs]
+        if "masked" not in op.facts:
+            return x
+        return [_finite(v) for v in x]
 
     def _filled(self, op: Operation, parts: Sequence[Array | None]) -> list[Array]:
         return [

@@ -28,7 +28,7 @@ from jlrp.facts.affine import (
 from jlrp.facts.embedding import Embedding
 from jlrp.facts.product import Product, products
 from jlrp.facts.sign import signs
-from jlrp.facts.softmax import softmax_input
+from jlrp.facts.softmax import may_be_minus_infinity, softmax_input
 from jlrp.facts.statistic import statistic_of
 from jlrp.facts.unary import Region, Regions
 from jlrp.families import family_of
@@ -150,7 +150,11 @@ class _Builder:
 
     def softmax(self, end: Value) -> Operation | None:
         scores = softmax_input(self.program, end)
-        return scores and self.group("softmax", "function", [scores], end)
+        if scores is None:
+            return None
+        masked = may_be_minus_infinity(self.program, scores)
+        operation = self.group("softmax", "function", [scores], end)
+        return replace(operation, facts=frozenset({"masked"} if masked else ()))
 
     def activation(self, end: Value) -> Operation | None:
         region = self.regions.ending_at(end)
@@ -260,17 +264,35 @@ class _Builder:
             return None
         statistic = statistic_of(self.program, equation)
         if statistic is not None and self.view.hold_statistics:
-            signal = equation.inputs[1 - statistic]
-            assert isinstance(signal, Value)
             if statistic == 1 or equation.primitive is not p.div_p:
-                constant = equation.inputs[statistic]
-                assert isinstance(constant, Value)
-                return Operation(
-                    "norm", "linear", (signal,), (end,), (equation,), (constant,)
-                )
+                return self.norm(equation, statistic)
         operation = self.primitive_operation(equation)
         slots = tuple(equation.inputs[i] for i in product.slots)
-        return replace(operation, inputs=slots, product=product)
+        facts = set()
+        if any(product.weights):
+            facts.add("attention")
+        elif product.gated != product.uniform:
+            facts.add("gate")
+        facts = frozenset(facts)
+        return replace(operation, inputs=slots, product=product, facts=facts)
+
+    def norm(self, equation: Equation, statistic: int) -> Operation:
+        """A signal over its statistic, which is a constant, scaled by parameters."""
+        signal, held = equation.inputs[1 - statistic], equation.inputs[statistic]
+        assert isinstance(signal, Value) and isinstance(held, Value)
+        scales = scale_chain(self.program, held) if self.program.used_once(held) else []
+        equations = (*(step.equation for step in scales), equation)
+        base = scales[0].source if scales else held
+        inside = {v for e in equations for v in e.outputs} | {signal, base}
+        constants = dict.fromkeys(
+            a
+            for e in equations
+            for a in e.inputs
+            if isinstance(a, Value) and a not in inside
+        )
+        return Operation(
+            "norm", "linear", (signal,), equation.outputs, equations, (base, *constants)
+        )
 
     def primitive_operation(self, equation: Equation) -> Operation:
         operands = self.operands(equation)
@@ -361,7 +383,24 @@ def find_operations(
         operations.append(operation)
         for operand in operation.inputs:
             demand(operand)
-    return _marked_by_position(operations)
+    return _marked_by_position(_marked_attention(operations))
+
+
+def _marked_attention(operations: list[Operation]) -> list[Operation]:
+    """Mark the products that make the scores of a softmax: queries times keys."""
+    behind: set[Value] = set()  # what reaches scores, through no other map
+    marked = []
+    for op in operations:
+        reaches = not behind.isdisjoint(op.outputs)
+        if op.kind == "softmax" or (reaches and op.kind in _BETWEEN_SCORES):
+            behind.update(op.inputs)
+        elif reaches and op.product is not None:
+            op = replace(op, facts=op.facts | {"attention"})
+        marked.append(op)
+    return marked
+
+
+_BETWEEN_SCORES = ("activation", "add", "movement", "scale", "selection")
 
 
 def _marked_by_position(operations: list[Operation]) -> list[Operation]:

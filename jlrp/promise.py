@@ -61,7 +61,7 @@ class Promise:
             parts.append(lax.mul(m, _kept_fraction(z, stabilizer)) if stabilizer else m)
         if self.value is not None:
             parts.append(
-                lax.div(self.value, stabilized(z, stabilizer))
+                _divided(self.value, stabilized(z, stabilizer))
                 if stabilizer
                 else safe_divide(self.value, z)
             )
@@ -92,9 +92,24 @@ def signed(z: Array, stabilizer: float) -> Array:
 
 
 def _kept_fraction(z: Array, stabilizer: float) -> Array:
-    """``z / stabilized(z)``, as ``|z| / (|z| + stabilizer)``: 1 for infinite z."""
-    size = lax.min(lax.abs(z), number(z, float(jnp.finfo(z.dtype).max)))
+    """``z / stabilized(z)``, as ``|z| / (|z| + stabilizer)``: 1 for infinite z.
+
+    For NaN too: it shows where the multiplier meets z, if that is not 0.
+    """
+    size, largest = lax.abs(z), lax.full_like(z, float(jnp.finfo(z.dtype).max))
+    size = lax.select(lax.lt(size, largest), size, largest)
     return lax.div(size, lax.add(size, number(z, stabilizer)))
+
+
+def _divided(relevance: Array, z: Array) -> Array:
+    """``relevance / z``, 0 where the relevance is, even if z is NaN."""
+    quotient = lax.div(relevance, z)
+    return lax.select(lax.eq(relevance, zero(relevance)), relevance, quotient)
+
+
+def product(multiplier: Array, v: Array) -> Array:
+    """``v * multiplier``, 0 where the multiplier is 0, even if v is infinite."""
+    return Promise(multiplier=multiplier).resolve(v)
 
 
 def safe_divide(a: Array, b: Array) -> Array:

@@ -233,15 +233,6 @@ def test_inputs_that_cannot_be_explained(params, x, words):
     raised(jlrp.InputError, lambda: relevance(lambda p, x: x, params, x), *words)
 
 
-def test_integer_inputs():
-    raised(
-        jlrp.InputError,
-        lambda: relevance(lambda w, ids: w[ids], W, jnp.asarray([0, 2])),
-        "int",
-        "embedding",
-    )
-
-
 def test_shapes_that_do_not_fit_keep_jaxs_own_error():
     with pytest.raises((TypeError, ValueError), match="dot_general|shape"):
         relevance(linear, W, X[:, :3])

@@ -86,7 +86,7 @@ def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedd
         if not from_sources:
             continue
         dependent.update(equation.outputs)
-        origins = frozenset().union(*(carried.get(a, ()) for a in _data(equation)))
+        origins = frozenset().union(*(carried.get(a, ()) for a in equation.inputs))
         (out, *others) = equation.outputs
         if not origins or others:
             continue
@@ -118,16 +118,10 @@ def is_integer(atom: Atom) -> bool:
     return jnp.issubdtype(atom.dtype, jnp.integer)
 
 
-def _data(equation: Equation) -> Sequence[Atom]:
-    """The operands whose numbers the output is made of or fetched by."""
-    chooses = equation.primitive is p.select_n_p
-    return equation.inputs[1:] if chooses else equation.inputs
-
-
 def _enters(equation: Equation, dependent: set[Value]) -> bool:
     """Whether a float output is an integer's own embedding."""
     prim, table = equation.primitive, equation.inputs[0]
-    if prim is p.convert_element_type_p:
+    if prim in (p.convert_element_type_p, p.select_n_p):  # numbers, or a one-hot code
         return True
     fetches = prim in (p.gather_p, p.dynamic_slice_p)
     return fetches and (not isinstance(table, Value) or table not in dependent)

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from jax.extend.core import primitives as p
 
 from jlrp.facts.scalar import scalar_of
-from jlrp.facts.softmax import softmax_input
+from jlrp.facts.softmax import (
+    is_softmax_weights,
+    may_be_minus_infinity,
+    softmax_input,
+)
 from jlrp.facts.statistic import statistic_of
 from jlrp.facts.unary import Regions
 from jlrp.graph import Equation, Program, Value
@@ -36,12 +40,15 @@ class Product:
     """Shares of the active operands, by position in the equation.
 
     ``uniform`` and ``gated`` are fractions that sum to 1: of equally many shares a
-    factor, and of all to the factors that are not gates.
+    factor, and of all to the factors that are not gates. ``weights`` marks the operands
+    that are softmax weights, ``masked`` those that a mask of -inf may have made NaN.
     """
 
     slots: tuple[int, ...]
     uniform: tuple[float, ...]
     gated: tuple[float, ...]
+    weights: tuple[bool, ...]
+    masked: tuple[bool, ...]
 
 
 def products(program: Program, regions: Regions) -> dict[Equation, Product]:
@@ -92,6 +99,8 @@ def _share(
             (0, 1),
             tuple(u / sum(uniform) for u in uniform),
             tuple(g / sum(gated) for g in gated),
+            tuple(len(fs) == 1 and ends[fs[0]] == "softmax" for fs in below),
+            tuple(len(fs) == 1 and _may_be_nan(program, fs[0]) for fs in below),
         )
 
 
@@ -122,10 +131,11 @@ def _transparent(program: Program, equation: Equation) -> Value | None:
 
 
 def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
-    """What a factor ends in: ``"open"`` (sigmoid, softmax), ``"activation"``, None."""
+    """What a factor ends in: ``"softmax"``, ``"activation"``, None, or ``"open"``: an
+    activation with f(0) other than 0, such as a sigmoid."""
     while True:
-        if softmax_input(program, value) is not None:
-            return "open"
+        if is_softmax_weights(program, value):
+            return "softmax"
         region = regions.ending_at(value)
         if region is not None and region.homogeneous and not region.zero_at_zero:
             value = region.start  # 1/b, for which relevance passes
@@ -138,9 +148,19 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
         value = source
 
 
+def _may_be_nan(program: Program, factor: Value) -> bool:
+    """Whether a factor is the softmax of scores that may all be -inf."""
+    value: Value | None = factor
+    while value is not None:
+        if (scores := softmax_input(program, value)) is not None:
+            return may_be_minus_infinity(program, scores)
+        value = value.producer and _transparent(program, value.producer)
+    return False
+
+
 def _gates(factors: list[Value], ends: dict[Value, str | None]) -> set[Value]:
-    for kind in ("open", "activation"):
-        gates = {f for f in factors if ends[f] == kind}
+    for kinds in (("softmax", "open"), ("activation",)):
+        gates = {f for f in factors if ends[f] in kinds}
         if gates and len(factors) > len([f for f in factors if f in gates]):
             return gates
     return set()

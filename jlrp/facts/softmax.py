@@ -1,57 +1,232 @@
-"""Softmax: a quotient of an exp by its own sum, with or without the max shift.
+"""Softmax: a quotient of an exp by its own sum; its logarithm; the log of that sum.
 
-Found by data flow, so transposes, masks and broadcasts inside do not matter.
+Found by data flow: with or without the max shift, with masks before or after the exp,
+transposes and broadcasts anywhere, in any spelling of the quotient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.graph import Atom, Program, Value
+from jlrp.facts.affine import varying_axes
+from jlrp.facts.scalar import scalar_of
+from jlrp.graph import Atom, Equation, Program, Value
 
 _MOVES = {
     p.broadcast_in_dim_p,
     p.convert_element_type_p,
     p.copy_p,
+    p.reduce_precision_p,
     p.reshape_p,
     p.squeeze_p,
     p.stop_gradient_p,
     p.transpose_p,
 }
+_MASKS = {p.add_p, p.add_jaxvals_p, p.sub_p, p.select_n_p, p.mul_p, p.div_p}
+_EXPONENTIALS = (p.exp_p, p.exp2_p)
 
 
 def softmax_input(program: Program, end: Value) -> Value | None:
-    """The scores of the softmax that ends at ``end`` (before the shift), or None."""
-    quotient = end.producer
-    if quotient is None or quotient.primitive is not p.div_p:
+    """The scores of the softmax, log-softmax or logsumexp that ends at ``end``.
+
+    Scores are taken before the shift and behind scaling, soft-capping and masks.
+    """
+    for recognise in (_softmax, _log_softmax, _logsumexp):
+        scores = recognise(program, end)
+        if scores is not None and scores in program.active:
+            return scores
+    return None
+
+
+def is_softmax_weights(program: Program, end: Value) -> bool:
+    """Whether ``end`` is a softmax itself: weights that sum to one."""
+    return _softmax(program, end) in program.active
+
+
+def may_be_minus_infinity(program: Program, scores: Value) -> bool:
+    """Whether a mask of -inf, or of numbers unknown here, was laid on the scores."""
+    value = scores
+    while value.producer is not None:
+        equation = value.producer
+        operands = program.active_inputs(equation)
+        if equation.primitive not in _MASKS | _MOVES or len(operands) != 1:
+            return False
+        constants = [a for a in equation.inputs if a is not operands[0] and a.shape]
+        floats = [a for a in constants if np.issubdtype(a.dtype, np.floating)]
+        for known in map(scalar_of, floats):
+            if known is None or not np.all(np.isfinite(np.asarray(known, np.float64))):
+                return True
+        (value,) = operands
+    return False
+
+
+def _softmax(program: Program, end: Value) -> Value | None:
+    quotient = _as_quotient(end)
+    if quotient is None:
         return None
-    exponential, total = quotient.inputs
-    if not _produced_by(exponential, p.exp_p):
+    exponential, total = quotient
+    summed = _summed_exponentials(program, total)
+    if summed is None or _unmasked(program, exponential) is not summed.exponentials:
         return None
+    return _scores(program, summed)
+
+
+def _log_softmax(program: Program, end: Value) -> Value | None:
+    equation = end.producer
+    if equation is None or equation.primitive is not p.sub_p:
+        return None
+    minuend, log_total = equation.inputs
+    log_total = _unmoved(log_total)
+    summed = _log_of_exponentials(program, log_total)
+    if summed is not None:  # (x - m) - log sum exp(x - m)
+        same = _unmoved(minuend) is _unmoved(summed.exponent)
+        return _scores(program, summed) if same else None
+    if isinstance(log_total, Value):  # x - (log sum exp(x - m) + m)
+        scores = _logsumexp(program, log_total)
+        if scores is not None and _unmoved(scores) is _unmoved(minuend):
+            return scores
+    return None
+
+
+def _logsumexp(program: Program, end: Value) -> Value | None:
+    """``log sum exp(x)``, or ``log sum exp(x - m) + m``."""
+    summed = _log_of_exponentials(program, end)
+    if summed is not None:
+        return summed.exponent
+    if end.producer is None or end.producer.primitive is not p.add_p:
+        return None
+    for log_total, shift in _both_ways(end.producer):
+        summed = _log_of_exponentials(program, _unmoved(log_total))
+        if summed is None:
+            continue
+        made = _produced_by(summed.exponent, p.sub_p)
+        if made is not None and _unmoved(made.inputs[1]) is _unmoved(shift):
+            scores = made.inputs[0]
+            return scores if isinstance(scores, Value) else None
+    return None
+
+
+def _as_quotient(end: Value) -> tuple[Atom, Atom] | None:
+    """``a / b`` in any of its spellings: ``a * b**-1``, ``a * (1 / b)``."""
+    equation = end.producer
+    if equation is None:
+        return None
+    if equation.primitive is p.div_p:
+        return equation.inputs[0], equation.inputs[1]
+    if equation.primitive is not p.mul_p:
+        return None
+    for a, b in _both_ways(equation):
+        inverse = _unmoved(b)
+        if (made := _produced_by(inverse, p.div_p)) is not None:
+            numerator = scalar_of(made.inputs[0])
+            if numerator is not None and np.all(np.equal(numerator, 1)):
+                return a, made.inputs[1]
+        if (made := _produced_by(inverse, p.integer_pow_p)) is not None:
+            if made.params["y"] == -1:
+                return a, made.inputs[0]
+    return None
+
+
+@dataclass(frozen=True)
+class _Summed:
+    """A sum of exponentials."""
+
+    exponentials: Value
+    equation: Equation  # the sum
+
+    @property
+    def exponent(self) -> Value | None:
+        assert self.exponentials.producer is not None
+        (exponent, *_) = self.exponentials.producer.inputs
+        return exponent if isinstance(exponent, Value) else None
+
+
+def _log_of_exponentials(program: Program, atom: Atom) -> _Summed | None:
+    made = _produced_by(atom, p.log_p)
+    if made is None:
+        return None
+    total = made.inputs[0]
+    if (absolute := _produced_by(total, p.abs_p)) is not None:  # jax's logsumexp
+        total = absolute.inputs[0]
+    return _summed_exponentials(program, total)
+
+
+def _summed_exponentials(program: Program, total: Atom) -> _Summed | None:
+    """The exponentials of which ``total`` is the sum, a constant added or not."""
     total = _unmoved(total)
-    if not _produced_by(total, p.reduce_sum_p):
+    made = _produced_by(total, p.add_p, p.max_p)
+    if made is not None:  # sum + 1, sum + eps, max(sum, eps)
+        operands = program.active_inputs(made)
+        if len(operands) != 1:
+            return None
+        total = _unmoved(operands[0])
+    made = _produced_by(total, p.reduce_sum_p)
+    if made is None:
         return None
-    assert isinstance(total, Value) and total.producer is not None
-    if _unmoved(total.producer.inputs[0]) is not _unmoved(exponential):
+    exponentials = _unmasked(program, made.inputs[0])
+    if exponentials is None or not _produced_by(exponentials, *_EXPONENTIALS):
         return None
-    assert isinstance(exponential, Value) and exponential.producer is not None
-    scores = exponential.producer.inputs[0]
-    if _produced_by(scores, p.sub_p):
-        assert isinstance(scores, Value) and scores.producer is not None
-        unshifted, shift = scores.producer.inputs
-        if _is_max_of(shift, unshifted):
-            scores = unshifted
-    if not isinstance(scores, Value) or scores not in program.active:
-        return None
-    return scores
+    return _Summed(exponentials, made)
 
 
-def _produced_by(atom: Atom, primitive: object) -> bool:
-    return (
-        isinstance(atom, Value)
-        and atom.producer is not None
-        and atom.producer.primitive is primitive
-    )
+def _unmasked(program: Program, atom: Atom) -> Value | None:
+    """``atom`` before moves and masks that only set some of its elements to zero."""
+    while True:
+        atom = _unmoved(atom)
+        if not isinstance(atom, Value) or atom.producer is None:
+            return None
+        made = atom.producer
+        operands = program.active_inputs(made)
+        if len(operands) != 1 or made.primitive not in (p.select_n_p, p.mul_p):
+            return atom
+        if made.primitive is p.select_n_p:
+            others = [scalar_of(a) for a in made.inputs[1:] if a is not operands[0]]
+            if any(v is None or np.any(v) for v in others):
+                return atom
+        (atom,) = operands
+
+
+def _scores(program: Program, summed: _Summed) -> Value | None:
+    """What is exponentiated, before a shift that is constant along the sum.
+
+    Whatever the shift, the multiplier of shifted scores sums to zero along the sum, so
+    that of the unshifted ones is the same, and the shift gets none.
+    """
+    exponent = summed.exponent
+    made = _produced_by(exponent, p.sub_p)
+    if made is None:
+        return exponent
+    unshifted, shift = made.inputs
+    if _is_constant_along(program, shift, summed) or _is_max_of(shift, unshifted):
+        return unshifted if isinstance(unshifted, Value) else None
+    return exponent
+
+
+def _is_constant_along(program: Program, shift: Atom, summed: _Summed) -> bool:
+    layout = summed.equation.inputs[0]
+    while layout is not summed.exponentials:  # masks keep the layout, moves do not
+        made = _produced_by(layout, p.select_n_p, p.mul_p, p.convert_element_type_p)
+        if made is None:
+            return False
+        (layout,) = program.active_inputs(made)
+    axes = set(summed.equation.params["axes"])
+    return axes.isdisjoint(varying_axes(shift, len(summed.exponentials.shape)))
+
+
+def _both_ways(equation: Equation) -> Iterator[tuple[Atom, Atom]]:
+    a, b = equation.inputs
+    yield a, b
+    yield b, a
+
+
+def _produced_by(atom: Atom | None, *primitives: object) -> Equation | None:
+    if not isinstance(atom, Value) or atom.producer is None:
+        return None
+    return atom.producer if atom.producer.primitive in primitives else None
 
 
 def _unmoved(atom: Atom) -> Atom:
@@ -63,12 +238,21 @@ def _unmoved(atom: Atom) -> Atom:
 
 
 def _is_max_of(shift: Atom, scores: Atom) -> bool:
+    """``max(scores)``, also guarded against -inf: ``max(-inf, .)``, ``where(.)``."""
     shift = _unmoved(shift)
-    if _produced_by(shift, p.max_p):  # max(-inf, max(scores))
-        assert isinstance(shift, Value) and shift.producer is not None
-        operands = [a for a in shift.producer.inputs if isinstance(a, Value)]
-        shift = _unmoved(operands[-1]) if operands else shift
-    if not _produced_by(shift, p.reduce_max_p):
+    while (made := _produced_by(shift, p.max_p, p.select_n_p)) is not None:
+        values = made.inputs[1:] if made.primitive is p.select_n_p else made.inputs
+        guarded = [a for a in values if scalar_of(a) is None]
+        if len(guarded) != 1:
+            return False
+        shift = _unmoved(guarded[0])
+    made = _produced_by(shift, p.reduce_max_p)
+    if made is None:
         return False
-    assert isinstance(shift, Value) and shift.producer is not None
-    return _unmoved(shift.producer.inputs[0]) is _unmoved(scores)
+    maximised, scores = _unmoved(made.inputs[0]), _unmoved(scores)
+    while (masks := _produced_by(maximised, p.select_n_p)) is not None:
+        values = [a for a in masks.inputs[1:] if scalar_of(a) is None]
+        if len(values) != 1 or maximised is scores:
+            break
+        maximised = _unmoved(values[0])
+    return maximised is scores

@@ -79,7 +79,8 @@ class _Spread:
             return self._fetched(equation, env)
         if prim is p.convert_element_type_p:
             return carried[0]
-        if prim is not p.select_n_p and (prim in ARITHMETIC or prim is p.eq_p):
+        chooses = prim is p.select_n_p and equation.inputs[0] not in env
+        if prim is p.eq_p or (prim in ARITHMETIC and not chooses):
             return sum(jnp.broadcast_to(t, shape) for t in carried)  # type: ignore
         args = [
             self._stand_in(a, i, equation, env) for i, a in enumerate(equation.inputs)

@@ -16,7 +16,7 @@ from jax import lax
 
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, safe_divide, signed, zero
+from jlrp.promise import Promise, product, safe_divide, signed, zero
 from jlrp.rules.base import (
     Array,
     Causes,
@@ -76,7 +76,7 @@ class _LinearRule(Rule):
             def absorbed() -> Causes:
                 causes = {"stabilizer": share * signed(z, stabilizer)}
                 if op.has_offset:
-                    causes["bias"] = share * ctx.offset(op)
+                    causes["bias"] = product(share, ctx.offset(op))
                 if not stabilizer and promise.value is not None:
                     causes["blocked"] = jnp.where(z == 0, promise.value, 0)
                 return causes

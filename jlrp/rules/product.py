@@ -43,7 +43,10 @@ class _ProductRule(Rule):
         y = ctx.read(op.outputs[0])
         m = promise.over(y, self.stabilizer)
         function = ctx.at_operands(op, op.product.slots)
-        operands = [ctx.read(v) for v in op.inputs]
+        operands = [
+            _without_nan(ctx.read(v)) if masked else ctx.read(v)
+            for v, masked in zip(op.inputs, op.product.masked, strict=True)
+        ]
         weights = self._weights(op)
         taking = [i for i, weight in enumerate(weights) if weight]
 
@@ -67,6 +70,14 @@ class _ProductRule(Rule):
             return summed([lost])
 
         return Propagation(promises, causes)
+
+
+def _without_nan(weights: Array) -> Array:
+    """Softmax weights of a row in which all is masked are no numbers: zeros instead.
+
+    Such a row has no relevance, but would spoil what other rows hand to the values.
+    """
+    return jnp.where(jnp.isnan(weights), 0, weights)
 
 
 @dataclass(frozen=True)
