@@ -1,4 +1,5 @@
 # make demo         the main job: train on digits, explain, write digits_relevance.png
+# make text-demo    train on sentences, explain which words decided, in colour
 # make test         the tests, ruff and pyright included
 # make test-312     the same on Python 3.12, which means a newer JAX
 # make bench        the cost of relevance beside the cost of a gradient
@@ -18,10 +19,13 @@ DEMO_ARGS ?=
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install
 
-.PHONY: demo test test-312 bench lint format clean
+.PHONY: demo text-demo test test-312 bench lint format clean
 
 demo: $(VENV)/.demo
 	$(PY) examples/digits.py $(DEMO_ARGS)
+
+text-demo: $(VENV)/.demo
+	$(PY) examples/text.py $(DEMO_ARGS)
 
 test: $(VENV)/.test
 	$(PY) -m pytest $(PYTEST_ARGS)

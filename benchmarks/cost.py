@@ -1,7 +1,8 @@
 """What an explanation costs, against jit(gradient x input) of the same target.
 
-    python benchmarks/cost.py                       # both networks, both bars: minutes
+    python benchmarks/cost.py                         # all networks, all bars: minutes
     python benchmarks/cost.py --networks vgg16 --size 64 --composites control epsilon
+    python benchmarks/cost.py --networks bert gpt2 llama --composites control attnlrp
 
 Everything is measured in one process, interleaved (A B C, B C A, ...), so that a change
 of the machine's mood meets all candidates alike. `ratio` is the ratio of medians,
@@ -21,10 +22,11 @@ from statistics import median
 import jax
 import jaxlib
 import numpy as np
-from networks import NETWORKS
+from networks import NETWORKS, VISION
 
 BUILD_BARS = {"trace": 1.0, "compile": 1.3}
 BARS = {
+    "attnlrp": {"time": 1.05, "memory": 0.90, "trace": 1.1, "compile": 1.3},
     "epsilon": {"time": 1.10, "memory": 1.10, **BUILD_BARS},
     "epsilon_plus": {"time": 1.50, **BUILD_BARS},
 }
@@ -36,6 +38,10 @@ METRICS = {  # name: (unit, factor from seconds or bytes)
     "compile": ("ms", 1e3),
 }
 BASE = "gradient"
+
+
+def usual_composites(network):
+    return ["epsilon", "epsilon_plus"] if network in VISION else ["attnlrp"]
 
 
 def candidate(name, fn):
@@ -78,7 +84,8 @@ def clock(call):
 
 
 def measure(network, composites, options):
-    fn, params, x = NETWORKS[network](options.batch, options.size)
+    size = options.size if network in VISION else options.length
+    fn, params, x = NETWORKS[network](options.batch, size)
     names = [BASE, *composites]
     samples = {name: {metric: [] for metric in METRICS} for name in names}
     compiled = {}
@@ -167,9 +174,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    add("--composites", nargs="+", default=["epsilon", "epsilon_plus"])
+    add("--composites", nargs="+", help="default: those with a bar for the network")
     add("--batch", type=int, default=1)
-    add("--size", type=int, default=224)
+    add("--size", type=int, default=224, help="pixels along each side of an image")
+    add("--length", type=int, default=128, help="tokens of a sequence")
     add("--repeats", type=int, default=15, help="timed runs of each candidate")
     add("--traces", type=int, default=9, help="cold traces of each candidate")
     add("--compiles", type=int, default=3, help="cold compilations of each")
@@ -180,14 +188,18 @@ def main():
         parser.error("--repeats, --traces and --compiles must be at least 1")
 
     header = machine()
-    print(f"{header}\nbatch {options.batch}, size {options.size}\n")
+    print(
+        f"{header}\nbatch {options.batch}, size {options.size}, "
+        f"length {options.length}\n"
+    )
     print(
         f"{'network':9} {'composite':22} {'metric':8}{'grad x in':>9} "
         f"{'jlrp':>9} {'':4}{'ratio':>6} {'paired':>6} {'best':>6}    bar"
     )
     table, raw = [], {}
     for network in options.networks:
-        samples, conserved = measure(network, options.composites, options)
+        composites = options.composites or usual_composites(network)
+        samples, conserved = measure(network, composites, options)
         raw[network] = samples
         found = list(rows(network, samples, conserved))
         for row in found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,34 +12,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlrp import _jax, reports, targets
-from jlrp.composites import FALLBACKS, Composite, assign, resolve
-from jlrp.errors import InputError, NoRelevanceError
-from jlrp.facts.embedding import embeddings
-from jlrp.families import NO_RELEVANCE
-from jlrp.graph import Equation, Value, activate, trace
-from jlrp.interpreter import Numbers, forward, reverse
-from jlrp.operations import Operation, View, find_operations
-from jlrp.planning import Plan, Step, make_plan
+from jlrp.composites import FALLBACKS, Composite, resolve
+from jlrp.errors import InputError
+from jlrp.graph import Value
+from jlrp.interpreter import Numbers
+from jlrp.planning import Step
 from jlrp.promise import Promise
+from jlrp.request import Options, Request, batch_of, check_arrays
 from jlrp.rules import registered
 from jlrp.rules.base import Propagation
 
 Function = Callable[[Any, Any], Any]
+Conditions = Mapping[str, Any] | None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Explanation:
-    """What ``explain`` returns.
+    """What ``explain`` returns: a pytree.
 
     Attributes:
       relevance: pytree like x: the relevance of each of its elements. float32 for
-        low-precision x; boolean leaves have zeros, random keys ``()``.
+        low-precision x; integers have one number each, boolean leaves zeros, random
+        keys ``()``.
       output: the output of the function.
+      captured: by name, the relevance at the scopes and tags of ``capture``.
+      params: pytree like params, if ``wrt`` asked for it, else None.
     """
 
     relevance: Any
     output: Any
+    captured: Any = field(default_factory=dict)
+    params: Any = None
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,34 @@ class Explainer:
     target: Any = None
     seed: str = "score"
     fallback: str | None = None
+    wrt: tuple[str, ...] = ("x",)
+    capture: tuple[str, ...] = ()
+    condition: Conditions = None
 
-    def __call__(self, params: Any, x: Any, target: Any = None) -> Explanation:
-        """Explain ``fn(params, x)``; ``target`` overrides the explainer's own."""
-        _check_arrays(params, x)
+    def __call__(
+        self, params: Any, x: Any, target: Any = None, condition: Conditions = None
+    ) -> Explanation:
+        """Explain ``fn(params, x)``.
+
+        ``target`` and ``condition`` override the explainer's own.
+        """
+        check_arrays(params, x)
         target = self.target if target is None else target
+        masks = _masks(self.condition if condition is None else condition)
         static, traced = (target, None) if targets.is_static(target) else (None, target)
         if traced is not None and not _is_traced(traced):
             shapes = jax.eval_shape(self.fn, params, x)
-            targets.check(shapes, traced, _batch_of(x))
-        key = _Key(self.fn, self.composite, static, self.seed, self.fallback)
-        return _explained(key, params, x, traced)
+            targets.check(shapes, traced, batch_of(x))
+        options = Options(
+            self.composite,
+            static,
+            self.seed,
+            self.fallback,
+            self.wrt,
+            self.capture,
+            tuple(masks),
+        )
+        return _explained(_Key(self.fn, options), params, x, traced, masks)
 
 
 class _Key:
@@ -76,7 +97,7 @@ class _Key:
     keeps alive.
     """
 
-    def __init__(self, fn: Function, *options: Any):
+    def __init__(self, fn: Function, options: Options):
         self.fn, self.options = fn, options
         self.rules = tuple(registered().items())
 
@@ -97,92 +118,18 @@ class _Key:
 
 
 @partial(jax.jit, static_argnums=0)
-def _explained(key: _Key, params: Any, x: Any, traced_target: Any) -> Explanation:
-    composite, static_target, seed, fallback = key.options
-    target = static_target if traced_target is None else traced_target
-    request = _Request(key.fn, params, x, target, seed)
-    plan = request.plan(composite, fallback)
-    outputs, residuals = forward(plan, request.arguments)
-    seeds = request.seeds(residuals, outputs)
-    promises = reverse(plan, residuals, seeds)
-    relevance = request.relevance(promises, Numbers(residuals))
-    output = jax.tree.unflatten(request.output_tree, outputs[request.n_scores :])
-    return Explanation(relevance, output)
-
-
-class _Request:
-    """A traced function with its arguments and what of its output is explained."""
-
-    def __init__(self, fn: Function, params: Any, x: Any, target: Any, seed: str):
-        self.target, self.seed = target, seed
-        scored = targets.scored(fn, target)
-        self.program, (scores, output) = trace(scored, params, x)
-        self.batch = _batch_of(x)
-        targets.check(scores, target, self.batch)
-        self.n_scores = len(jax.tree.leaves(scores))
-        self.output_tree = jax.tree.structure(output)
-        self.arguments = jax.tree.leaves((params, x))
-        self.x_leaves, self.x_tree = jax.tree.flatten(x)
-        n_params = len(self.arguments) - len(self.x_leaves)
-        self.sources = self.program.inputs[n_params:]
-        self.scores = self.program.outputs[: self.n_scores]
-
-    def operations(self, view: View) -> list[Operation]:
-        found = embeddings(self.program, self.sources)
-        entries = {end: embedding.sources for end, embedding in found.items()}
-        activate(self.program, self.sources, self.scores, _carries, entries)
-        reached = self.program.active | self.program.entered
-        if reached.isdisjoint(self.sources):
-            raise NoRelevanceError(self._why_none())
-        return find_operations(self.program, set(registered()), view, found)
-
-    def plan(
-        self,
-        composite: Composite,
-        fallback: str | None,
-        strict: bool = True,
-        keep_all: bool = False,
-    ) -> Plan:
-        operations = self.operations(composite.view)
-        steps = assign(composite, operations, fallback, strict)
-        return make_plan(self.program, steps, keep_all)
-
-    def seeds(
-        self, residuals: dict[Value, Any], outputs: Sequence[Any]
-    ) -> dict[Value, Promise]:
-        scores = [_widened(out) for out in outputs[: self.n_scores]]
-        starts = targets.seeds(scores, self.target, self.batch, self.seed)
-        seeds: dict[Value, Promise] = {}
-        for atom, start in zip(self.scores, starts, strict=True):
-            if self.program.is_active(atom):
-                assert isinstance(atom, Value)
-                seeds[atom] = start + seeds.get(atom)
-        return seeds
-
-    def relevance(self, promises: Sequence[Promise | None], numbers: Numbers) -> Any:
-        leaves = []
-        for source, promise in zip(self.sources, promises, strict=True):
-            if _jax.is_key(source.dtype):
-                leaves.append(())
-            elif promise is None:
-                floating = jnp.issubdtype(source.dtype, jnp.floating)
-                dtype = numbers.shape_of(source).dtype if floating else jnp.float32
-                leaves.append(jnp.zeros(source.shape, dtype))
-            else:
-                leaves.append(promise.resolve(numbers.read(source)))
-        return jax.tree.unflatten(self.x_tree, leaves)
-
-    def _why_none(self) -> str:
-        reached = set(self.sources)
-        for equation in self.program.equations:
-            if not reached.isdisjoint(equation.inputs):
-                reached.update(equation.outputs)
-        stops = reports.blocked_by(self.program.equations, reached)
-        why = f" Paths from x end at: {'; '.join(stops[:3])}." if stops else ""
-        return (
-            "The explained output does not depend on x through floating-point values."
-            f"{why} Check the argument order, fn(params, x), and stop_gradient."
-        )
+def _explained(
+    key: _Key, params: Any, x: Any, traced_target: Any, masks: dict[str, Any]
+) -> Explanation:
+    request = Request(key.fn, params, x, key.options, traced_target)
+    found = request.run(request.plan(), request.arguments, masks)
+    asks_for_params = "params" in key.options.wrt
+    return Explanation(
+        found.relevance(),
+        found.output(),
+        found.captured(),
+        found.parameters() if asks_for_params else None,
+    )
 
 
 def relevance(
@@ -194,6 +141,8 @@ def relevance(
     composite: str | Composite = "auto",
     seed: str = "score",
     fallback: str | None = None,
+    wrt: str | Sequence[str] = "x",
+    condition: Conditions = None,
 ) -> Any:
     """How much each element of ``x`` contributed to an output of ``fn(params, x)``.
 
@@ -214,14 +163,19 @@ def relevance(
         ``"one"``: it starts at 1.
       fallback: for operations without a rule: None raises, ``"gradient"`` takes
         first-order Taylor, ``"stop"`` absorbs their relevance.
+      wrt: ``"x"``; ``"params"``: the relevance of parameters, each times its
+        multiplier, for pruning; or both, ``("x", "params")``. Parameters are side
+        outputs: asking for them does not change the relevance of x.
+      condition: masks by the name of a scope or tag; relevance is multiplied by them
+        there, then goes on (CRP). Arrays that broadcast to the value named.
 
     Returns:
-      Relevance: a pytree like ``x``, in float32 for low-precision x.
+      Relevance: a pytree like ``x`` (or like ``params``, or a tuple of both, as ``wrt``
+      says), in float32 for low-precision leaves.
 
     Raises:
       JlrpError: for a target, selector or input that does not fit, a primitive without
-      a
-        rule, or an output that does not depend on ``x``.
+        a rule, or an output that does not depend on ``x``.
 
     Example:
       >>> import jax.numpy as jnp, jlrp
@@ -232,8 +186,18 @@ def relevance(
 
     Source: Bach et al. 2015; DynamicLRP (arXiv 2512.07010).
     """
-    explainer = explain(fn, composite=composite, seed=seed, fallback=fallback)
-    return explainer(params, x, target).relevance
+    explainer = explain(
+        fn,
+        composite=composite,
+        seed=seed,
+        fallback=fallback,
+        wrt=wrt,
+        condition=condition,
+    )
+    found = explainer(params, x, target)
+    if isinstance(wrt, str):
+        return found.relevance if wrt == "x" else found.params
+    return tuple(found.relevance if of == "x" else found.params for of in wrt)
 
 
 def explain(
@@ -243,16 +207,24 @@ def explain(
     target: Any = None,
     seed: str = "score",
     fallback: str | None = None,
+    wrt: str | Sequence[str] = "x",
+    capture: str | Iterable[str] = (),
+    condition: Conditions = None,
 ) -> Explainer:
     """An explainer of ``fn``: call it with ``(params, x, target=None)``.
 
     Args:
-      fn, composite, target, seed, fallback: as in ``relevance``. An array as target is
-        traced, so that labels may vary without recompiling; ints and functions are
-        static.
+      fn, composite, target, seed, fallback, wrt, condition: as in ``relevance``. An
+        array as target is traced, so that labels may vary without recompiling; ints and
+        functions are static.
+      capture: globs of name scopes and tags, ``*`` within one component of a path,
+        ``**`` any number: what relevance their outputs have is returned. A value inside
+        an operation (between a convolution and its batch norm) is reported at the
+        operation's output: naming never changes an explanation.
 
     Returns:
-      A function that returns an ``Explanation`` with ``relevance`` and ``output``.
+      A function that returns an ``Explanation`` with ``relevance``, ``output``,
+      ``captured`` and ``params``.
 
     Raises:
       JlrpError: for an unknown composite, seed or fallback.
@@ -270,7 +242,24 @@ def explain(
         raise InputError(
             f"fallback must be None or one of {tuple(FALLBACKS)}; got {fallback!r}."
         )
-    return Explainer(fn, resolve(composite), target, seed, fallback)
+    wrt = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    if not wrt or not set(wrt) <= {"x", "params"}:
+        raise InputError(f'wrt is "x", "params" or both; got {wrt!r}.')
+    capture = (capture,) if isinstance(capture, str) else tuple(capture)
+    _masks(condition)
+    return Explainer(
+        fn, resolve(composite), target, seed, fallback, wrt, capture, condition
+    )
+
+
+def _masks(condition: Conditions) -> dict[str, Any]:
+    if condition is None:
+        return {}
+    if not isinstance(condition, Mapping):
+        raise InputError(
+            f"condition maps names of scopes or tags to masks; got {condition!r}."
+        )
+    return {name: jnp.asarray(mask) for name, mask in condition.items()}
 
 
 def inspect(
@@ -303,9 +292,9 @@ def inspect(
       >>> report.coverage.covered
       1
     """
-    request = _Request(fn, params, x, target, "score")
-    plan = request.plan(resolve(composite), fallback, strict=False)
-    return reports.inspection(plan)
+    options = Options(resolve(composite), fallback=fallback)
+    request = Request(fn, params, x, options, target)
+    return reports.inspection(request.plan(strict=False))
 
 
 def audit(
@@ -317,6 +306,7 @@ def audit(
     composite: str | Composite = "auto",
     seed: str = "score",
     fallback: str | None = None,
+    condition: Conditions = None,
 ) -> reports.Ledger:
     """Where relevance went: for each operation in, out, and what absorbed the rest.
 
@@ -324,7 +314,8 @@ def audit(
     formula; what they leave over is ``unexplained``: rounding, or a rule that is wrong.
 
     Args:
-      fn, params, x, target, composite, seed, fallback: as in ``relevance``.
+      fn, params, x, target, composite, seed, fallback, condition: as in
+        ``relevance``.
 
     Returns:
       A ``Ledger`` with ``rows``, ``seed``, ``relevance``, ``unexplained`` and
@@ -341,25 +332,25 @@ def audit(
       >>> round(ledger.total("bias"), 3)
       4.0
     """
-    _check_arrays(params, x)
-    request = _Request(fn, params, x, target, seed)
-    plan = request.plan(resolve(composite), fallback, keep_all=True)
+    check_arrays(params, x)
+    masks = _masks(condition)
+    options = Options(
+        resolve(composite), seed=seed, fallback=fallback, conditions=tuple(masks)
+    )
+    request = Request(fn, params, x, options, target)
+    plan = request.plan(keep_all=True)
     steps: list[Step] = []
 
     def run(arguments: Sequence[Any], target: Any) -> dict[str, Any]:
         if not targets.is_static(request.target):
             request.target = target
         auditor = _Auditor()  # holds tracers: it must not outlive the trace
-        outputs, residuals = forward(plan, arguments)
-        numbers = Numbers(residuals)
-        seeds = request.seeds(residuals, outputs)
-        promises = reverse(plan, residuals, seeds, auditor.observe)
+        explained = request.run(plan, arguments, masks, auditor.observe)
+        numbers, sources = explained.numbers, explained.delivered.sources
         steps[:] = auditor.steps
         return {
-            "seed": _total(seeds.items(), numbers),
-            "relevance": _total(
-                zip(plan.program.sources, promises, strict=True), numbers
-            ),
+            "seed": _total(explained.seeds.items(), numbers),
+            "relevance": _total(zip(request.sources, sources, strict=True), numbers),
             "rows": auditor.rows,
             "finite": [_finite(step, numbers) for step in plan.steps],
         }
@@ -446,47 +437,5 @@ def _finite(step: Step, numbers: Numbers) -> tuple[Any, Any]:
     return all_finite(op.inputs), all_finite(op.outputs)
 
 
-def _carries(equation: Equation) -> bool:
-    return equation.primitive in registered() or equation.primitive not in NO_RELEVANCE
-
-
-def _check_arrays(params: Any, x: Any) -> None:
-    for name, tree in (("params", params), ("x", x)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
-                continue
-            raise InputError(
-                f"{name}{jax.tree_util.keystr(path)} is a {type(leaf).__name__}, not "
-                "an array. Close over what is not an array, or split it from the model."
-            )
-    if not jax.tree.leaves(x):
-        raise InputError("x has no arrays: there is nothing to explain.")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise InputError(
-                f"x{jax.tree_util.keystr(path)} is complex; explain its real and "
-                "imaginary parts as two real leaves."
-            )
-
-
-def _batch_of(x: Any) -> int | None:
-    """The size of the leading axis of x, if all its leaves share one.
-
-    A single vector is one example with features, not a batch of numbers.
-    """
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
-    if not shapes or any(not shape for shape in shapes):
-        return None
-    if all(len(shape) == 1 for shape in shapes):
-        return None
-    sizes = {shape[0] for shape in shapes}
-    return sizes.pop() if len(sizes) == 1 else None
-
-
 def _is_traced(tree: Any) -> bool:
     return any(map(_jax.is_tracer, jax.tree.leaves(tree)))
-
-
-def _widened(array: Any) -> Any:
-    low = str(array.dtype) in _jax.LOW_PRECISION
-    return array.astype(jnp.float32) if low else array

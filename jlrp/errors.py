@@ -23,3 +23,7 @@ class NoRelevanceError(JlrpError, ValueError):
 
 class InputError(JlrpError, TypeError):
     """An argument has a type, dtype or value that jlrp cannot explain."""
+
+
+class IntegrationError(JlrpError):
+    """A framework is missing, or a model of it is not in a state to be explained."""

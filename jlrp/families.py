@@ -33,7 +33,6 @@ MOVEMENT = (
     p.dynamic_slice_p,
     p.dynamic_update_slice_p,
     p.gather_p,
-    p.name_p,
     p.neg_p,
     p.pad_p,
     p.real_p,

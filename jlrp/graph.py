@@ -15,9 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import primitives
 
 from jlrp import _jax
 from jlrp.errors import InputError
+from jlrp.primitives import tag_p
 
 Array = jax.Array
 
@@ -91,6 +93,8 @@ class Program:
     inputs: tuple[Value, ...]
     outputs: tuple[Atom, ...]
     constants: dict[Value, Any]
+    tags: dict[str, list[Atom]] = field(default_factory=dict)
+    boundaries: set[Value] = field(default_factory=set)  # no operation spans these
     sources: tuple[Value, ...] = ()
     explained: tuple[Value, ...] = ()
     active: frozenset[Value] = frozenset()
@@ -112,7 +116,8 @@ class Program:
 
     def used_once(self, value: Value) -> bool:
         """Whether exactly one operand of one active equation reads the value."""
-        return len(self.uses.get(value, ())) == 1 and value not in self.explained
+        kept_apart = value in self.explained or value in self.boundaries
+        return len(self.uses.get(value, ())) == 1 and not kept_apart
 
 
 def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
@@ -153,6 +158,10 @@ def _flatten(
         path = "/".join(filter(None, [scope, _jax.scope_path(eqn.source_info)]))
         sources = (eqn.source_info, *callers)
         inputs = tuple(read(a) for a in eqn.invars)
+        if eqn.primitive in _NAMING:  # a name for a value, not a value of its own
+            env[eqn.outvars[0]] = inputs[0]
+            program.tags.setdefault(eqn.params["name"], []).append(inputs[0])
+            continue
         if (call := _jax.call_body(eqn)) is not None:
             body, body_consts = call
             fresh = dict(zip(body.invars, inputs, strict=True))
@@ -169,6 +178,9 @@ def _flatten(
         program.equations.append(equation)
         env.update(zip(eqn.outvars, values, strict=True))
     return tuple(read(a) for a in jaxpr.outvars)
+
+
+_NAMING = (tag_p, primitives.name_p)
 
 
 def _reaching(equations: list[Equation], outputs: Iterable[Atom]) -> list[Equation]:

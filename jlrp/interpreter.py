@@ -6,6 +6,7 @@ Both are ordinary JAX code: under jit they become one XLA program.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -39,15 +40,32 @@ def forward(plan: Plan, arguments: Sequence[Any]) -> tuple[list[Any], Residuals]
     return outputs, {value: env[value] for value in plan.kept}
 
 
+@dataclass(frozen=True)
+class Delivered:
+    """The promises that the reverse pass delivered.
+
+    Attributes:
+      sources: one for each source of the program.
+      captured: those of the captured values, when all their consumers had added.
+      parameters: multipliers of the parameters' values that were asked for.
+    """
+
+    sources: list[Promise | None]
+    captured: dict[Value, Promise]
+    parameters: dict[Value, Array]
+
+
 def reverse(
     plan: Plan,
-    residuals: Residuals,
+    numbers: Numbers,
     seeds: Mapping[Value, Promise],
     observe: Observer | None = None,
-) -> list[Promise | None]:
-    """Hand promises from the explained outputs back; those of the sources."""
+) -> Delivered:
+    """Hand promises from the explained outputs back to the sources."""
     pending: dict[Value, Promise] = dict(seeds)
-    numbers = Numbers(residuals)
+    watched = {v for values in plan.captured.values() for v in values}
+    captured: dict[Value, Promise] = {}
+    parameters: dict[Value, Array] = {}
     for step in plan.steps:
         op = step.operation
         arriving = [pending.pop(v, None) for v in op.outputs]
@@ -59,7 +77,36 @@ def reverse(
         for value, promise in zip(op.inputs, handed.promises, strict=True):
             if promise is not None:
                 pending[value] = promise + pending.get(value)
-    return [pending.get(value) for value in plan.program.sources]
+        for value, promise in zip(op.outputs, arriving, strict=True):
+            if promise is not None and value in watched and value not in op.inputs:
+                captured[value] = promise
+        wanted = plan.wanted(op)
+        multipliers = _of_constants(op, arriving, handed, numbers, wanted)
+        for value, m in zip(wanted, multipliers, strict=True):
+            parameters[value] = m + parameters[value] if value in parameters else m
+    sources = [pending.get(value) for value in plan.program.sources]
+    return Delivered(sources, captured, parameters)
+
+
+def _of_constants(
+    op: Operation,
+    arriving: Sequence[Promise | None],
+    handed: Propagation,
+    numbers: Numbers,
+    wanted: Sequence[Value],
+) -> Sequence[Array]:
+    """The multipliers of some constants of an operation."""
+    if not wanted:
+        return []
+    if handed.constants is not None:
+        return handed.constants(wanted)
+    shares = handed.shares
+    if shares is None:
+        shares = [
+            promise and promise.per_unit(numbers.read(out))
+            for out, promise in zip(op.outputs, arriving, strict=True)
+        ]
+    return numbers.vjp_constants(op, shares, wanted)
 
 
 def _finite(scores: Array) -> Array:
@@ -70,7 +117,7 @@ def _finite(scores: Array) -> Array:
 
 
 # Linear, but JAX has no transpose for them (scatter: unless indices are unique).
-_NOT_TRANSPOSED = (p.name_p, p.scatter_p)
+_NOT_TRANSPOSED = (p.scatter_p,)
 
 
 class Numbers:
@@ -80,8 +127,14 @@ class Numbers:
     accumulates in float32.
     """
 
-    def __init__(self, residuals: Residuals):
-        self._residuals = residuals
+    def __init__(self, residuals: Residuals, masks: Mapping[str, Array] | None = None):
+        self._residuals, self._masks = residuals, masks or {}
+
+    def replaced(self, numbers: Mapping[Value, Array]) -> Numbers:
+        return Numbers({**self._residuals, **numbers}, self._masks)
+
+    def mask(self, name: str) -> Array:
+        return self._masks[name]
 
     def read(self, atom: Atom) -> Array:
         number = read(self._residuals, atom)
@@ -157,6 +210,18 @@ class Numbers:
             return self.transpose(op, cotangents)
         _, pull = jax.vjp(lambda *x: self.apply(op, x), *self._at_inputs(op))
         return list(pull(self._filled(op, cotangents)))
+
+    def vjp_constants(
+        self, op: Operation, shares: Sequence[Array | None], wanted: Sequence[Value]
+    ) -> list[Array]:
+        x = [self.read(v) for v in op.inputs]
+
+        def outputs(*constants: Array) -> list[Array]:
+            numbers = self.replaced(dict(zip(wanted, constants, strict=True)))
+            return numbers.apply(op, x)
+
+        _, pull = jax.vjp(outputs, *(self.read(v) for v in wanted))
+        return list(pull(self._filled(op, shares)))
 
     def jvp(
         self, op: Operation, tangents: Sequence[Array] | None = None

@@ -29,7 +29,7 @@ from jlrp.facts.embedding import Embedding
 from jlrp.facts.product import Product, products
 from jlrp.facts.sign import signs
 from jlrp.facts.softmax import may_be_minus_infinity, softmax_input
-from jlrp.facts.statistic import statistic_of
+from jlrp.facts.statistic import statistic_of, unscaled
 from jlrp.facts.unary import Region, Regions
 from jlrp.families import family_of
 from jlrp.graph import Equation, Program, Value, between
@@ -280,9 +280,8 @@ class _Builder:
         """A signal over its statistic, which is a constant, scaled by parameters."""
         signal, held = equation.inputs[1 - statistic], equation.inputs[statistic]
         assert isinstance(signal, Value) and isinstance(held, Value)
-        scales = scale_chain(self.program, held) if self.program.used_once(held) else []
-        equations = (*(step.equation for step in scales), equation)
-        base = scales[0].source if scales else held
+        base, scales = unscaled(self.program, held)
+        equations = (*scales, equation)
         inside = {v for e in equations for v in e.outputs} | {signal, base}
         constants = dict.fromkeys(
             a

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from jlrp.graph import Program, Value
 from jlrp.operations import Operation
@@ -27,21 +28,37 @@ class Plan:
       program: the traced program.
       steps: from the explained outputs back to the sources.
       kept: the values that the forward pass hands to the reverse pass, nothing else.
+      captured: the values whose relevance is asked for, by name.
+      parameters: the constants whose multipliers are asked for.
     """
 
     program: Program
     steps: tuple[Step, ...]
     kept: tuple[Value, ...]
+    captured: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    parameters: frozenset[Value] = frozenset()
+
+    def wanted(self, op: Operation) -> tuple[Value, ...]:
+        """The constants of an operation whose multipliers are asked for."""
+        return tuple(v for v in op.constants if v in self.parameters)
 
 
-def make_plan(program: Program, steps: list[Step], keep_all: bool = False) -> Plan:
-    """Keep what the rules declare, their constants, and the explained inputs."""
+def make_plan(
+    program: Program,
+    steps: Sequence[Step],
+    captured: Mapping[str, tuple[Value, ...]],
+    parameters: frozenset[Value] = frozenset(),
+    keep_all: bool = False,
+) -> Plan:
+    """Keep what the rules declare, their constants, and what is explained."""
     kept: dict[Value, None] = dict.fromkeys(program.sources)
     kept.update(dict.fromkeys(program.explained))
+    for values in captured.values():
+        kept.update(dict.fromkeys(values))
     for step in steps:
         op = step.operation
         needed = op.constants + step.rule.needs(op)
-        if keep_all:
+        if keep_all or not parameters.isdisjoint(op.constants):
             needed += op.inputs + op.outputs
         kept.update(dict.fromkeys(needed))
-    return Plan(program, tuple(steps), tuple(kept))
+    return Plan(program, tuple(steps), tuple(kept), captured, parameters)

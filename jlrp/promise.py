@@ -67,6 +67,12 @@ class Promise:
             )
         return parts[0] if len(parts) == 1 else lax.add(*parts)
 
+    def per_unit(self, z: Array) -> Array | None:
+        """Relevance per unit of ``z``, where nothing stabilises: 0 where z is 0."""
+        if self.value is None:
+            return self.multiplier
+        return self.over(z, 0.0)
+
     def map(self, linear: Callable[[Array], Array]) -> Promise:
         """The promise whose parts are ``linear`` of these."""
         return Promise(

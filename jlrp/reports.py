@@ -6,11 +6,9 @@ import html
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from jlrp.families import NO_RELEVANCE
 from jlrp.graph import Equation
 from jlrp.planning import Plan, Step
 
@@ -278,12 +276,3 @@ def _shapes(row: OperationRow) -> str:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-def blocked_by(equations: Sequence[Equation], reached: set[Any]) -> list[str]:
-    """Equations that end every path of relevance, with the reason."""
-    return [
-        f"{e} ({NO_RELEVANCE[e.primitive]})"
-        for e in equations
-        if e.primitive in NO_RELEVANCE and not reached.isdisjoint(e.inputs)
-    ]

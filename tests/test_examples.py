@@ -1,4 +1,4 @@
-"""The main job runs, in few steps, and says and draws what it should."""
+"""The examples run, in few steps, and say and draw what they should."""
 
 import re
 import subprocess
@@ -10,19 +10,58 @@ import matplotlib.image
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def test_digits(tmp_path):
-    picture = tmp_path / "digits.png"
-    command = [sys.executable, EXAMPLES / "digits.py", "--steps=60"]
-    run = subprocess.run(
-        [*command, f"--output={picture}"], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-
-    accuracy = re.search(r"test accuracy: ([\d.]+) %", run.stdout)
-    assert accuracy and float(accuracy[1]) > 85
-    assert "conv" in run.stdout and "dense" in run.stdout  # the table of operations
-    assert "unexplained" in run.stdout  # the ledger
-
+def run(name, picture, *options):
+    """What an example prints; that it draws something is checked here."""
+    command = [sys.executable, EXAMPLES / name, f"--output={picture}", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     pixels = matplotlib.image.imread(picture)
     assert min(pixels.shape[:2]) > 300
-    assert pixels[..., :3].std() > 0.05  # something is drawn
+    assert pixels[..., :3].std() > 0.05
+    return done.stdout
+
+
+def number(label, text):
+    """The number that is printed behind a label."""
+    found = re.search(rf"{re.escape(label)}:? +(-?[\d.]+)", text)
+    assert found, f"{label!r} is not in {text!r}"
+    return float(found[1])
+
+
+def test_digits(tmp_path):
+    printed = run("digits.py", tmp_path / "digits.png", "--steps=60")
+    assert number("test accuracy", printed) > 85
+    assert "conv" in printed and "dense" in printed  # the table of operations
+    assert "unexplained" in printed  # the ledger
+
+
+def test_text(tmp_path):
+    picture = tmp_path / "text.png"
+    printed = run("text.py", picture, "--steps=200", "--tests=400")
+    assert number("test accuracy", printed) > 95
+    assert number("AttnLRP", printed) > 95
+    assert number("gradient x input", printed) < 80
+    assert number("a random order", printed) < 1
+    assert printed.count("\x1b[48;2;") > 8 * 15  # the words of eight strips
+    page = picture.with_suffix(".html").read_text(encoding="utf-8")
+    assert page.count("<u>") == 8 * 2 and page.count("predicted") == 8
+
+
+def test_bilrp(tmp_path):
+    printed = run("bilrp.py", tmp_path / "bilrp.png", "--steps=100")
+    assert number("test accuracy", printed) > 80
+    _, *pairs = re.split(r"\n\n\d and \d\n", printed)
+    assert len(pairs) == 3
+    for pair in pairs:
+        similarity = number("similarity", pair)
+        arrived, bias = number("pixel pairs", pair), number("bias", pair)
+        assert abs(arrived + bias - similarity) < 1e-3 * similarity
+        assert abs(number("unexplained", pair)) < 1e-4 * similarity
+        assert bias > 0.01 * similarity  # so that the check above says something
+
+
+def test_clrp(tmp_path):
+    printed = run("clrp.py", tmp_path / "clrp.png", "--steps=150")
+    assert number("both digits right", printed) > 60
+    plain, contrast = number("  LRP", printed), number("CLRP", printed)
+    assert plain < 80 and contrast > 85

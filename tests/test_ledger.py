@@ -11,9 +11,9 @@ from jax.extend.core.primitives import tanh_p
 
 import jlrp
 from jlrp import composites, rules
-from jlrp.api import _Request
 from jlrp.interpreter import Numbers, forward, reverse
 from jlrp.reports import CAUSES
+from jlrp.request import Options, Request
 
 pytestmark = pytest.mark.relaxed
 RNG = np.random.default_rng(2)
@@ -341,8 +341,8 @@ def test_nan_of_relevance_alone_is_not_hidden():
 
 
 def request_of(fn, x, name, **options):
-    request = _Request(fn, P, x, 1, "score")
-    return request, request.plan(PRESETS[name], None, **options)
+    request = Request(fn, P, x, Options(PRESETS[name], target=1))
+    return request, request.plan(**options)
 
 
 @all_presets
@@ -353,7 +353,7 @@ def test_each_rule_reads_only_what_it_declares(name):
     def explain(arguments):
         outputs, residuals = forward(plan, arguments)
         assert set(residuals) == set(plan.kept)
-        pending = request.seeds(residuals, outputs)
+        pending = request._seeds(outputs)
         for step in plan.steps:
             op = step.operation
             declared = {*op.constants, *step.rule.needs(op)}
@@ -375,7 +375,7 @@ def test_poisoned_residuals_change_nothing():
 
     def explain(arguments, poison):
         outputs, residuals = forward(plan, arguments)
-        seeds = request.seeds(residuals, outputs)
+        seeds = request._seeds(outputs)
         declared = set(plan.program.sources)
         for step in plan.steps:
             declared |= {*step.operation.constants, *step.rule.needs(step.operation)}
@@ -385,7 +385,7 @@ def test_poisoned_residuals_change_nothing():
                 for v, number in residuals.items()
             }
             assert any(v not in declared for v in residuals)
-        (promise,) = reverse(plan, residuals, seeds)
+        (promise,) = reverse(plan, Numbers(residuals), seeds).sources
         return promise.resolve(X)
 
     clean, poisoned = (
@@ -405,8 +405,8 @@ def test_zero_keeps_no_activations():
         return jax.nn.relu(x @ p["w"]) @ p["v"]
 
     def kept(composite):
-        request = _Request(fn, p, V, 0, "score")
-        plan = request.plan(composites.resolve(composite), None)
+        request = Request(fn, p, V, Options(composites.resolve(composite), target=0))
+        plan = request.plan()
         constants = set(plan.program.inputs[: len(p)])
         return {v for v in plan.kept if v not in constants}
 

@@ -86,7 +86,8 @@ def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedd
         if not from_sources:
             continue
         dependent.update(equation.outputs)
-        origins = frozenset().union(*(carried.get(a, ()) for a in equation.inputs))
+        operands = [a for a in equation.inputs if isinstance(a, Value)]
+        origins = frozenset[Value]().union(*(carried.get(a, ()) for a in operands))
         (out, *others) = equation.outputs
         if not origins or others:
             continue

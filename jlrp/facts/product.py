@@ -20,6 +20,7 @@ from jlrp.facts.softmax import (
 )
 from jlrp.facts.statistic import statistic_of
 from jlrp.facts.unary import Regions
+from jlrp.families import family_of
 from jlrp.graph import Equation, Program, Value
 
 _PRODUCTS = {p.mul_p, p.div_p, p.dot_general_p, p.conv_general_dilated_p}
@@ -142,10 +143,34 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
             continue
         if region is not None:
             return "activation" if region.zero_at_zero else "open"
-        source = value.producer and _transparent(program, value.producer)
+        source = value.producer and _handed_on(program, value.producer)
         if source is None:
             return None
         value = source
+
+
+def _handed_on(program: Program, equation: Equation) -> Value | None:
+    """The value that an equation moves, selects from, scales or normalises."""
+    operands = program.active_inputs(equation)
+    if len(operands) == 1:
+        family = family_of(equation.primitive)
+        moves = family is not None and family.nature in ("movement", "selection")
+        return operands[0] if moves or _scales(equation, operands[0]) else None
+    if equation.primitive in (p.mul_p, p.div_p):
+        statistic = statistic_of(program, equation)
+        if statistic is not None:
+            signal = equation.inputs[1 - statistic]
+            return signal if isinstance(signal, Value) else None
+    return None
+
+
+def _scales(equation: Equation, operand: Value) -> bool:
+    """Whether an equation only multiplies each element of its active operand."""
+    if equation.primitive is p.dot_general_p:  # by a diagonal: a mask of heads
+        (contracting, _), _ = equation.params["dimension_numbers"]
+        return not contracting
+    divides = equation.primitive is p.div_p and equation.inputs[1] is operand
+    return equation.primitive in (p.mul_p, p.div_p) and not divides
 
 
 def _may_be_nan(program: Program, factor: Value) -> bool:

@@ -83,7 +83,8 @@ def _log_softmax(program: Program, end: Value) -> Value | None:
     log_total = _unmoved(log_total)
     summed = _log_of_exponentials(program, log_total)
     if summed is not None:  # (x - m) - log sum exp(x - m)
-        same = _unmoved(minuend) is _unmoved(summed.exponent)
+        exponent = summed.exponent
+        same = exponent is not None and _unmoved(minuend) is _unmoved(exponent)
         return _scores(program, summed) if same else None
     if isinstance(log_total, Value):  # x - (log sum exp(x - m) + m)
         scores = _logsumexp(program, log_total)

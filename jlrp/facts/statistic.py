@@ -51,6 +51,29 @@ def statistic_of(program: Program, equation: Equation) -> int | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
+def unscaled(program: Program, statistic: Value) -> tuple[Value, list[Equation]]:
+    """The statistic before its scales by parameters, and these scales, in order.
+
+    Norms write ``x * (inverse * gamma)``: the scale is the layer's, and the number that
+    is held constant is small.
+    """
+    scales: list[Equation] = []
+    value = statistic
+    while (equation := value.producer) is not None:
+        moves = equation.primitive in _MOVES
+        if not moves and equation.primitive not in (p.mul_p, p.div_p):
+            break
+        operands = program.active_inputs(equation)
+        others = [a for a in equation.inputs if a not in operands]
+        if len(operands) != 1 or not all(map(program.is_parameter, others)):
+            break
+        if equation.primitive is p.div_p and equation.inputs[1] is operands[0]:
+            break
+        scales.append(equation)
+        (value,) = operands
+    return value, scales[::-1]
+
+
 def _measures(program: Program, operand: Value, signal: Value) -> bool:
     """Whether every path back from ``operand`` reduces the signal or its source."""
     sources = _cone(program, signal)

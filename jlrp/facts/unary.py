@@ -125,14 +125,20 @@ class Regions:
             if a is None or b is None:
                 return None
             if a.position >= b.position:
-                a = self.dominator(a)
+                a = self._above(a)
             else:
-                b = self.dominator(b)
+                b = self._above(b)
         return a
+
+    def _above(self, value: Value) -> Value | None:
+        """The dominator of a value inside a region, which no boundary may be."""
+        return None if value in self.program.boundaries else self.dominator(value)
 
     def ending_at(self, end: Value) -> Region | None:
         start = end
         while (above := self.dominator(start)) is not None:
+            if start is not end and start in self.program.boundaries:
+                break
             if self._is_affine_step(start, above):
                 break
             start = above

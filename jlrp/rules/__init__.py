@@ -14,6 +14,7 @@ from typing import Any
 from jlrp.errors import InputError
 from jlrp.graph import Value
 from jlrp.operations import Operation
+from jlrp.primitives import custom_relevance_p
 from jlrp.promise import Promise
 from jlrp.rules.base import Array as Array
 from jlrp.rules.base import Context, Propagation
@@ -82,7 +83,21 @@ class Custom(Rule):
         return Propagation(promises)
 
 
-_registered: dict[Any, Rule] = {}
+@dataclass(frozen=True)
+class ByItself(Rule):
+    """The rule that ``jlrp.custom_relevance`` gave to a function."""
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.inputs + op.outputs
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        function = op.equations[0].params["rule"]
+        return Custom(lambda r, x, y, **_: function(r, x, y)).propagate(op, r, ctx)
+
+
+_registered: dict[Any, Rule] = {custom_relevance_p: ByItself()}
 
 
 def register_rule(primitive: Any, rule: Rule | RelevanceFunction) -> None:

@@ -28,10 +28,16 @@ class Propagation:
       causes: computes the relevance absorbed, by cause, each from its own formula
         (``"bias"``, ``"stabilizer"``, ``"taylor"``, ``"constants"``, ``"blocked"``);
         called by ``jlrp.audit`` only.
+      shares: relevance per unit of each output, from which the multipliers of constants
+        follow by the chain rule; None: what arrived, over the outputs.
+      constants: computes the multipliers of some constants, where that is not so;
+        called if relevance of parameters is asked for.
     """
 
     promises: Sequence[Promise | None]
     causes: Callable[[], Causes] = dict
+    shares: Sequence[Array | None] | None = None
+    constants: Callable[[Sequence[Value]], Sequence[Array]] | None = None
 
 
 class Context(Protocol):
@@ -77,6 +83,20 @@ class Context(Protocol):
 
     def kernel_map(self, op: Operation) -> KernelMap:
         """The affine operation with its effective kernel."""
+        ...
+
+    def replaced(self, numbers: Mapping[Value, Array]) -> Context:
+        """The same context with other numbers for some values."""
+        ...
+
+    def mask(self, name: str) -> Array:
+        """The mask of a condition."""
+        ...
+
+    def vjp_constants(
+        self, op: Operation, shares: Sequence[Array | None], wanted: Sequence[Value]
+    ) -> list[Array]:
+        """Transpose of the operation's derivative by some of its constants."""
         ...
 
     def run(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, safe_divide
+from jlrp.promise import Promise
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 
 
@@ -34,7 +34,7 @@ class Gradient(Rule):
     ) -> Propagation:
         multipliers: list[Array | None] = []
         for out, promise in zip(op.outputs, r, strict=True):
-            multipliers.append(promise and _as_multiplier(promise, ctx.read(out)))
+            multipliers.append(promise and promise.per_unit(ctx.read(out)))
         handed = ctx.vjp(op, multipliers)
 
         def causes() -> Causes:
@@ -52,22 +52,13 @@ class Gradient(Rule):
                     blocked = blocked + jnp.sum(jnp.where(y == 0, promise.value, 0))
             return {"taylor": total, "blocked": blocked}
 
-        return Propagation([Promise(multiplier=m) for m in handed], causes)
+        return Propagation([Promise(multiplier=m) for m in handed], causes, multipliers)
 
     def is_exact(self, op: Operation) -> bool:
         if op.kind == "softmax":
             return True
         region = op.region
         return region is not None and not (region.zero_at_zero or region.homogeneous)
-
-
-def _as_multiplier(promise: Promise, y: Array) -> Array | None:
-    if promise.value is None:
-        return promise.multiplier
-    quotient = safe_divide(promise.value, y)
-    if promise.multiplier is None:
-        return quotient
-    return promise.multiplier + quotient
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, product, safe_divide, signed, zero
+from jlrp.promise import Promise, product, safe_divide, signed, zero, zeros_like
 from jlrp.rules.base import (
     Array,
     Causes,
@@ -60,9 +62,18 @@ class _LinearRule(Rule):
             shares.append(share)
             causes.append(absorbed)
         handed = ctx.vjp(op, shares)
+
+        def without_offset(wanted: Sequence[Value]) -> Sequence[Array]:
+            at_zero = ctx.replaced({v: zeros_like(ctx.read(v)) for v in op.inputs})
+            whole = ctx.vjp_constants(op, shares, wanted)
+            offset = at_zero.vjp_constants(op, shares, wanted)
+            return [a - b for a, b in zip(whole, offset, strict=True)]
+
         return Propagation(
             [Promise(multiplier=m) for m in handed],
             lambda: summed([absorbed() for absorbed in causes]),
+            shares,
+            None if self.bias == "absorb" else without_offset,
         )
 
     def _share(
@@ -153,6 +164,8 @@ class Zero(_LinearRule):
 class _KernelRule(Rule):
     """Common to the rules that look at the kernel of a dense or convolution."""
 
+    _degree: ClassVar[int] = 1  # of the shares, as functions of kernel and bias
+
     def check(self, op: Operation) -> None:
         if op.affine is None:
             refuse(self, op, "it has no kernel (it is not dense or conv)")
@@ -182,7 +195,27 @@ class _KernelRule(Rule):
         if option != "absorb":
             bias = None
         handed = self._distribute(split, relevance, z, bias)
-        return Propagation([handed], lambda: summed([a() for a in split.absorbed]))
+
+        def constants(wanted: Sequence[Value]) -> Sequence[Array]:
+            """Multipliers by Euler: what is shared is homogeneous in the constants."""
+
+            def shared(*numbers: Array) -> Array:
+                moved = ctx.replaced(dict(zip(wanted, numbers, strict=True)))
+                kernel_map = moved.kernel_map(op)
+                parts = _Split(kernel_map, split.x, nonnegative, self._stabilizer)
+                bias = kernel_map.bias if option == "absorb" else None
+                self._distribute(parts, relevance, z, bias)
+                totals = [
+                    jnp.sum(lax.stop_gradient(share) * total)
+                    for share, total in parts.shared
+                ]
+                return sum(totals) / self._degree  # type: ignore[return-value]
+
+            numbers = [ctx.read(v) for v in wanted]
+            return jax.grad(shared, tuple(range(len(wanted))))(*numbers)
+
+        causes = lambda: summed([a() for a in split.absorbed])  # noqa: E731
+        return Propagation([handed], causes, constants=constants)
 
     @property
     def _stabilizer(self) -> float:
@@ -206,12 +239,14 @@ class _Split:
         self.nonnegative = nonnegative
         self.stabilizer = stabilizer
         self.absorbed: list[Callable[[], Causes]] = []
+        self.shared: list[tuple[Array, Array]] = []  # per unit, and all that is shared
 
     def per_unit(self, relevance: Array, z: Array, bias: Array | None) -> Array:
         """``R / (z + bias + stabiliser)``, the absorbed parts noted."""
         if bias is not None:
             z = lax.add(z, bias)
         share = Promise(value=relevance).over(z, self.stabilizer)
+        self.shared.append((share, z))
 
         def absorbed() -> Causes:
             causes = {"stabilizer": share * signed(z, self.stabilizer)}
@@ -472,6 +507,7 @@ class WSquare(_KernelRule):
       stabilizer: added to denominators with their sign.
     """
 
+    _degree: ClassVar[int] = 2
     bias: str = "absorb"
     stabilizer: float = 1e-6
 

@@ -1,0 +1,307 @@
+"""One explanation, from the traced program to the relevance that is handed out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlrp import _jax, captures, targets
+from jlrp.composites import Composite, assign
+from jlrp.errors import InputError, NoRelevanceError, SelectorError
+from jlrp.facts.embedding import embeddings
+from jlrp.families import NO_RELEVANCE
+from jlrp.graph import Equation, Program, Value, activate, evaluate, trace
+from jlrp.interpreter import Delivered, Numbers, Observer, forward, reverse
+from jlrp.operations import Operation, find_operations
+from jlrp.planning import Plan, Step, make_plan
+from jlrp.promise import Promise
+from jlrp.rules import registered
+from jlrp.rules.condition import Mask
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for; static and hashable.
+
+    Attributes:
+      target: a static target; a traced one comes with the arguments.
+      capture: patterns of scopes and tags.
+      conditions: names of the values that masks are set on.
+    """
+
+    composite: Composite
+    target: Any = None
+    seed: str = "score"
+    fallback: str | None = None
+    wrt: tuple[str, ...] = ("x",)
+    capture: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+
+
+class Request:
+    """A traced function with its arguments and what of its output is explained.
+
+    Args:
+      params, x: pytrees of arrays, tracers or ``ShapeDtypeStruct``.
+      target: None for the static one of the options.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        params: Any,
+        x: Any,
+        options: Options,
+        target: Any = None,
+    ):
+        self.options = options
+        self.target = options.target if target is None else target
+        scored = targets.scored(fn, self.target)
+        self.program, (scores, output) = trace(scored, params, x)
+        self.batch = batch_of(x)
+        targets.check(scores, self.target, self.batch)
+        self.n_scores = len(jax.tree.leaves(scores))
+        self.output_tree = jax.tree.structure(output)
+        self.arguments = jax.tree.leaves((params, x))
+        self.x_tree = jax.tree.structure(x)
+        self.params_tree = jax.tree.structure(params)
+        n_params = self.params_tree.num_leaves
+        self.parameters = self.program.inputs[:n_params]
+        self.sources = self.program.inputs[n_params:]
+        self.scores = self.program.outputs[: self.n_scores]
+
+    def plan(self, strict: bool = True, keep_all: bool = False) -> Plan:
+        """Annotate the program and assign the rules."""
+        program, options = self.program, self.options
+        found = embeddings(program, self.sources)
+        entries = {end: embedding.sources for end, embedding in found.items()}
+        activate(program, self.sources, self.scores, _carries, entries)
+        reached = program.active | program.entered
+        if reached.isdisjoint(self.sources):
+            raise NoRelevanceError(_why_none(program))
+        asks_for_names = options.capture or options.conditions
+        named = captures.named_values(program) if asks_for_names else {}
+        conditions = captures.conditioned(named, options.conditions)
+        program.boundaries.update(conditions.values())
+        operations = find_operations(
+            program, set(registered()), options.composite.view, found
+        )
+        steps = assign(options.composite, operations, options.fallback, strict)
+        captured = captures.matching(named, options.capture)
+        return make_plan(
+            program,
+            _with_conditions(steps, conditions),
+            captures.at_operations(captured, operations),
+            self._parameter_values() if "params" in options.wrt else frozenset(),
+            keep_all,
+        )
+
+    def _parameter_values(self) -> frozenset[Value]:
+        """The floats that depend on parameters, and not on x."""
+        found = {v for v in self.parameters if _is_float(v)}
+        for equation in self.program.equations:
+            if any(map(self.program.dependent.__contains__, equation.outputs)):
+                continue
+            if not found.isdisjoint(equation.inputs):
+                found.update(v for v in equation.outputs if _is_float(v))
+        return frozenset(found)
+
+    def run(
+        self,
+        plan: Plan,
+        arguments: Sequence[Any],
+        masks: Mapping[str, Any],
+        observe: Observer | None = None,
+    ) -> Explained:
+        """Both passes, on these arguments."""
+        outputs, residuals = forward(plan, arguments)
+        numbers = Numbers(residuals, masks)
+        seeds = self._seeds(outputs)
+        delivered = reverse(plan, numbers, seeds, observe)
+        return Explained(self, plan, numbers, outputs, seeds, delivered)
+
+    def _seeds(self, outputs: Sequence[Any]) -> dict[Value, Promise]:
+        scores = [_widened(out) for out in outputs[: self.n_scores]]
+        starts = targets.seeds(scores, self.target, self.batch, self.options.seed)
+        seeds: dict[Value, Promise] = {}
+        for atom, start in zip(self.scores, starts, strict=True):
+            if self.program.is_active(atom):
+                assert isinstance(atom, Value)
+                seeds[atom] = start + seeds.get(atom)
+        return seeds
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What both passes found, as pytrees on demand."""
+
+    request: Request
+    plan: Plan
+    numbers: Numbers
+    outputs: Sequence[Any]
+    seeds: Mapping[Value, Promise]
+    delivered: Delivered
+
+    def output(self) -> Any:
+        leaves = self.outputs[self.request.n_scores :]
+        return jax.tree.unflatten(self.request.output_tree, leaves)
+
+    def relevance(self) -> Any:
+        pairs = zip(self.request.sources, self.delivered.sources, strict=True)
+        leaves = [self._resolved(source, promise) for source, promise in pairs]
+        return jax.tree.unflatten(self.request.x_tree, leaves)
+
+    def captured(self) -> dict[str, Any]:
+        """One array for each name; a list if the name has several values."""
+        found: dict[str, Any] = {}
+        for name, values in self.plan.captured.items():
+            arrays = [self._resolved(v, self.delivered.captured.get(v)) for v in values]
+            found[name] = arrays[0] if len(arrays) == 1 else arrays
+        return found
+
+    def _resolved(self, value: Value, promise: Promise | None) -> Any:
+        if _jax.is_key(value.dtype):
+            return ()
+        if promise is None:
+            dtype = self.numbers.shape_of(value).dtype
+            dtype = dtype if _is_float(value) else jnp.float32
+            return jnp.zeros(value.shape, dtype)
+        return promise.resolve(self.numbers.read(value))
+
+    def parameters(self) -> Any:
+        """Relevance of the parameters: each times its multiplier."""
+        request = self.request
+        n_params = request.params_tree.num_leaves
+        given = dict(zip(request.parameters, request.arguments[:n_params], strict=True))
+        floats = [v for v in request.parameters if _is_float(v)]
+        multipliers = dict(zip(floats, self._to_parameters(floats, given), strict=True))
+        leaves = []
+        for v, number in given.items():
+            if v not in multipliers:
+                leaves.append(self._resolved(v, None))
+            else:
+                leaves.append(Promise(None, multipliers[v]).resolve(_widened(number)))
+        return jax.tree.unflatten(request.params_tree, leaves)
+
+    def _to_parameters(
+        self, floats: Sequence[Value], given: Mapping[Value, Any]
+    ) -> Sequence[Array]:
+        """Multipliers of what operations read, handed on to the parameters' leaves."""
+        wanted = self.delivered.parameters
+        program = self.request.program
+        constants = {**program.constants, **given}
+        equations = _computing(program, wanted)
+
+        def values(*numbers: Array) -> list[Array]:
+            env = {**constants, **dict(zip(floats, numbers, strict=True))}
+            evaluate(equations, env, lambda e: _jax.widened(e.params))
+            return [env[v] for v in wanted]
+
+        _, pull = jax.vjp(values, *(_widened(jnp.asarray(given[v])) for v in floats))
+        return pull(list(wanted.values()))
+
+
+def _computing(program: Program, wanted: Mapping[Value, Any]) -> list[Equation]:
+    """The equations that compute some values from the program's inputs."""
+    needed = set(wanted)
+    found = []
+    for equation in reversed(program.equations):
+        if not needed.isdisjoint(equation.outputs):
+            found.append(equation)
+            needed.update(a for a in equation.inputs if isinstance(a, Value))
+    return found[::-1]
+
+
+def _with_conditions(
+    steps: Sequence[Step], conditions: Mapping[str, Value]
+) -> list[Step]:
+    """Put the masks where their values' promises are complete: before the producer."""
+    steps = list(steps)
+    for name, value in conditions.items():
+        index = next(
+            (i for i, s in enumerate(steps) if value in s.operation.outputs), None
+        )
+        if index is None:
+            raise SelectorError(
+                f"The condition on {name!r} is on no path of relevance: its value is "
+                "inside of an operation, or gets none. Choose an operation's output; "
+                "jlrp.inspect lists them."
+            )
+        equation = value.producer
+        assert equation is not None
+        masked = Operation("condition", "linear", (value,), (value,), (equation,), ())
+        steps.insert(index, Step(masked, Mask(name)))
+    return steps
+
+
+def _carries(equation: Equation) -> bool:
+    return equation.primitive in registered() or equation.primitive not in NO_RELEVANCE
+
+
+def _why_none(program: Program) -> str:
+    reached = set(program.sources)
+    stops = []
+    for equation in program.equations:
+        if not reached.isdisjoint(equation.inputs):
+            reached.update(equation.outputs)
+            if (reason := NO_RELEVANCE.get(equation.primitive)) is not None:
+                stops.append(f"{equation} ({reason})")
+    why = f" Paths from x end at: {'; '.join(stops[:3])}." if stops else ""
+    return (
+        "The explained output does not depend on x through floating-point values."
+        f"{why} Check the argument order, fn(params, x), and stop_gradient."
+    )
+
+
+def check_arrays(params: Any, x: Any) -> None:
+    """Refuse what cannot be explained, before any work is done.
+
+    Raises:
+      InputError: for leaves that are no arrays, an empty or a complex x.
+    """
+    for name, tree in (("params", params), ("x", x)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
+                continue
+            raise InputError(
+                f"{name}{jax.tree_util.keystr(path)} is a {type(leaf).__name__}, not "
+                "an array. Close over what is not an array, or split it from the model."
+            )
+    if not jax.tree.leaves(x):
+        raise InputError("x has no arrays: there is nothing to explain.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise InputError(
+                f"x{jax.tree_util.keystr(path)} is complex; explain its real and "
+                "imaginary parts as two real leaves."
+            )
+
+
+def batch_of(x: Any) -> int | None:
+    """The size of the leading axis of x, if all its leaves share one.
+
+    A single vector is one example with features, not a batch of numbers.
+    """
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
+    if not shapes or any(not shape for shape in shapes):
+        return None
+    if all(len(shape) == 1 for shape in shapes):
+        return None
+    sizes = {shape[0] for shape in shapes}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _is_float(value: Value) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _widened(array: Any) -> Any:
+    low = str(array.dtype) in _jax.LOW_PRECISION
+    return array.astype(jnp.float32) if low else array

@@ -1,0 +1,36 @@
+"""Conditions: relevance masked at a named value, then on (CRP)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from jlrp.graph import Value
+from jlrp.operations import Operation
+from jlrp.promise import Promise
+from jlrp.rules.base import Causes, Context, Propagation, Rule
+
+
+@dataclass(frozen=True)
+class Mask(Rule):
+    """``R <- R * mask`` at a named value. Source: CRP (Achtibat et al. 2023)."""
+
+    name: str
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.outputs
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        (promise,) = r
+        assert promise is not None
+        y = ctx.read(op.outputs[0])
+        mask = jnp.broadcast_to(ctx.mask(self.name), y.shape).astype(y.dtype)
+
+        def causes() -> Causes:
+            return {"blocked": jnp.sum(promise.resolve(y) * (1 - mask))}
+
+        return Propagation([promise.map(lambda part: part * mask)], causes)
