@@ -24,6 +24,7 @@ from jlrp.operations import Operation
 from jlrp.planning import Plan, Step
 from jlrp.promise import Promise
 from jlrp.rules.base import Propagation
+from jlrp.transposes import direct_transpose
 
 Array = jax.Array
 Residuals = dict[Value, Array]
@@ -192,6 +193,8 @@ class Numbers:
     def transpose(
         self, op: Operation, cotangents: Sequence[Array | None]
     ) -> list[Array]:
+        if (direct := direct_transpose(op, cotangents, self)) is not None:
+            return direct
         shapes = [self.shape_of(v) for v in op.inputs]
         if op.affine is not None:
             (shape,), (cotangent,) = shapes, cotangents

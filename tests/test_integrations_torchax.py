@@ -14,7 +14,6 @@ import jlrp
 from jlrp.errors import InputError, IntegrationError, NoRelevanceError
 from jlrp.integrations import torchax
 
-pytest.importorskip("torchax" if "torchax" in sys.modules else "torch")
 try:
     torchax.load()
 except IntegrationError as error:

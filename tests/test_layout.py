@@ -21,7 +21,7 @@ LAYERS = [
     ["rules"],
     ["planning"],
     ["composites"],
-    ["effective"],
+    ["effective", "transposes"],
     ["interpreter"],
     ["targets"],
     ["captures"],

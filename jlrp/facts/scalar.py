@@ -124,11 +124,14 @@ def is_elementwise(value: Value) -> bool:
     )
 
 
-def scalar_of(atom: Atom) -> Scalar:
-    """The one number that an atom consists of, if it is known at trace time."""
+def scalar_of(atom: Atom, memo: dict[Value, Scalar] | None = None) -> Scalar:
+    """The one number that an atom consists of, if it is known at trace time.
+
+    ``memo`` remembers what was found, for walks over a whole program.
+    """
     if isinstance(atom, Literal):
         return atom.number if atom.number.ndim == 0 else None
-    return _known(atom, {})
+    return _known(atom, {} if memo is None else memo)
 
 
 def at_zero(end: Value, start: Value) -> Scalar:

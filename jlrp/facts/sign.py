@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.facts.scalar import scalar_of
+from jlrp.facts.scalar import Scalar, scalar_of
 from jlrp.graph import Atom, Equation, Program, Value
 
 Sign = int | None  # +1: never negative, -1: never positive, 0: zero, None: unknown
@@ -65,11 +65,12 @@ _JOINS = {p.add_p, p.add_jaxvals_p, p.concatenate_p, p.dynamic_update_slice_p}
 def signs(program: Program) -> dict[Value, int]:
     """The known signs of the program's values, found in one forward walk."""
     known: dict[Value, int] = {}
+    scalars: dict[Value, Scalar] = {}
 
     def sign_of(atom: Atom) -> Sign:
         if isinstance(atom, Value) and atom in known:
             return known[atom]
-        number = scalar_of(atom)
+        number = scalar_of(atom, scalars)
         if number is None:
             return None
         sign = np.sign(np.asarray(number, np.float64))

@@ -18,7 +18,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.facts.scalar import at_zero
-from jlrp.facts.unary import Region
+from jlrp.facts.unary import NONLINEAR_UNARY, Region
 from jlrp.graph import Atom, Equation, Literal, Value, read
 from jlrp.operations import Operation
 from jlrp.promise import Promise, safe_divide, zero, zeros_like
@@ -47,15 +47,20 @@ class Pass(Rule):
     ) -> Propagation:
         (promise,) = r
         assert promise is not None
-        region, multiplier = op.region, promise.multiplier
-        if multiplier is None:
-            return Propagation([promise])
-        y = ctx.read(op.outputs[0])
+        x, y = ctx.read(op.inputs[0]), ctx.read(op.outputs[0])
+        region, passing = op.region, promise
         if region is None or not (region.zero_at_zero or region.homogeneous):
-            return Propagation([Promise(value=promise.resolve(y))])
-        x = ctx.read(op.inputs[0])
-        ratio = gate(region, x, y, ctx)
-        handed = Promise(promise.value, lax.mul(multiplier, ratio))
+            passing = Promise(value=promise.resolve(y))
+        if x.dtype != y.dtype:  # a cast inside the activation
+            passing = passing.map(lambda part: part.astype(x.dtype))
+        multiplier = passing.multiplier
+        if multiplier is None or region is None:
+            return Propagation([passing])
+        if _is_costly(region):
+            # Or XLA keeps what the forward pass made of x, instead of x alone.
+            x = lax.optimization_barrier(x)
+        ratio = gate(region, x, y.astype(x.dtype), ctx)
+        handed = Promise(passing.value, lax.mul(multiplier, ratio))
 
         def causes() -> Causes:
             # Where x is 0 and f(x) is not (1/x, or the limit set to 0), y m is lost.
@@ -91,6 +96,14 @@ class NativeGradient(Rule):
             return {"taylor": jnp.sum((1 - slope) * relevance)}
 
         return Propagation([Promise(value=value)], causes)
+
+
+def _is_costly(region: Region) -> bool:
+    """Whether the region has intermediate values that XLA would keep."""
+    return any(e.primitive in NONLINEAR_UNARY - _CHEAP for e in region.equations)
+
+
+_CHEAP = {p.abs_p, p.integer_pow_p, p.square_p}
 
 
 def gate(region: Region, x: Array, y: Array, ctx: Context) -> Array:
