@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives as p
@@ -51,6 +52,30 @@ def call_body(eqn: core.JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
     return open_jaxpr(eqn.params[parameter])
 
 
+def bodies(eqn: core.JaxprEqn) -> list[tuple[Jaxpr, Sequence[Any]]]:
+    """The bodies of a loop or branch; of other equations, none."""
+    names = _BODIES.get(eqn.primitive, ())
+    found = [eqn.params[name] for name in names]
+    if eqn.primitive is p.cond_p:
+        (found,) = found
+    return [open_jaxpr(jaxpr) for jaxpr in found]
+
+
+_BODIES = {
+    p.scan_p: ("jaxpr",),
+    p.while_p: ("cond_jaxpr", "body_jaxpr"),
+    p.cond_p: ("branches",),
+}
+
+
+def scan_counts(params: Params) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many carries."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carries, _ = (list(group) for group in params["ft_in"].unpack())
+    return len(constants), len(carries)
+
+
 def is_literal(atom: Any) -> bool:
     return isinstance(atom, core.Literal)
 
@@ -76,6 +101,12 @@ def is_key(dtype: Any) -> bool:
 
 def is_tracer(array: Any) -> bool:
     return isinstance(array, jax.core.Tracer)  # type: ignore[attr]
+
+
+def at_least_float32(array: Any) -> Any:
+    """An array, low precision widened to float32."""
+    low = str(array.dtype) in LOW_PRECISION
+    return jnp.asarray(array, jnp.float32) if low else jnp.asarray(array)
 
 
 def widened(params: Params) -> Params:

@@ -16,9 +16,10 @@ from typing import Any
 from jax.extend.core import Primitive
 
 from jlrp.errors import SelectorError, UnsupportedPrimitiveError
-from jlrp.families import CONTROL_FLOW, KINDS
-from jlrp.operations import Operation, View
-from jlrp.planning import Step
+from jlrp.families import KINDS
+from jlrp.graph import Value
+from jlrp.operations import Operation, View, with_inner
+from jlrp.planning import Step, parameters_inside, plan_body
 from jlrp.rules import (
     Absolute,
     AlphaBeta,
@@ -35,6 +36,7 @@ from jlrp.rules import (
     ZPlus,
     default_rule,
 )
+from jlrp.rules.control_flow import CONTROL_FLOW
 
 Selector = str | Primitive | Callable[[Operation], bool] | tuple[Any, ...]
 
@@ -346,6 +348,8 @@ def assign(
     operations: list[Operation],
     fallback: str | None = None,
     strict: bool = True,
+    parameters: frozenset[Value] = frozenset(),
+    keep_all: bool = False,
 ) -> list[Step]:
     """Give each operation its rule.
 
@@ -357,10 +361,29 @@ def assign(
       SelectorError: a user's selector matches nothing, or a rule does not fit.
       UnsupportedPrimitiveError: an operation has no rule and there is no fallback.
     """
+    everything = list(with_inner(operations))
     for pair in composite.pairs:
-        if not pair.optional and not any(matches(pair.selector, o) for o in operations):
-            raise SelectorError(_unmatched(pair.selector, operations))
-    return [_assigned(composite, op, fallback, strict) for op in operations]
+        if not pair.optional and not any(matches(pair.selector, o) for o in everything):
+            raise SelectorError(_unmatched(pair.selector, everything))
+
+    def assigned(operations: list[Operation], parameters: frozenset[Value]):
+        return [
+            _with_bodies(op, parameters)
+            if op.bodies
+            else _assigned(composite, op, fallback, strict)
+            for op in operations
+        ]
+
+    def _with_bodies(op: Operation, parameters: frozenset[Value]) -> Step:
+        (equation,) = op.equations
+        plans = []
+        for body, inner in op.bodies:
+            free = parameters_inside(body, equation, parameters)
+            plans.append(plan_body(body, assigned(inner, free), free, keep_all))
+        bodies = tuple(body for body, _ in op.bodies)
+        return Step(op, CONTROL_FLOW[op.kind](bodies, tuple(plans)))
+
+    return assigned(operations, parameters)
 
 
 def _assigned(
@@ -396,16 +419,10 @@ def _fits(rule: Rule, op: Operation) -> bool:
 
 def missing_rule(op: Operation) -> str:
     name = op.primitive.name
-    if op.primitive in CONTROL_FLOW:
-        cause = (
-            f"The loop or branch `{name}` lies on a path of relevance, at {op.where()}"
-            "; control flow is not explained yet. Unroll it in Python"
-        )
-    else:
-        cause = (
-            f"No rule for the primitive `{name}`, at {op.where()}. Register one with "
-            "jlrp.register_rule(primitive, rule)"
-        )
+    cause = (
+        f"No rule for the primitive `{name}`, at {op.where()}. Register one with "
+        "jlrp.register_rule(primitive, rule)"
+    )
     return (
         f'{cause}, or pass fallback="gradient" (first-order Taylor) or fallback="stop" '
         "(its relevance is absorbed, and the ledger says so)."

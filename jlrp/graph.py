@@ -7,18 +7,16 @@ The graph is one flat list of equations; facts and rules never meet a call.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import primitives
 
 from jlrp import _jax
-from jlrp.errors import InputError
 from jlrp.primitives import tag_p
 
 Array = jax.Array
@@ -74,6 +72,8 @@ class Equation:
     position: int
     scope: str
     source_infos: tuple[Any, ...]  # of the equation and the calls around it
+    bodies: tuple[Program, ...] = ()  # of a loop or branch
+    fresh_bodies: Callable[[], tuple[Program, ...]] = tuple  # with values of their own
 
     def __repr__(self) -> str:
         return f"{self.primitive.name} at {self.where()}"
@@ -127,15 +127,7 @@ def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     pytree of output avals.
     """
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-    jaxpr, consts = _jax.open_jaxpr(closed)
-    program = Program([], (), (), {})
-    env: dict[Any, Atom] = {}
-    inputs = tuple(Value(v.aval) for v in jaxpr.invars)
-    env.update(zip(jaxpr.invars, inputs, strict=True))
-    program.outputs = _flatten(program, jaxpr, consts, env)
-    program.inputs = inputs
-    program.equations = _reaching(program.equations, program.outputs)
-    return program, shapes
+    return _body(*_jax.open_jaxpr(closed), "", ()), shapes
 
 
 def _flatten(
@@ -170,14 +162,40 @@ def _flatten(
             continue
         position = len(program.equations)
         values = tuple(Value(v.aval) for v in eqn.outvars)
+        fresh = partial(_bodies, _jax.bodies(eqn), path, sources)
         equation = Equation(
-            eqn.primitive, eqn.params, inputs, values, position, path, sources
+            eqn.primitive,
+            eqn.params,
+            inputs,
+            values,
+            position,
+            path,
+            sources,
+            fresh(),
+            fresh,
         )
         for value in values:
             value.producer = equation
         program.equations.append(equation)
         env.update(zip(eqn.outvars, values, strict=True))
     return tuple(read(a) for a in jaxpr.outvars)
+
+
+def _bodies(
+    bodies: Sequence[tuple[Any, Sequence[Any]]], scope: str, callers: tuple[Any, ...]
+) -> tuple[Program, ...]:
+    return tuple(_body(jaxpr, consts, scope, callers) for jaxpr, consts in bodies)
+
+
+def _body(
+    jaxpr: Any, consts: Sequence[Any], scope: str, callers: tuple[Any, ...]
+) -> Program:
+    program = Program([], (), (), {})
+    program.inputs = tuple(Value(v.aval) for v in jaxpr.invars)
+    env: dict[Any, Atom] = dict(zip(jaxpr.invars, program.inputs, strict=True))
+    program.outputs = _flatten(program, jaxpr, consts, env, scope, callers)
+    program.equations = _reaching(program.equations, program.outputs)
+    return program
 
 
 _NAMING = (tag_p, primitives.name_p)
@@ -192,55 +210,6 @@ def _reaching(equations: list[Equation], outputs: Iterable[Atom]) -> list[Equati
             kept.append(equation)
             needed.update(a for a in equation.inputs if isinstance(a, Value))
     return kept[::-1]
-
-
-def activate(
-    program: Program,
-    sources: Sequence[Value],
-    explained: Sequence[Atom],
-    carries: Callable[[Equation], bool],
-    entries: Mapping[Value, Sequence[Value]],
-) -> None:
-    """Find the values that carry relevance between ``sources`` and ``explained``.
-
-    A value is active if it depends on a source through floating-point values and
-    equations that ``carries`` relevance, and reaches an explained output. ``entries``
-    are the floats that integer sources turn into, with these sources.
-    """
-    targets = tuple(a for a in explained if isinstance(a, Value))
-    reached = {v for v in sources if jnp.issubdtype(v.dtype, jnp.floating)}
-    reached.update(entries)
-    dependent = set(sources)
-    for equation in program.equations:
-        if not dependent.isdisjoint(equation.inputs):
-            dependent.update(equation.outputs)
-        if not reached.isdisjoint(equation.inputs) and carries(equation):
-            for value in equation.outputs:
-                if jnp.issubdtype(value.dtype, jnp.complexfloating):
-                    raise InputError(
-                        f"{equation} makes complex values on a path of relevance, for "
-                        "which there are no rules yet; explain a real-valued part."
-                    )
-            reached.update(
-                v for v in equation.outputs if jnp.issubdtype(v.dtype, jnp.floating)
-            )
-    active = reached.intersection(targets)
-    uses: dict[Value, list[Equation]] = defaultdict(list)
-    for equation in reversed(program.equations):
-        if active.isdisjoint(equation.outputs):
-            continue
-        for atom in equation.inputs:
-            if isinstance(atom, Value) and atom in reached:
-                active.add(atom)
-                uses[atom].append(equation)
-    program.sources = tuple(sources)
-    program.explained = targets
-    program.active = frozenset(active)
-    program.entered = frozenset(
-        v for end in entries if end in active for v in entries[end]
-    )
-    program.dependent = frozenset(dependent)
-    program.uses = dict(uses)
 
 
 def between(

@@ -5,8 +5,8 @@ Both are ordinary JAX code: under jit they become one XLA program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from jax.extend.core import primitives as p
 from jlrp import _jax
 from jlrp.effective import EffectiveKernel, linear_part
 from jlrp.facts.unary import Region
-from jlrp.graph import Atom, Equation, Value, evaluate, read
+from jlrp.graph import Atom, Equation, Program, Value, evaluate, read
 from jlrp.operations import Operation
 from jlrp.planning import Plan, Step
 from jlrp.promise import Promise
@@ -27,18 +27,28 @@ from jlrp.rules.base import Propagation
 from jlrp.transposes import direct_transpose
 
 Array = jax.Array
-Residuals = dict[Value, Array]
+Residuals = dict[Any, Any]  # by Value; what loops record, by Equation
 Observer = Callable[[Step, Sequence[Promise | None], Propagation, "Numbers"], None]
 
 
 def forward(plan: Plan, arguments: Sequence[Any]) -> tuple[list[Any], Residuals]:
-    """Run the program; its outputs, and the activations that the plan keeps."""
+    """Run the program; its outputs, and the activations that the plan keeps.
+
+    What the rules of loops record is kept under their equation.
+    """
     program = plan.program
-    env: dict[Value, Any] = dict(program.constants)
+    env: dict[Any, Any] = dict(program.constants)
     env.update(zip(program.inputs, arguments, strict=True))
-    evaluate(program.equations, env)
+    for equation in program.equations:
+        rule = plan.recorders.get(equation)
+        if rule is None:
+            evaluate([equation], env)
+        else:
+            operands = [read(env, a) for a in equation.inputs]
+            outs, env[equation] = rule.record(equation, operands, forward)
+            env.update(zip(equation.outputs, outs, strict=True))
     outputs = [read(env, atom) for atom in program.outputs]
-    return outputs, {value: env[value] for value in plan.kept}
+    return outputs, {key: env[key] for key in (*plan.kept, *plan.recorders)}
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,36 @@ def reverse(
     return Delivered(sources, captured, parameters)
 
 
+def to_inputs(
+    program: Program,
+    delivered: Delivered,
+    inputs: Sequence[Value],
+    given: Mapping[Value, Any],
+) -> Sequence[Array]:
+    """Multipliers of what operations read, handed on to the inputs it is made of."""
+    wanted = delivered.parameters
+    equations = computing(program, wanted)
+
+    def values(*numbers: Array) -> list[Array]:
+        env = {**program.constants, **given, **dict(zip(inputs, numbers, strict=True))}
+        evaluate(equations, env, lambda e: _jax.widened(e.params))
+        return [env[v] for v in wanted]
+
+    _, pull = jax.vjp(values, *(_jax.at_least_float32(given[v]) for v in inputs))
+    return pull(list(wanted.values()))
+
+
+def computing(program: Program, wanted: Iterable[Value]) -> list[Equation]:
+    """The equations that compute some values from the program's inputs."""
+    needed = set(wanted)
+    found = []
+    for equation in reversed(program.equations):
+        if not needed.isdisjoint(equation.outputs):
+            found.append(equation)
+            needed.update(a for a in equation.inputs if isinstance(a, Value))
+    return found[::-1]
+
+
 def _of_constants(
     op: Operation,
     arriving: Sequence[Promise | None],
@@ -136,6 +176,39 @@ class Numbers:
 
     def mask(self, name: str) -> Array:
         return self._masks[name]
+
+    def recorded(self, equation: Equation) -> Any:
+        return self._residuals[equation]
+
+    def original(self, atom: Atom) -> Array:
+        return read(self._residuals, atom)
+
+    def forward_body(
+        self, plan: Any, inputs: Sequence[Array]
+    ) -> tuple[list[Array], Residuals]:
+        return forward(plan, inputs)
+
+    def reverse_body(
+        self,
+        plan: Any,
+        residuals: Mapping[Any, Any],
+        seeds: Mapping[Value, Promise],
+        observe: Any,
+        wanted: Sequence[Value],
+    ) -> tuple[list[Promise | None], Sequence[Array]]:
+        inside = Numbers({**plan.program.constants, **residuals}, self._masks)
+        plan = plan if wanted else replace(plan, parameters=frozenset())
+        delivered = reverse(plan, inside, seeds, observe)
+        if not wanted:
+            return delivered.sources, []
+        return delivered.sources, to_inputs(plan.program, delivered, wanted, residuals)
+
+    def made(
+        self, program: Program, wanted: Sequence[Value], given: Mapping[Value, Array]
+    ) -> dict[Value, Array]:
+        env: dict[Value, Any] = {**program.constants, **given}
+        evaluate(computing(program, wanted), env)
+        return {v: env[v] for v in wanted}
 
     def read(self, atom: Atom) -> Array:
         number = read(self._residuals, atom)

@@ -9,13 +9,15 @@ output of an operation of its own.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from jax.extend.core import primitives as p
 
+from jlrp.bodies import Body
+from jlrp.facts.activity import Carries, active_parts
 from jlrp.facts.affine import (
     Affine,
     Step,
@@ -32,7 +34,7 @@ from jlrp.facts.softmax import may_be_minus_infinity, softmax_input
 from jlrp.facts.statistic import statistic_of, unscaled
 from jlrp.facts.unary import Region, Regions
 from jlrp.families import family_of
-from jlrp.graph import Equation, Program, Value, between
+from jlrp.graph import Atom, Equation, Program, Value, between
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,7 @@ class Operation:
     region: Region | None = None
     product: Product | None = None
     embedding: Embedding | None = None
+    bodies: tuple[tuple[Body, list[Operation]], ...] = ()
     facts: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -106,9 +109,11 @@ class _Builder:
         program: Program,
         opaque: set[Any],
         view: View,
+        carries: Carries,
         embeddings: Mapping[Value, Embedding],
     ):
         self.program = program
+        self.carries = carries
         self.embeddings = embeddings
         self.opaque = opaque
         self.view = view
@@ -121,6 +126,8 @@ class _Builder:
         assert equation is not None
         if equation.primitive in self.opaque:
             return self.primitive_operation(equation)
+        if equation.bodies:
+            return self.with_bodies(equation)
         for recognise in (
             self.entry,
             self.softmax,
@@ -134,6 +141,25 @@ class _Builder:
             if (operation := recognise(value)) is not None:
                 return operation
         return self.primitive_operation(equation)
+
+    def with_bodies(self, equation: Equation) -> Operation:
+        """A loop or branch; what its bodies hold are operations in turn."""
+        found = []
+        for parts in active_parts(self.program, equation, self.carries):
+            for body in parts:
+                inner = _Builder(body.program, self.opaque, self.view, self.carries, {})
+                found.append((body, inner.operations()))
+        kind = _LOOPS.get(equation.primitive, "unsupported")
+        operation = Operation(
+            kind,
+            "loop" if found else "unsupported",
+            tuple(a for a in equation.inputs if self.program.is_active(a)),  # type: ignore
+            tuple(v for v in equation.outputs if v in self.program.active),
+            (equation,),
+            (),
+            bodies=tuple(found),
+        )
+        return operation
 
     def entry(self, end: Value) -> Operation | None:
         """Where integer inputs turn into floats."""
@@ -325,6 +351,32 @@ class _Builder:
     def operands(self, equation: Equation) -> tuple[Value, ...]:
         return self.program.active_inputs(equation)
 
+    def operations(self) -> list[Operation]:
+        """Those that relevance passes, from the outputs back to the sources."""
+        heap: list[tuple[int, int, Value]] = []
+        queued: set[Value] = set()
+
+        def demand(value: Value) -> None:
+            if value not in queued and value.position >= 0:
+                queued.add(value)
+                heapq.heappush(heap, (-value.position, len(queued), value))
+
+        for value in self.program.explained:
+            if value in self.program.active:
+                demand(value)
+        found: list[Operation] = []
+        done: set[Value] = set()
+        while heap:
+            value = heapq.heappop(heap)[2]
+            if value in done or value in self.program.sources:
+                continue
+            operation = self.ending_at(value)
+            done.update(operation.outputs)
+            found.append(operation)
+            for operand in operation.inputs:
+                demand(operand)
+        return _marked_attention(found)
+
     def group(
         self, kind: str, nature: str, inputs: Sequence[Value], end: Value
     ) -> Operation:
@@ -332,6 +384,7 @@ class _Builder:
         return Operation(kind, nature, tuple(inputs), (end,), equations, constants)
 
 
+_LOOPS = {p.scan_p: "scan", p.while_p: "while", p.cond_p: "cond"}
 _MEANS = {p.reduce_sum_p: "mean", p.reduce_window_sum_p: "avg_pool"}
 _ADDS_CONSTANTS = (
     p.add_p,
@@ -353,36 +406,23 @@ def find_operations(
     program: Program,
     opaque: set[Any],
     view: View,
+    carries: Carries,
     embeddings: Mapping[Value, Embedding],
 ) -> list[Operation]:
     """The operations that relevance passes, from the outputs back to the sources.
 
     ``opaque`` primitives have a rule of their own: each is an operation by itself.
     """
-    builder = _Builder(program, opaque, view, embeddings)
-    heap: list[tuple[int, int, Value]] = []
-    queued: set[Value] = set()
+    builder = _Builder(program, opaque, view, carries, embeddings)
+    return _marked_by_position(builder.operations())
 
-    def demand(value: Value) -> None:
-        if value not in queued and value.position >= 0:
-            queued.add(value)
-            heapq.heappush(heap, (-value.position, len(queued), value))
 
-    for value in program.explained:
-        if value in program.active:
-            demand(value)
-    operations: list[Operation] = []
-    done: set[Value] = set()
-    while heap:
-        value = heapq.heappop(heap)[2]
-        if value in done or value in program.sources:
-            continue
-        operation = builder.ending_at(value)
-        done.update(operation.outputs)
-        operations.append(operation)
-        for operand in operation.inputs:
-            demand(operand)
-    return _marked_by_position(_marked_attention(operations))
+def with_inner(operations: Iterable[Operation]) -> Iterator[Operation]:
+    """Operations, and those in their bodies."""
+    for op in operations:
+        yield op
+        for _, inner in op.bodies:
+            yield from with_inner(inner)
 
 
 def _marked_attention(operations: list[Operation]) -> list[Operation]:
@@ -402,36 +442,51 @@ def _marked_attention(operations: list[Operation]) -> list[Operation]:
 _BETWEEN_SCORES = ("activation", "add", "movement", "scale", "selection")
 
 
-def _marked_by_position(operations: list[Operation]) -> list[Operation]:
+def _marked_by_position(
+    operations: list[Operation],
+    fed: Iterable[Atom] = (),
+    feeding: Iterable[Atom] = (),
+) -> list[Operation]:
     """Mark the ``first`` and ``last`` affine operations.
 
     First: reached from x through no other affine operation; last: reached so from the
-    explained output.
+    explained output. ``fed`` and ``feeding`` are values that have others before and
+    behind them: in a loop, the carries, from the iteration before and to the next.
     """
-    first = _frontier(operations[::-1], lambda op: op.inputs, lambda op: op.outputs)
-    last = _frontier(operations, lambda op: op.outputs, lambda op: op.inputs)
-    return [
-        replace(
-            op,
-            facts=op.facts
-            | {name for name, ops in (("first", first), ("last", last)) if op in ops},
-        )
-        for op in operations
-    ]
+    first = _frontier(
+        operations[::-1], lambda op: op.inputs, lambda op: op.outputs, fed
+    )
+    last = _frontier(operations, lambda op: op.outputs, lambda op: op.inputs, feeding)
+    marked = []
+    for op in operations:
+        marks = {name for name, ops in (("first", first), ("last", last)) if op in ops}
+        bodies = []
+        for i, (body, inner) in enumerate(op.bodies):
+            n, outs = body.n_carries, body.program.outputs
+            peeled = i == 0 and len(op.bodies) > 1
+            before = () if peeled else body.carries
+            before = before if op in first else body.program.inputs
+            after = outs[:n] if op in last else outs
+            bodies.append((body, _marked_by_position(inner, before, after)))
+        facts = op.facts | (marks if op.affine is not None else set())
+        marked.append(replace(op, facts=facts, bodies=tuple(bodies)))
+    return marked
 
 
 def _frontier(
     operations: list[Operation],
     entering: Callable[[Operation], tuple[Value, ...]],
     leaving: Callable[[Operation], tuple[Value, ...]],
+    behind: Iterable[Any],
 ) -> set[Operation]:
     """The affine operations that a walk meets before any other on every path."""
-    behind: set[Value] = set()
+    behind = set(behind)
     found = set()
     for op in operations:
         met = not behind.isdisjoint(entering(op))
-        if op.affine is not None and not met:
+        holds_affine = any(inner.affine is not None for inner in with_inner([op]))
+        if holds_affine and not met:
             found.add(op)
-        if met or op.affine is not None:
+        if met or holds_affine:
             behind.update(leaving(op))
     return found

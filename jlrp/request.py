@@ -13,12 +13,20 @@ import numpy as np
 from jlrp import _jax, captures, targets
 from jlrp.composites import Composite, assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
+from jlrp.facts.activity import activate
 from jlrp.facts.embedding import embeddings
 from jlrp.families import NO_RELEVANCE
-from jlrp.graph import Equation, Program, Value, activate, evaluate, trace
-from jlrp.interpreter import Delivered, Numbers, Observer, forward, reverse
+from jlrp.graph import Equation, Program, Value, trace
+from jlrp.interpreter import (
+    Delivered,
+    Numbers,
+    Observer,
+    forward,
+    reverse,
+    to_inputs,
+)
 from jlrp.operations import Operation, find_operations
-from jlrp.planning import Plan, Step, make_plan
+from jlrp.planning import Plan, Step, is_float, make_plan
 from jlrp.promise import Promise
 from jlrp.rules import registered
 from jlrp.rules.condition import Mask
@@ -91,26 +99,36 @@ class Request:
         conditions = captures.conditioned(named, options.conditions)
         program.boundaries.update(conditions.values())
         operations = find_operations(
-            program, set(registered()), options.composite.view, found
+            program, set(registered()), options.composite.view, _carries, found
         )
-        steps = assign(options.composite, operations, options.fallback, strict)
+        parameters = (
+            self._parameter_values() if "params" in options.wrt else frozenset[Value]()
+        )
+        steps = assign(
+            options.composite,
+            operations,
+            options.fallback,
+            strict,
+            parameters,
+            keep_all,
+        )
         captured = captures.matching(named, options.capture)
         return make_plan(
             program,
             _with_conditions(steps, conditions),
             captures.at_operations(captured, operations),
-            self._parameter_values() if "params" in options.wrt else frozenset(),
+            parameters,
             keep_all,
         )
 
     def _parameter_values(self) -> frozenset[Value]:
         """The floats that depend on parameters, and not on x."""
-        found = {v for v in self.parameters if _is_float(v)}
+        found = {v for v in self.parameters if is_float(v)}
         for equation in self.program.equations:
             if any(map(self.program.dependent.__contains__, equation.outputs)):
                 continue
             if not found.isdisjoint(equation.inputs):
-                found.update(v for v in equation.outputs if _is_float(v))
+                found.update(v for v in equation.outputs if is_float(v))
         return frozenset(found)
 
     def run(
@@ -128,7 +146,7 @@ class Request:
         return Explained(self, plan, numbers, outputs, seeds, delivered)
 
     def _seeds(self, outputs: Sequence[Any]) -> dict[Value, Promise]:
-        scores = [_widened(out) for out in outputs[: self.n_scores]]
+        scores = [_jax.at_least_float32(out) for out in outputs[: self.n_scores]]
         starts = targets.seeds(scores, self.target, self.batch, self.options.seed)
         seeds: dict[Value, Promise] = {}
         for atom, start in zip(self.scores, starts, strict=True):
@@ -171,7 +189,7 @@ class Explained:
             return ()
         if promise is None:
             dtype = self.numbers.shape_of(value).dtype
-            dtype = dtype if _is_float(value) else jnp.float32
+            dtype = dtype if is_float(value) else jnp.float32
             return jnp.zeros(value.shape, dtype)
         return promise.resolve(self.numbers.read(value))
 
@@ -180,43 +198,18 @@ class Explained:
         request = self.request
         n_params = request.params_tree.num_leaves
         given = dict(zip(request.parameters, request.arguments[:n_params], strict=True))
-        floats = [v for v in request.parameters if _is_float(v)]
-        multipliers = dict(zip(floats, self._to_parameters(floats, given), strict=True))
+        floats = [v for v in request.parameters if is_float(v)]
+        handed = to_inputs(request.program, self.delivered, floats, given)
+        multipliers = dict(zip(floats, handed, strict=True))
         leaves = []
         for v, number in given.items():
             if v not in multipliers:
                 leaves.append(self._resolved(v, None))
             else:
-                leaves.append(Promise(None, multipliers[v]).resolve(_widened(number)))
+                leaves.append(
+                    Promise(None, multipliers[v]).resolve(_jax.at_least_float32(number))
+                )
         return jax.tree.unflatten(request.params_tree, leaves)
-
-    def _to_parameters(
-        self, floats: Sequence[Value], given: Mapping[Value, Any]
-    ) -> Sequence[Array]:
-        """Multipliers of what operations read, handed on to the parameters' leaves."""
-        wanted = self.delivered.parameters
-        program = self.request.program
-        constants = {**program.constants, **given}
-        equations = _computing(program, wanted)
-
-        def values(*numbers: Array) -> list[Array]:
-            env = {**constants, **dict(zip(floats, numbers, strict=True))}
-            evaluate(equations, env, lambda e: _jax.widened(e.params))
-            return [env[v] for v in wanted]
-
-        _, pull = jax.vjp(values, *(_widened(jnp.asarray(given[v])) for v in floats))
-        return pull(list(wanted.values()))
-
-
-def _computing(program: Program, wanted: Mapping[Value, Any]) -> list[Equation]:
-    """The equations that compute some values from the program's inputs."""
-    needed = set(wanted)
-    found = []
-    for equation in reversed(program.equations):
-        if not needed.isdisjoint(equation.outputs):
-            found.append(equation)
-            needed.update(a for a in equation.inputs if isinstance(a, Value))
-    return found[::-1]
 
 
 def _with_conditions(
@@ -296,12 +289,3 @@ def batch_of(x: Any) -> int | None:
         return None
     sizes = {shape[0] for shape in shapes}
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def _is_float(value: Value) -> bool:
-    return jnp.issubdtype(value.dtype, jnp.floating)
-
-
-def _widened(array: Any) -> Any:
-    low = str(array.dtype) in _jax.LOW_PRECISION
-    return array.astype(jnp.float32) if low else array

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
 from jlrp.errors import SelectorError
 from jlrp.facts.affine import Affine
 from jlrp.facts.unary import Region
-from jlrp.graph import Atom, Equation, Value
+from jlrp.graph import Atom, Equation, Program, Value
 from jlrp.operations import Operation
 from jlrp.promise import Promise
 
@@ -99,6 +99,37 @@ class Context(Protocol):
         """Transpose of the operation's derivative by some of its constants."""
         ...
 
+    def recorded(self, equation: Equation) -> Any:
+        """What a loop's rule recorded in the forward pass."""
+        ...
+
+    def original(self, atom: Atom) -> Array:
+        """The number in the program's own dtype."""
+        ...
+
+    def forward_body(
+        self, plan: BodyPlan, inputs: Sequence[Array]
+    ) -> tuple[list[Array], Mapping[Any, Any]]:
+        """Run a body; its outputs, and what its plan keeps."""
+        ...
+
+    def reverse_body(
+        self,
+        plan: BodyPlan,
+        residuals: Mapping[Any, Any],
+        seeds: Mapping[Value, Promise],
+        observe: Any,
+        wanted: Sequence[Value],
+    ) -> tuple[list[Promise | None], Sequence[Array]]:
+        """Promises of a body's sources, and multipliers of some other inputs."""
+        ...
+
+    def made(
+        self, program: Program, wanted: Sequence[Value], given: Mapping[Value, Array]
+    ) -> dict[Value, Array]:
+        """Values of a program, computed from its inputs."""
+        ...
+
     def run(
         self,
         equations: Sequence[Equation],
@@ -111,6 +142,16 @@ class Context(Protocol):
     def region(self, region: Region, x: Array) -> dict[Value, Array]:
         """Every value of a unary region for another input."""
         ...
+
+
+class BodyPlan(Protocol):
+    """The plan of a loop's or branch's body (``planning.Plan``)."""
+
+    @property
+    def kept(self) -> tuple[Value, ...]: ...
+
+    @property
+    def recorders(self) -> Mapping[Equation, Any]: ...
 
 
 class KernelMap(Protocol):

@@ -1,0 +1,660 @@
+"""Loops and branches: the rules of their bodies' operations, run in reverse.
+
+A scan keeps what its body's rules read, stacked over the iterations, and hands
+relevance back by a scan the other way round. A branch is run again where relevance
+comes back, and so is a ``while_loop``, from checkpoints: its trip count is not known
+before it has run, so that nothing can be stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import jaxpr_as_fun
+
+from jlrp.bodies import Body
+from jlrp.facts.activity import flow
+from jlrp.graph import Atom, Equation, Literal, Value
+from jlrp.operations import Operation
+from jlrp.promise import Promise
+from jlrp.rules.base import Array, BodyPlan, Causes, Context, Propagation, Rule
+
+Promises = list[Promise | None]
+Numbers = Mapping[Any, Any]
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """What is asked for beside the promises of the operands."""
+
+    causes: bool = False
+    wanted: frozenset[Value] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a reverse pass through a loop or branch found.
+
+    Attributes:
+      promises: one for each operand of the equation.
+      causes: amounts absorbed inside, by cause.
+      multipliers: of the wanted parameters among the operands.
+    """
+
+    promises: Promises
+    causes: Causes
+    multipliers: dict[Value, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class _Bodies(Rule):
+    """What loops and branches share: their bodies and the plans for them."""
+
+    bodies: tuple[Body, ...]
+    plans: tuple[BodyPlan, ...]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return tuple(a for a in op.equations[0].inputs if isinstance(a, Value))
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        (equation,) = op.equations
+        by_value = dict(zip(op.outputs, r, strict=True))
+        arriving = [by_value.get(v) for v in equation.outputs]
+        found = self._reverse(equation, arriving, ctx, _Extra())
+        active = set(op.inputs)
+        promises = [
+            promise
+            for atom, promise in zip(equation.inputs, found.promises, strict=True)
+            if atom in active
+        ]
+
+        def causes() -> Causes:
+            return self._reverse(equation, arriving, ctx, _Extra(causes=True)).causes
+
+        def constants(wanted: Sequence[Value]) -> Sequence[Array]:
+            extra = _Extra(wanted=frozenset(wanted))
+            found = self._reverse(equation, arriving, ctx, extra).multipliers
+            return [found[v] for v in wanted]
+
+        return Propagation(promises, causes, constants=constants)
+
+    def _reverse(
+        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+    ) -> _Found:
+        raise NotImplementedError
+
+
+class _Iteration:
+    """One run of a body in reverse: promises of its outputs in, of its inputs out.
+
+    Returns these, the amounts that its operations absorbed, and the multipliers of the
+    wanted inputs.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        plan: BodyPlan,
+        equation: Equation,
+        ctx: Context,
+        extra: _Extra,
+        is_first: bool = False,
+    ):
+        self.body, self.plan, self.ctx, self.extra = body, plan, ctx, extra
+        pairs = zip(body.program.inputs, body.operands(equation), strict=True)
+        wanted = [(v, a) for v, a in pairs if isinstance(a, Value)]
+        wanted = [(v, a) for v, a in wanted if a in extra.wanted]
+        self.initial = [(v, a) for v, a in wanted if v in body.carries]
+        if is_first:  # a constant initial state is read by the first iteration alone
+            self.initial = [p for p in self.initial if body.program.is_active(p[0])]
+        self.wanted = [(v, a) for v, a in wanted if v not in body.carries]
+        if is_first:
+            constant = [p for p in wanted if p[0] in body.carries]
+            self.wanted += [p for p in constant if p not in self.initial]
+
+    def __call__(
+        self, residuals: Numbers, outs: Promises
+    ) -> tuple[Promises, Causes, list[Array]]:
+        program = self.body.program
+        seeds: dict[Value, Promise] = {}
+        causes: Causes = {}
+        for atom, promise in zip(program.outputs, outs, strict=True):
+            if promise is None:
+                continue
+            if program.is_active(atom):
+                assert isinstance(atom, Value)
+                seeds[atom] = promise + seeds.get(atom)
+            elif self.extra.causes:  # in some iteration it carries relevance, not here
+                amount = jnp.sum(promise.resolve(self._number(atom, residuals)))
+                causes["constants"] = causes.get("constants", 0.0) + amount
+        observe = _summing(causes) if self.extra.causes else None
+        inputs = [v for v, _ in self.wanted]
+        handed, multipliers = self.ctx.reverse_body(
+            self.plan, residuals, seeds, observe, inputs
+        )
+        by_source = dict(zip(program.sources, handed, strict=True))
+        return [by_source.get(v) for v in program.inputs], causes, list(multipliers)
+
+    def add_initial(self, found: dict[Value, Array], carried: Promises) -> None:
+        """Add the multipliers of learned initial states."""
+        for v, outer in self.initial:
+            number = self.ctx.read(outer)
+            promise = carried[self.body.carries.index(v)] or Promise()
+            multiplier = promise.per_unit(number)
+            zero = jnp.zeros_like(number)
+            _added(found, outer, zero if multiplier is None else multiplier)
+
+    def _number(self, atom: Atom, residuals: Numbers) -> Any:
+        return atom.number if isinstance(atom, Literal) else residuals[atom]
+
+
+def _summing(causes: Causes) -> Callable[..., None]:
+    def observe(step: Any, arriving: Any, handed: Propagation, numbers: Any) -> None:
+        for name, amount in handed.causes().items():
+            amount = jnp.sum(amount)
+            causes[name] = causes[name] + amount if name in causes else amount
+
+    return observe
+
+
+def _added(found: dict[Value, Array], value: Value, amount: Array) -> None:
+    found[value] = found[value] + amount if value in found else amount
+
+
+# A loop's carried promises must have the same parts in every iteration.
+
+
+def _settled(
+    handed: Callable[[Promises], Promises], carried: Promises
+) -> list[Promise | None]:
+    """Carried promises with every part that some iteration gives them."""
+    while True:
+        shapes = jax.eval_shape(handed, carried)
+        grown = [_filled(c, s) for c, s in zip(carried, shapes, strict=True)]
+        if jax.tree.structure(grown) == jax.tree.structure(carried):
+            return grown
+        carried = grown
+
+
+def _filled(promise: Promise | None, like: Promise | None) -> Promise | None:
+    """The promise with every part that ``like`` has; new parts are zero."""
+    if like is None:
+        return promise
+    have = promise or Promise()
+
+    def part(mine: Array | None, other: Any) -> Array | None:
+        if other is None or mine is not None:
+            return mine
+        return jnp.zeros(other.shape, other.dtype)
+
+    return Promise(part(have.value, like.value), part(have.multiplier, like.multiplier))
+
+
+def _all_like(promises: Promises, like: Promises) -> Promises:
+    """Promises with the parts and dtypes of others."""
+    return [
+        jax.tree.map(lambda a, b: a.astype(b.dtype), _filled(p, q), q)
+        for p, q in zip(promises, like, strict=True)
+    ]
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def _plus(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A body of a scan with its plan: what of it is stacked, sliced, made again."""
+
+    body: Body
+    plan: BodyPlan
+
+    @cached_property
+    def _varying(self) -> set[Value]:
+        body = self.body
+        everything = lambda equation: [True] * len(equation.outputs)  # noqa: E731
+        return flow(body.program, (*body.carries, *body.slices), everything)
+
+    @cached_property
+    def stacked(self) -> list[Any]:
+        slices = set(self.body.slices)
+        kept = [v for v in self.plan.kept if v in self._varying and v not in slices]
+        return [*kept, *self.plan.recorders]
+
+    @cached_property
+    def invariant(self) -> list[Value]:
+        return [v for v in self.plan.kept if v not in self._varying]
+
+    @cached_property
+    def inputs_read(self) -> set[Value]:
+        """The constants and slices that the reverse pass reads."""
+        needed = set(self.invariant)
+        for equation in reversed(self.body.program.equations):
+            if not needed.isdisjoint(equation.outputs):
+                needed.update(a for a in equation.inputs if isinstance(a, Value))
+        slices = {v for v in self.body.slices if v in self.plan.kept}
+        return slices | needed.intersection(self.body.constants)
+
+
+class Scan(_Bodies):
+    """``lax.scan``: relevance by the reverse scan over stacked residuals.
+
+    Stacked is only what the body's rules read and what differs between iterations;
+    slices are read from the scanned arrays, invariants made again from constants. First
+    iterations that have a plan of their own are run before the scan.
+    """
+
+    def _parts(self) -> list[_Part]:
+        return [_Part(b, p) for b, p in zip(self.bodies, self.plans, strict=True)]
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        (equation,) = op.equations
+        needed: dict[Value, None] = {}
+        for part in self._parts():
+            operands = part.body.operands(equation)
+            for v, a in zip(part.body.program.inputs, operands, strict=True):
+                if v in part.inputs_read and isinstance(a, Value):
+                    needed[a] = None
+        return tuple(needed)
+
+    def record(
+        self, equation: Equation, operands: Sequence[Array], forward: Any
+    ) -> tuple[list[Array], list[Any]]:
+        """Run the scan; its outputs, and what is stacked for the reverse pass."""
+        *peeled, main = self._parts()
+        n, c = main.body.n_carries, main.body.n_constants
+        constants, carry = operands[:c], list(operands[c : c + n])
+
+        def step(part: _Part, carry: Any, xs: Any) -> tuple[Any, Any]:
+            outs, residuals = forward(part.plan, [*constants, *carry, *xs])
+            return outs[:n], (outs[n:], [residuals[key] for key in part.stacked])
+
+        order = _Order(equation)
+        first, rest = order.taken(list(operands[c + n :]), len(peeled))
+        kept, first_ys = [], []
+        for part, xs in zip(peeled, first, strict=False):
+            carry, (ys, residuals) = step(part, carry, xs)
+            kept.append(residuals)
+            first_ys.append(ys)
+        carry, (ys, residuals) = lax.scan(
+            partial(step, main),
+            carry,
+            rest,
+            length=order.length - len(first),
+            reverse=order.reverse,
+            unroll=equation.params["unroll"],
+        )
+        return [*carry, *order.joined(first_ys, ys)], [*kept, residuals]
+
+    def _reverse(
+        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+    ) -> _Found:
+        *peeled, main = self._parts()
+        n = main.body.n_carries
+        order = _Order(equation)
+        first_ys, rest_ys = order.taken(arriving[n:], len(peeled))
+        *kept, residuals = ctx.recorded(equation)
+        runs = [
+            _PartInReverse(
+                part, equation, ctx, extra, bool(peeled) and part is peeled[0]
+            )
+            for part in (*peeled, main)
+        ]
+        *first_runs, run = runs
+        slices = [order.taken(r.arrays, len(peeled)) for r in runs]
+
+        xs = (rest_ys, residuals, slices[-1][1])
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
+        carried = _settled(lambda s: run(s, _zeros(one))[0], arriving[:n])
+        totals = _zeros(jax.eval_shape(run, carried, one)[1])
+
+        def step(state: Any, xs: Any) -> Any:
+            carried, totals = state
+            handed, amounts, out = run(carried, xs)
+            return (_all_like(handed, carried), _plus(totals, amounts)), out
+
+        (carried, totals), rest_out = lax.scan(
+            step,
+            (carried, totals),
+            xs,
+            length=order.length - len(first_ys),
+            reverse=not order.reverse,
+            unroll=equation.params["unroll"],
+        )
+        constants, causes, multipliers = totals
+        found: dict[Value, Array] = {}
+        first_out = []
+        for i in reversed(range(len(first_ys))):
+            xs = (first_ys[i], kept[i], slices[i][0][i])
+            carried, (more, amounts, of_constants), out = first_runs[i](carried, xs)
+            constants = [_sum(a, b) for a, b in zip(constants, more, strict=True)]
+            causes = {
+                k: causes.get(k, 0) + amounts.get(k, 0) for k in {**causes, **amounts}
+            }
+            for outer, amount in zip(
+                first_runs[i].constants_wanted, of_constants, strict=True
+            ):
+                _added(found, outer, amount)
+            first_out.insert(0, out)
+        of_slices, of_sliced = order.joined_promises(first_out, rest_out)
+        for outer, amount in zip(run.constants_wanted, multipliers, strict=True):
+            _added(found, outer, amount)
+        for outer, amount in zip(run.slices_wanted, of_sliced, strict=True):
+            _added(found, outer, amount)
+        runs[0].iteration.add_initial(found, carried)
+        return _Found([*constants, *carried, *of_slices], causes, found)
+
+
+class _PartInReverse:
+    """One iteration of a scan in reverse."""
+
+    def __init__(
+        self,
+        part: _Part,
+        equation: Equation,
+        ctx: Context,
+        extra: _Extra,
+        is_first: bool,
+    ):
+        self.part, body = part, part.body
+        pairs = zip(body.program.inputs, body.operands(equation), strict=True)
+        outside = {v: ctx.read(a) for v, a in pairs if v in part.inputs_read}
+        self.sliced = [v for v in body.slices if v in outside]
+        self.arrays = [outside.pop(v) for v in self.sliced]
+        self.constants = ctx.made(body.program, part.invariant, outside)
+        self.iteration = _Iteration(body, part.plan, equation, ctx, extra, is_first)
+        wanted = self.iteration.wanted
+        self.is_slice = [v in body.slices for v, _ in wanted]
+        self.constants_wanted = [a for v, a in wanted if v not in body.slices]
+        self.slices_wanted = [a for v, a in wanted if v in body.slices]
+
+    def __call__(self, carried: Promises, xs: Any) -> Any:
+        """Promises of the carries; of constants, with amounts to add up; of slices."""
+        ys, residuals, slices = xs
+        n, c = self.part.body.n_carries, self.part.body.n_constants
+        numbers = {
+            **self.constants,
+            **dict(zip(self.part.stacked, residuals, strict=True)),
+        }
+        numbers |= dict(zip(self.sliced, slices, strict=True))
+        handed, causes, multipliers = self.iteration(numbers, [*carried, *ys])
+        pairs = list(zip(multipliers, self.is_slice, strict=True))
+        summed = [m for m, is_slice in pairs if not is_slice]
+        sliced = [m for m, is_slice in pairs if is_slice]
+        return (
+            handed[c : c + n],
+            (handed[:c], causes, summed),
+            (handed[c + n :], sliced),
+        )
+
+
+class _Order:
+    """The order of a scan's iterations along the arrays that it reads and writes."""
+
+    def __init__(self, equation: Equation):
+        self.length = equation.params["length"]
+        self.reverse = equation.params["reverse"]
+
+    def taken(self, arrays: Any, count: int) -> tuple[list[Any], Any]:
+        """The slices of the first iterations, and the arrays of the others."""
+        count = min(count, self.length)
+        if not count:
+            return [], arrays
+        rest = slice(0, self.length - count) if self.reverse else slice(count, None)
+        indices = [self.length - 1 - i if self.reverse else i for i in range(count)]
+        slices = [jax.tree.map(lambda a: a[i], arrays) for i in indices]  # noqa: B023
+        return slices, jax.tree.map(lambda a: a[rest], arrays)
+
+    def joined(self, first: list[Any], rest: Any) -> Any:
+        """The arrays of all iterations."""
+        if not first:
+            return rest
+        first = first[::-1] if self.reverse else first
+
+        def join(*parts: Array) -> Array:
+            *one_by_one, others = parts
+            stacked = jnp.stack(one_by_one).astype(others.dtype)
+            both = [others, stacked] if self.reverse else [stacked, others]
+            return jnp.concatenate(both)
+
+        return jax.tree.map(join, *first, rest)
+
+    def joined_promises(self, first: list[Any], rest: Any) -> Any:
+        """As ``joined``, of promises that may have other parts in each iteration."""
+        if not first:
+            return rest
+        promises, multipliers = rest
+        joined: Promises = []
+        for i, whole in enumerate(promises):
+            ones = [out[0][i] for out in first]
+            like = _stacked_parts([whole, *ones])
+            if like is None:
+                joined.append(None)
+                continue
+            shape = lambda a: jax.ShapeDtypeStruct(  # noqa: E731
+                (self.length - len(first), *a.shape), a.dtype
+            )
+            whole = _filled(whole, jax.tree.map(shape, like))
+            ones = [_filled(one, like) for one in ones]
+            joined.append(self.joined(ones, whole))
+        return joined, self.joined([out[1] for out in first], multipliers)
+
+
+def _stacked_parts(promises: Promises) -> Promise | None:
+    """Shapes of one slice of the parts that any of these promises has."""
+    whole, *ones = promises
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), whole)
+    for one in ones:
+        if one is None:
+            continue
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), one)
+        like = like or Promise()
+        like = Promise(
+            like.value if like.value is not None else shapes.value,
+            like.multiplier if like.multiplier is not None else shapes.multiplier,
+        )
+    return like
+
+
+def _sum(a: Promise | None, b: Promise | None) -> Promise | None:
+    return b if a is None else a + b
+
+
+class Cond(_Bodies):
+    """``lax.cond`` and ``lax.switch``: the branch that ran, run again in reverse."""
+
+    def _reverse(
+        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+    ) -> _Found:
+        index, *operands = (ctx.read(a) for a in equation.inputs)
+        iterations = [
+            _Iteration(body, plan, equation, ctx, extra)
+            for body, plan in zip(self.bodies, self.plans, strict=True)
+        ]
+
+        def branch(iteration: _Iteration) -> Callable[..., Any]:
+            def run(operands: Sequence[Array], arriving: Promises) -> Any:
+                _, residuals = ctx.forward_body(iteration.plan, operands)
+                return iteration(residuals, arriving)
+
+            return run
+
+        branches = [branch(iteration) for iteration in iterations]
+        shapes = [jax.eval_shape(b, operands, arriving) for b in branches]
+        promises: Promises = [None] * len(operands)
+        causes: Causes = {}
+        for handed, amounts, _ in shapes:
+            promises = [_filled(p, q) for p, q in zip(promises, handed, strict=True)]
+            causes |= amounts
+        causes = _zeros(causes)
+
+        def alike(run: Callable[..., Any]) -> Callable[..., Any]:
+            def uniform(operands: Sequence[Array], arriving: Promises) -> Any:
+                handed, amounts, multipliers = run(operands, arriving)
+                amounts = {name: amounts.get(name, causes[name]) for name in causes}
+                amounts = jax.tree.map(lambda a, b: a.astype(b.dtype), amounts, causes)
+                return _all_like(handed, promises), amounts, multipliers
+
+            return uniform
+
+        handed, amounts, found = lax.switch(
+            index, [alike(b) for b in branches], operands, arriving
+        )
+        multipliers: dict[Value, Array] = {}
+        for (_, outer), amount in zip(iterations[0].wanted, found, strict=True):
+            _added(multipliers, outer, amount)
+        return _Found([None, *handed], amounts, multipliers)
+
+
+_CHECKPOINTS = 64
+
+
+class While(_Bodies):
+    """``lax.while_loop``: run again from checkpoints, last iteration first.
+
+    Its trip count n is known only when it has run, so that the states before every
+    iteration cannot be kept in an array. It is run once to count, once to keep 64
+    states evenly spaced, and each segment is run again from its first state: the
+    memory is bounded whatever n, the time about n / 128 runs of each iteration.
+    """
+
+    def record(
+        self, equation: Equation, operands: Sequence[Array], forward: Any
+    ) -> tuple[list[Array], Array]:
+        """Run the loop; its outputs, and how often it ran."""
+        *_, body = self.bodies
+        n_condition = equation.params["cond_nconsts"]
+        condition = _function(equation.params["cond_jaxpr"])
+        run = _function(equation.params["body_jaxpr"])
+        for_condition, rest = operands[:n_condition], operands[n_condition:]
+        constants, init = rest[: body.n_constants], rest[body.n_constants :]
+
+        def goes_on(state: Any) -> Array:
+            return condition(*for_condition, *state[1])[0]
+
+        def step(state: Any) -> Any:
+            return state[0] + 1, run(*constants, *state[1])
+
+        count, outs = lax.while_loop(goes_on, step, (jnp.int32(0), list(init)))
+        return list(outs), count
+
+    def _reverse(
+        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+    ) -> _Found:
+        *_, body = self.bodies
+        c = body.n_constants
+        count = ctx.recorded(equation)
+        run = _function(equation.params["body_jaxpr"])
+        plain = [ctx.original(a) for a in body.operands(equation)]
+        iterations = [
+            _Iteration(b, p, equation, ctx, extra, is_first=i < len(self.bodies) - 1)
+            for i, (b, p) in enumerate(zip(self.bodies, self.plans, strict=True))
+        ]
+
+        def advance(state: Any) -> Any:
+            return run(*plain[:c], *state)
+
+        spacing = jnp.maximum(1, -(-count // _CHECKPOINTS))
+
+        def keep(i: Array, kept: Any) -> Any:
+            states, state = kept
+            states = [
+                lax.dynamic_update_index_in_dim(
+                    s, jnp.where(i % spacing == 0, v, s[i // spacing]), i // spacing, 0
+                )
+                for s, v in zip(states, state, strict=True)
+            ]
+            return states, advance(state)
+
+        states = [jnp.zeros((_CHECKPOINTS, *v.shape), v.dtype) for v in plain[c:]]
+        states, _ = lax.fori_loop(0, count, keep, (states, plain[c:]))
+
+        def before(i: Array) -> Any:
+            start = [s[i // spacing] for s in states]
+            return lax.fori_loop(0, i % spacing, lambda _, s: advance(s), start)
+
+        def one(
+            iteration: _Iteration, carried: Promises, state: Sequence[Array]
+        ) -> Any:
+            _, residuals = ctx.forward_body(iteration.plan, [*plain[:c], *state])
+            handed, causes, found = iteration(residuals, carried)
+            multipliers: dict[str, Array] = {}
+            for (_, outer), amount in zip(iteration.wanted, found, strict=True):
+                index = str(equation.inputs.index(outer))
+                multipliers[index] = multipliers.get(index, 0.0) + amount
+            return handed[c:], (handed[:c], causes, multipliers)
+
+        carried = arriving
+        for iteration in iterations:
+            run_once = partial(one, iteration)
+            carried = _settled(lambda s, f=run_once: f(s, plain[c:])[0], carried)
+        shapes = [
+            jax.eval_shape(partial(one, iteration), carried, plain[c:])[1]
+            for iteration in iterations
+        ]
+        constants: Promises = [None] * c
+        sums: tuple[Causes, dict[str, Array]] = ({}, {})
+        for promises, *dicts in shapes:
+            constants = [
+                _filled(a, b) for a, b in zip(constants, promises, strict=True)
+            ]
+            for total, amounts in zip(sums, dicts, strict=True):
+                total.update(_zeros(amounts))
+        totals = (constants, *sums)
+
+        def alike(iteration: _Iteration) -> Callable[..., Any]:
+            def uniform(carried: Promises, state: Sequence[Array]) -> Any:
+                handed, (promises, *dicts) = one(iteration, carried, state)
+                dicts = [
+                    {
+                        k: amounts.get(k, zero).astype(zero.dtype)
+                        for k, zero in t.items()
+                    }
+                    for amounts, t in zip(dicts, totals[1:], strict=True)
+                ]
+                return (
+                    _all_like(handed, carried),
+                    (_all_like(promises, totals[0]), *dicts),
+                )
+
+            return uniform
+
+        def step(k: Array, state: Any) -> Any:
+            carried, sums = state
+            i = count - 1 - k
+            part = jnp.minimum(i, len(iterations) - 1)
+            runs = [alike(iteration) for iteration in iterations]
+            handed, amounts = lax.switch(part, runs, carried, before(i))
+            return handed, _plus(sums, amounts)
+
+        carried, (of_constants, causes, found) = lax.fori_loop(
+            0, count, step, (carried, totals)
+        )
+        multipliers: dict[Value, Array] = {}
+        for index, amount in found.items():
+            _added(multipliers, equation.inputs[int(index)], amount)  # type: ignore
+        iterations[0].add_initial(multipliers, carried)
+        first = [None] * equation.params["cond_nconsts"]
+        return _Found([*first, *of_constants, *carried], causes, multipliers)
+
+
+def _function(jaxpr: Any) -> Callable[..., list[Any]]:
+    return lambda *args: list(jaxpr_as_fun(jaxpr)(*args))
+
+
+CONTROL_FLOW = {"scan": Scan, "cond": Cond, "while": While}
