@@ -240,6 +240,10 @@ class _Builder:
     def scale(self, end: Value) -> Operation | None:
         """Scales and shifts by constants; with a square root, a batch norm."""
         steps = scale_chain(self.program, end)
+        for i in reversed(range(len(steps))):  # a literal tail is the activation's
+            if self.regions.ending_at(steps[i].source) is not None:
+                steps = steps[i:]
+                break
         if not steps:
             return None
         start = batch_norm_start(steps)

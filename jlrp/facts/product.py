@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.facts.scalar import scalar_of
@@ -21,7 +22,7 @@ from jlrp.facts.softmax import (
 from jlrp.facts.statistic import statistic_of
 from jlrp.facts.unary import Regions
 from jlrp.families import family_of
-from jlrp.graph import Equation, Program, Value
+from jlrp.graph import Atom, Equation, Program, Value
 
 _PRODUCTS = {p.mul_p, p.div_p, p.dot_general_p, p.conv_general_dilated_p}
 _TRANSPARENT = {
@@ -112,6 +113,8 @@ def _product_below(program: Program, regions: Regions, value: Value) -> Equation
         if _is_product(program, regions, equation):
             return None if statistic_of(program, equation) is not None else equation
         source = _transparent(program, equation)
+        if equation.primitive is p.reduce_sum_p:  # a contraction, written out
+            (source,) = program.active_inputs(equation)
         if source is None or regions.ending_at(value) is not None:
             return None
         value = source
@@ -166,11 +169,26 @@ def _handed_on(program: Program, equation: Equation) -> Value | None:
 
 def _scales(equation: Equation, operand: Value) -> bool:
     """Whether an equation only multiplies each element of its active operand."""
-    if equation.primitive is p.dot_general_p:  # by a diagonal: a mask of heads
+    if equation.primitive is p.dot_general_p:
         (contracting, _), _ = equation.params["dimension_numbers"]
-        return not contracting
+        (other,) = (a for a in equation.inputs if a is not operand)
+        # By a diagonal: a mask of heads. By a code: weights put where they belong.
+        return not contracting or _is_code(other)
     divides = equation.primitive is p.div_p and equation.inputs[1] is operand
     return equation.primitive in (p.mul_p, p.div_p) and not divides
+
+
+def _is_code(atom: Atom) -> bool:
+    """Whether an operand holds zeros and ones: it was a comparison."""
+    while isinstance(atom, Value) and atom.producer is not None:
+        equation = atom.producer
+        source = equation.inputs[0]
+        if equation.primitive is p.convert_element_type_p and source.dtype == np.bool_:
+            return True
+        if equation.primitive not in _TRANSPARENT:
+            return False
+        atom = source
+    return False
 
 
 def _may_be_nan(program: Program, factor: Value) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.facts.affine import varying_axes
+from jlrp.facts.affine import reshape_groups, varying_axes
 from jlrp.facts.scalar import scalar_of
 from jlrp.graph import Atom, Equation, Program, Value
 
@@ -72,6 +73,8 @@ def _softmax(program: Program, end: Value) -> Value | None:
     summed = _summed_exponentials(program, total)
     if summed is None or _unmasked(program, exponential) is not summed.exponentials:
         return None
+    if not _divides_each_by_its_sum(program, exponential, total, summed):
+        return None
     return _scores(program, summed)
 
 
@@ -109,6 +112,62 @@ def _logsumexp(program: Program, end: Value) -> Value | None:
             scores = made.inputs[0]
             return scores if isinstance(scores, Value) else None
     return None
+
+
+def _divides_each_by_its_sum(
+    program: Program, exponential: Atom, total: Atom, summed: _Summed
+) -> bool:
+    """Whether the sum is divided out along the axes over which it was taken."""
+    numerator = _labels(program, exponential, summed)
+    denominator = _labels(program, total, summed)
+    if numerator is None or denominator is None:
+        return False
+    gone = [n for n, d in zip(numerator, denominator, strict=True) if n and not d]
+    rest = [(n, d) for n, d in zip(numerator, denominator, strict=True) if d]
+    over = {f for label in gone for f in label}
+    axes = {(i, 0) for i in summed.equation.params["axes"]}
+    inside = _labels(program, summed.equation.inputs[0], summed)
+    if inside is None:
+        return False
+    taken = {f for i, _ in axes for f in inside[i]}
+    return over == taken and all(n == d for n, d in rest)
+
+
+Label = tuple[Any, ...]  # the axes of the exponentials that an axis is made of
+
+
+def _labels(program: Program, atom: Atom, summed: _Summed) -> list[Label] | None:
+    """For each axis of a value, the axes of the exponentials that it runs along."""
+    if atom is summed.exponentials:
+        shape = summed.exponentials.shape
+        return [(i,) if n > 1 else () for i, n in enumerate(shape)]
+    if not isinstance(atom, Value) or atom.producer is None:
+        return None
+    equation = atom.producer
+    prim, params = equation.primitive, equation.params
+    active = program.active_inputs(equation)
+    source = active[0] if len(active) == 1 else equation.inputs[0]
+    inner = _labels(program, source, summed)
+    if inner is None:
+        return None
+    if equation is summed.equation:
+        return [label for i, label in enumerate(inner) if i not in params["axes"]]
+    if prim is p.transpose_p:
+        return [inner[i] for i in params["permutation"]]
+    if prim is p.broadcast_in_dim_p:
+        labels: list[Label] = [()] * len(atom.shape)
+        for i, axis in enumerate(params["broadcast_dimensions"]):
+            labels[axis] = inner[i]
+        return labels
+    if prim in (p.reshape_p, p.squeeze_p):
+        labels = [()] * len(atom.shape)
+        for old, new in reshape_groups(source.shape, atom.shape):
+            wide = [i for i in new if atom.shape[i] > 1]
+            label = tuple(f for i in old for f in inner[i])
+            for k, axis in enumerate(wide):
+                labels[axis] = label if len(wide) == 1 else (*label, k, len(wide))
+        return labels
+    return inner if len(inner) == len(atom.shape) else None
 
 
 def _as_quotient(end: Value) -> tuple[Atom, Atom] | None:
