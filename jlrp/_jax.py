@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
+from jax.extend import core, source_info_util
 from jax.extend.core import primitives as p
 
 try:
     from jax._src import source_info_util as _source_info
 except ImportError:  # private: without it names and source lines are lost, no more
     _source_info = None
+
+# Source lines in messages are the user's, not those of jlrp's own primitives.
+source_info_util.register_exclusion(str(Path(__file__).parent / "primitives.py"))
 
 Jaxpr = Any
 Params = dict[str, Any]

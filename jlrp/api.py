@@ -16,7 +16,7 @@ from jlrp.composites import FALLBACKS, Composite, resolve
 from jlrp.errors import InputError
 from jlrp.graph import Value
 from jlrp.interpreter import Numbers
-from jlrp.planning import Step
+from jlrp.planning import Step, is_float
 from jlrp.promise import Promise
 from jlrp.request import Options, Request, batch_of, check_arrays
 from jlrp.rules import registered
@@ -428,13 +428,25 @@ def _total(pairs: Any, numbers: Numbers) -> Any:
 
 
 def _finite(step: Step, numbers: Numbers) -> tuple[Any, Any]:
+    """Whether the inputs, and the outputs, are numbers.
+
+    -inf is one where a constant put it, or it was there before: a mask's.
+    """
     op = step.operation
 
-    def all_finite(values: Sequence[Value]) -> Any:
-        checks = [jnp.all(jnp.isfinite(numbers.read(v))) for v in values]
-        return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+    def all_are(values: Sequence[Value], masked: Any) -> Any:
+        checks = [jnp.asarray(True)]
+        for v in values:
+            number = numbers.read(v)
+            allowed = masked & jnp.isneginf(number)
+            checks.append(jnp.all(jnp.isfinite(number) | allowed))
+        return jnp.all(jnp.stack(checks))
 
-    return all_finite(op.inputs), all_finite(op.outputs)
+    values = [numbers.read(v) for v in op.inputs if is_float(v)]
+    was_masked = [jnp.any(jnp.isneginf(v)) for v in values]
+    masked = jnp.any(jnp.stack([jnp.asarray(op.has_offset), *was_masked]))
+    inputs = all_are([v for v in op.inputs if is_float(v)], jnp.asarray(True))
+    return inputs, all_are(op.outputs, masked)
 
 
 def _is_traced(tree: Any) -> bool:

@@ -96,6 +96,9 @@ def reverse(
         for value, m in zip(wanted, multipliers, strict=True):
             parameters[value] = m + parameters[value] if value in parameters else m
     sources = [pending.get(value) for value in plan.program.sources]
+    for value, promise in zip(plan.program.sources, sources, strict=True):
+        if promise is not None and value in watched:
+            captured[value] = promise
     return Delivered(sources, captured, parameters)
 
 

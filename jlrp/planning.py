@@ -25,6 +25,11 @@ class Step:
     fallback: bool = False  # the rule stands in for an exact one
     missing: bool = False  # there is no rule: for reports only
 
+    @property
+    def bodies(self) -> tuple[Plan, ...]:
+        """The plans of a loop's or branch's bodies."""
+        return getattr(self.rule, "plans", ())
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:

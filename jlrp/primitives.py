@@ -245,9 +245,8 @@ class _FlatRule:
         for share, arg in zip(handed, args, strict=True):
             leaves = jax.tree.leaves(arg)
             given = [None] * len(leaves) if share is None else jax.tree.leaves(share)
-            if [v if v is None else v.shape for v in given] != [
-                None if share is None else leaf.shape for leaf in leaves
-            ]:
+            shapes = [None if v is None else jax.numpy.shape(v) for v in given]
+            if shapes != [None if share is None else v.shape for v in leaves]:
                 raise InputError(
                     f"The relevance rule of {self.name} returned a relevance that is "
                     "not like its argument: the same pytree and shapes are needed."

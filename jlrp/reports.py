@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +107,7 @@ class OperationRow:
     output_shape: tuple[int, ...]
     equations: int
     status: str
+    depth: int = 0  # in how many loops and branches
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,7 +126,7 @@ class Inspection(Table):
         header = ("kind", "scope", "shape", "rule", "facts", "eqns")
         return header, [
             (
-                row.kind,
+                "  " * row.depth + row.kind,
                 row.scope,
                 _shapes(row),
                 row.rule if row.status == "covered" else f"{row.rule} [{row.status}]",
@@ -145,15 +146,22 @@ class Inspection(Table):
 
 def inspection(plan: Plan) -> Inspection:
     """The inspection of a plan; static: no number is computed."""
-    rows = [_row(step) for step in reversed(plan.steps)]
-    return Inspection(tuple(rows), coverage(plan))
+    return Inspection(tuple(_rows(plan)), coverage(plan))
+
+
+def _rows(plan: Plan, depth: int = 0) -> Iterator[OperationRow]:
+    """In the program's order; a loop is followed by what its body holds."""
+    for step in reversed(plan.steps):
+        yield _row(step, depth)
+        for body in step.bodies:
+            yield from _rows(body, depth + 1)
 
 
 def status(step: Step) -> str:
     return "uncovered" if step.missing else "fallback" if step.fallback else "covered"
 
 
-def _row(step: Step) -> OperationRow:
+def _row(step: Step, depth: int) -> OperationRow:
     op = step.operation
     return OperationRow(
         op.kind,
@@ -165,6 +173,7 @@ def _row(step: Step) -> OperationRow:
         op.outputs[0].shape,
         len(op.equations),
         status(step),
+        depth,
     )
 
 
@@ -172,6 +181,11 @@ _WORST = {"covered": 0, "fallback": 1, "uncovered": 2}
 
 
 def coverage(plan: Plan) -> Coverage:
+    """What covers each active equation, those of loops and branches included."""
+    return Coverage(tuple(_covered(plan)))
+
+
+def _covered(plan: Plan) -> Iterator[EquationCoverage]:
     by_equation: dict[Equation, Step] = {}
     for step in plan.steps:
         for equation in step.operation.equations:
@@ -179,7 +193,6 @@ def coverage(plan: Plan) -> Coverage:
             if known is None or _WORST[status(step)] > _WORST[status(known)]:
                 by_equation[equation] = step
     program = plan.program
-    found = []
     for equation in program.equations:
         if not any(program.is_active(v) for v in equation.outputs):
             continue
@@ -189,10 +202,12 @@ def coverage(plan: Plan) -> Coverage:
             entry = (status(step), by)
         else:
             entry = ("covered", "constant: computes a statistic or shift, no relevance")
-        found.append(
-            EquationCoverage(equation.primitive.name, equation.where(), *entry)
-        )
-    return Coverage(tuple(found))
+        yield EquationCoverage(equation.primitive.name, equation.where(), *entry)
+        if step is not None:
+            # A peeled iteration repeats the equations of the others: the last counts.
+            cases = step.bodies[-1:] if step.operation.kind != "cond" else step.bodies
+            for body in cases:
+                yield from _covered(body)
 
 
 @dataclass(frozen=True, repr=False)

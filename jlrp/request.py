@@ -96,8 +96,8 @@ class Request:
             raise NoRelevanceError(_why_none(program))
         asks_for_names = options.capture or options.conditions
         named = captures.named_values(program) if asks_for_names else {}
-        conditions = captures.conditioned(named, options.conditions)
-        program.boundaries.update(conditions.values())
+        self.conditions = captures.conditioned(named, options.conditions)
+        program.boundaries.update(self.conditions.values())
         operations = find_operations(
             program, set(registered()), options.composite.view, _carries, found
         )
@@ -115,7 +115,7 @@ class Request:
         captured = captures.matching(named, options.capture)
         return make_plan(
             program,
-            _with_conditions(steps, conditions),
+            _with_conditions(steps, self.conditions),
             captures.at_operations(captured, operations),
             parameters,
             keep_all,
@@ -139,6 +139,8 @@ class Request:
         observe: Observer | None = None,
     ) -> Explained:
         """Both passes, on these arguments."""
+        for name, value in self.conditions.items():
+            _check_mask(name, np.shape(masks[name]), value.shape)
         outputs, residuals = forward(plan, arguments)
         numbers = Numbers(residuals, masks)
         seeds = self._seeds(outputs)
@@ -232,6 +234,18 @@ def _with_conditions(
         masked = Operation("condition", "linear", (value,), (value,), (equation,), ())
         steps.insert(index, Step(masked, Mask(name)))
     return steps
+
+
+def _check_mask(name: str, mask: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    try:
+        fits = np.broadcast_shapes(mask, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"The condition on {name!r} has shape {mask}; it must broadcast to that "
+            f"value's shape, {shape}."
+        )
 
 
 def _carries(equation: Equation) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
+
 from jlrp.errors import InputError
 from jlrp.graph import Value
 from jlrp.operations import Operation
@@ -56,7 +58,7 @@ class Custom(Rule):
         return f"Custom({name})"
 
     def needs(self, op: Operation) -> tuple[Value, ...]:
-        return op.inputs + op.outputs
+        return op.inputs + op.equations[0].outputs
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
@@ -79,6 +81,8 @@ class Custom(Rule):
         promises = []
         for v in op.inputs:
             share = by_operand.get(v)
+            if share is not None:
+                share = jnp.asarray(share, ctx.read(v).dtype)
             promises.append(None if share is None else Promise(value=share))
         return Propagation(promises)
 
@@ -87,8 +91,10 @@ class Custom(Rule):
 class ByItself(Rule):
     """The rule that ``jlrp.custom_relevance`` gave to a function."""
 
+    name: str = ""
+
     def needs(self, op: Operation) -> tuple[Value, ...]:
-        return op.inputs + op.outputs
+        return op.inputs + op.equations[0].outputs
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
@@ -140,7 +146,8 @@ def registered() -> dict[Any, Rule]:
 def default_rule(op: Operation) -> Rule | None:
     """The rule of an operation's kind, where no composite says otherwise."""
     if (rule := _registered.get(op.primitive)) is not None and op.affine is None:
-        return rule
+        own = isinstance(rule, ByItself)
+        return ByItself(op.equations[0].params["name"]) if own else rule
     if op.region is not None:
         passes = op.region.zero_at_zero or op.region.homogeneous
         return Pass() if passes else Gradient()
