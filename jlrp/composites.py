@@ -31,6 +31,7 @@ from jlrp.rules import (
     NativeGradient,
     Pass,
     Rule,
+    Selective,
     Stop,
     ZBox,
     ZPlus,
@@ -63,6 +64,8 @@ class Composite:
         None: as in the base.
       hold_statistics: whether what a norm divides by is a constant, or a factor like
         any other. None: as in the base.
+      find_signals: whether to look, among the factors of a product, for the one that
+        the others were computed from, for ``Selective``. None: as in the base.
 
     Raises:
       SelectorError: if a pair holds no rule, or the base is unknown.
@@ -82,6 +85,7 @@ class Composite:
         base: str | Composite | None = "auto",
         merge_batch_norm: bool | None = None,
         hold_statistics: bool | None = None,
+        find_signals: bool | None = None,
     ):
         own = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
         for pair in own:
@@ -99,6 +103,7 @@ class Composite:
         chosen = {
             "merge_batch_norm": merge_batch_norm,
             "hold_statistics": hold_statistics,
+            "find_signals": find_signals,
         }
         chosen = {name: is_so for name, is_so in chosen.items() if is_so is not None}
         view = replace(View() if below is None else below.view, **chosen)
@@ -233,6 +238,15 @@ def cp_lrp(
     return _preset(*_gammas(gamma_conv, gamma_dense), gates)
 
 
+def mamba_lrp() -> Composite:
+    """MambaLRP (Jafari et al. 2024, arXiv 2406.07592): selective models made linear.
+
+    As ``attnlrp``, but a selective recurrence's coefficient, step size, input and
+    read-out matrices are constants, and its carry and signal get all.
+    """
+    return _preset(("product", Selective()), find_signals=True)
+
+
 def _gammas(conv: float | None, dense: float | None) -> list[tuple[Selector, Rule]]:
     gammas = {"conv": conv, "dense": dense}
     return [
@@ -299,6 +313,7 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     "epsilon_plus_flat": epsilon_plus_flat,
     "excitation_backprop": excitation_backprop,
     "gradient_input": gradient_input,
+    "mamba_lrp": mamba_lrp,
 }
 
 

@@ -87,7 +87,10 @@ class Equation:
 
 @dataclass(eq=False)
 class Program:
-    """A flat program; ``sources`` are the inputs that are explained."""
+    """A flat program; ``sources`` are the inputs that are explained.
+
+    ``origins`` says what the inputs of a body are outside of it.
+    """
 
     equations: list[Equation]
     inputs: tuple[Value, ...]
@@ -95,6 +98,8 @@ class Program:
     constants: dict[Value, Any]
     tags: dict[str, list[Atom]] = field(default_factory=dict)
     boundaries: set[Value] = field(default_factory=set)  # no operation spans these
+    parent: Program | None = None  # of a loop's or branch's body
+    origins: dict[Value, tuple[Atom, ...]] = field(default_factory=dict)
     sources: tuple[Value, ...] = ()
     explained: tuple[Value, ...] = ()
     active: frozenset[Value] = frozenset()

@@ -101,6 +101,7 @@ class View:
 
     merge_batch_norm: bool = True  # in the dense or convolution before it
     hold_statistics: bool = True  # what a norm divides by is a constant
+    find_signals: bool = False  # among factors, the one the others are computed from
 
 
 class _Builder:
@@ -111,15 +112,16 @@ class _Builder:
         view: View,
         carries: Carries,
         embeddings: Mapping[Value, Embedding],
+        outer: Regions | None = None,
     ):
         self.program = program
         self.carries = carries
         self.embeddings = embeddings
         self.opaque = opaque
         self.view = view
-        self.regions = Regions(program, opaque)
+        self.regions = Regions(program, opaque, outer)
         self.signs = signs(program)
-        self.products = products(program, self.regions)
+        self.products = products(program, self.regions, view.find_signals)
 
     def ending_at(self, value: Value) -> Operation:
         equation = value.producer
@@ -147,7 +149,9 @@ class _Builder:
         found = []
         for parts in active_parts(self.program, equation, self.carries):
             for body in parts:
-                inner = _Builder(body.program, self.opaque, self.view, self.carries, {})
+                inner = _Builder(
+                    body.program, self.opaque, self.view, self.carries, {}, self.regions
+                )
                 found.append((body, inner.operations()))
         kind = _LOOPS.get(equation.primitive, "unsupported")
         operation = Operation(

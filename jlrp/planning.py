@@ -100,7 +100,7 @@ def make_plan(
     kept.update(dict.fromkeys(program.explained))
     kept.update(dict.fromkeys(v for v in program.inputs if v in parameters))
     for values in captured.values():
-        kept.update(dict.fromkeys(values))
+        kept.update(dict.fromkeys(v for v in values if v in program.active))
     for step in steps:
         op = step.operation
         needed = op.constants + step.rule.needs(op)

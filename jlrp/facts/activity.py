@@ -143,7 +143,20 @@ def active_parts(
                 break
             active, dependent = next_active, next_dependent
         _explain(program, equation, parts, carries)
+        for part, _, _ in parts:
+            part.program.parent = program
+            part.program.origins = _origins(equation, part)
         found.append([part for part, _, _ in parts])
+    return found
+
+
+def _origins(equation: Equation, body: Body) -> dict[Value, tuple[Atom, ...]]:
+    """What the inputs of a body are: operands, and for carries the last iteration's."""
+    inner = body.program
+    pairs = zip(inner.inputs, body.operands(equation), strict=True)
+    found: dict[Value, tuple[Atom, ...]] = {v: (a,) for v, a in pairs}
+    for carry, out in zip(body.carries, inner.outputs, strict=False):
+        found[carry] += (out,)
     return found
 
 

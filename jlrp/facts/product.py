@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.facts.scalar import scalar_of
+from jlrp.facts.signal import signal_among
 from jlrp.facts.softmax import (
     is_softmax_weights,
     may_be_minus_infinity,
@@ -41,24 +42,31 @@ _TRANSPARENT = {
 class Product:
     """Shares of the active operands, by position in the equation.
 
-    ``uniform`` and ``gated`` are fractions that sum to 1: of equally many shares a
-    factor, and of all to the factors that are not gates. ``weights`` marks the operands
+    ``uniform``, ``gated`` and ``selective`` are fractions that sum to 1: of equally
+    many shares a factor, of all to the factors that are not gates, and of all to the
+    factor that the others were computed from. ``weights`` marks the operands
     that are softmax weights, ``masked`` those that a mask of -inf may have made NaN.
     """
 
     slots: tuple[int, ...]
     uniform: tuple[float, ...]
     gated: tuple[float, ...]
+    selective: tuple[float, ...]
     weights: tuple[bool, ...]
     masked: tuple[bool, ...]
 
 
-def products(program: Program, regions: Regions) -> dict[Equation, Product]:
-    """The products of several active values of a program."""
+def products(
+    program: Program, regions: Regions, find_signals: bool
+) -> dict[Equation, Product]:
+    """The products of several active values of a program.
+
+    Without ``find_signals``, ``selective`` is as ``uniform``.
+    """
     found: dict[Equation, Product] = {}
     for equation in reversed(program.equations):  # roots before what they flatten
         if equation not in found and _is_product(program, regions, equation):
-            _share(program, regions, equation, found)
+            _share(program, regions, equation, found, find_signals)
     return found
 
 
@@ -77,6 +85,7 @@ def _share(
     regions: Regions,
     root: Equation,
     found: dict[Equation, Product],
+    find_signals: bool,
 ) -> None:
     """Record the product ``root`` and the products that it flattens."""
     members: list[tuple[Equation, list[list[Value]]]] = []
@@ -93,14 +102,18 @@ def _share(
     all_factors = flatten(root)
     ends = {v: _end_of(program, regions, v) for v in all_factors}
     gates = _gates(all_factors, ends)
+    signal = signal_among(program, all_factors) if find_signals else None
     for equation, below in members:
         uniform = [float(len(fs)) for fs in below]
         signals = [float(sum(f not in gates for f in fs)) for fs in below]
         gated = signals if sum(signals) else uniform
+        chosen = [float(signal in fs) for fs in below]
+        chosen = chosen if sum(chosen) else uniform
         found[equation] = Product(
             (0, 1),
             tuple(u / sum(uniform) for u in uniform),
             tuple(g / sum(gated) for g in gated),
+            tuple(c / sum(chosen) for c in chosen),
             tuple(len(fs) == 1 and ends[fs[0]] == "softmax" for fs in below),
             tuple(len(fs) == 1 and _may_be_nan(program, fs[0]) for fs in below),
         )
@@ -138,6 +151,12 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
     """What a factor ends in: ``"softmax"``, ``"activation"``, None, or ``"open"``: an
     activation with f(0) other than 0, such as a sigmoid."""
     while True:
+        origins = program.origins.get(value, ())
+        if len(origins) == 1 and regions.outer is not None:  # into a loop or branch
+            (value,) = origins  # type: ignore[assignment]
+            program, regions = regions.outer.program, regions.outer
+            if not isinstance(value, Value):
+                return None
         if is_softmax_weights(program, value):
             return "softmax"
         region = regions.ending_at(value)
@@ -148,8 +167,20 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
             return "activation" if region.zero_at_zero else "open"
         source = value.producer and _handed_on(program, value.producer)
         if source is None:
-            return None
+            return _end_of_product(program, regions, value)
         value = source
+
+
+def _end_of_product(program: Program, regions: Regions, value: Value) -> str | None:
+    """A product of gates is a gate: the coefficient of two steps of a recurrence."""
+    equation = value.producer
+    if equation is None or not _is_product(program, regions, equation):
+        return None
+    if value not in regions.ends:
+        ends = [_end_of(program, regions, v) for v in program.active_inputs(equation)]
+        weakest = "activation" if "activation" in ends else "open"
+        regions.ends[value] = None if None in ends else weakest
+    return regions.ends[value]
 
 
 def _handed_on(program: Program, equation: Equation) -> Value | None:

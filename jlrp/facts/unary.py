@@ -93,10 +93,14 @@ class Region:
 class Regions:
     """Finds the unary region that ends at a value; memoised over one program."""
 
-    def __init__(self, program: Program, opaque: set[Any]):
+    def __init__(
+        self, program: Program, opaque: set[Any], outer: Regions | None = None
+    ):
         self.program = program
+        self.outer = outer  # of the program around a body
         self.opaque = opaque  # primitives with a rule of their own
         self._dominators: dict[Value, Value | None] = {}
+        self.ends: dict[Value, str | None] = {}  # what products end in (product.py)
 
     def dominator(self, value: Value) -> Value | None:
         """The nearest active value of which ``value`` is an elementwise function."""

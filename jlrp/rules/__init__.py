@@ -38,6 +38,7 @@ from jlrp.rules.linear import ZPlus as ZPlus
 from jlrp.rules.movement import Follow as Follow
 from jlrp.rules.product import Absolute as Absolute
 from jlrp.rules.product import Gate as Gate
+from jlrp.rules.product import Selective as Selective
 from jlrp.rules.product import Uniform as Uniform
 
 RelevanceFunction = Callable[..., Any]

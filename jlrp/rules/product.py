@@ -112,6 +112,23 @@ class Gate(_ProductRule):
 
 
 @dataclass(frozen=True)
+class Selective(_ProductRule):
+    """All to the factor that the others are learned maps of; with none: Uniform.
+
+    Makes a selective state-space model linear in its signal: step sizes, input and
+    read-out matrices are constants, gates by another path get their half. Source:
+    MambaLRP (arXiv 2406.07592). For composites with ``find_signals=True``.
+
+    Args:
+      stabilizer: added to the product with its sign where R is divided by it.
+    """
+
+    def _weights(self, op: Operation) -> tuple[float, ...]:
+        assert op.product is not None
+        return op.product.selective
+
+
+@dataclass(frozen=True)
 class Absolute(Rule):
     """Shares by absolute value: ``|a_k| / (sum_k |a_k| + stabilizer) R``.
 
