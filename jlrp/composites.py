@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +78,7 @@ class Composite:
 
     pairs: tuple[Pair, ...]
     view: View
+    rest: Callable[[Sequence[Operation]], Composite] | None
 
     def __init__(
         self,
@@ -109,6 +110,13 @@ class Composite:
         view = replace(View() if below is None else below.view, **chosen)
         object.__setattr__(self, "pairs", (*own, *inherited))
         object.__setattr__(self, "view", view)
+        object.__setattr__(self, "rest", None if below is None else below.rest)
+
+    def for_program(self, operations: Sequence[Operation]) -> tuple[Pair, ...]:
+        """The pairs, and those that the base chooses by what the program holds."""
+        if self.rest is None:
+            return self.pairs
+        return (*self.pairs, *self.rest(operations).pairs)
 
 
 def _preset(*pairs: tuple[Selector, Rule], **view: bool) -> Composite:
@@ -247,6 +255,28 @@ def mamba_lrp() -> Composite:
     return _preset(("product", Selective()), find_signals=True)
 
 
+def auto() -> Composite:
+    """The default: ``epsilon_plus`` for networks of dense layers and convolutions.
+
+    Where values are multiplied by values (attention, gates, recurrences) it is
+    ``attnlrp``, with z+ on convolutions of images. Chosen by what is published for each
+    kind of network, not by a measurement of ours yet.
+    """
+    composite = _preset()
+    object.__setattr__(composite, "rest", _by_kind_of_network)
+    return composite
+
+
+def _by_kind_of_network(operations: Sequence[Operation]) -> Composite:
+    if not any(op.product is not None for op in operations):
+        return epsilon_plus()
+    return _preset((("conv", _of_images), ZPlus()))
+
+
+def _of_images(op: Operation) -> bool:
+    return len(op.inputs[0].shape) >= 4
+
+
 def _gammas(conv: float | None, dense: float | None) -> list[tuple[Selector, Rule]]:
     gammas = {"conv": conv, "dense": dense}
     return [
@@ -302,7 +332,7 @@ def _on_top(base: Composite, *pairs: tuple[Selector, Rule]) -> Composite:
 
 PRESETS: dict[str, Callable[..., Composite]] = {
     "attnlrp": attnlrp,
-    "auto": epsilon_plus,  # until measured faithfulness says what is best
+    "auto": auto,
     "cp_lrp": cp_lrp,
     "dynamic_lrp": dynamic_lrp,
     "epsilon": epsilon,
@@ -377,7 +407,8 @@ def assign(
       UnsupportedPrimitiveError: an operation has no rule and there is no fallback.
     """
     everything = list(with_inner(operations))
-    for pair in composite.pairs:
+    pairs = composite.for_program(everything)
+    for pair in pairs:
         if not pair.optional and not any(matches(pair.selector, o) for o in everything):
             raise SelectorError(_unmatched(pair.selector, everything))
 
@@ -385,7 +416,7 @@ def assign(
         return [
             _with_bodies(op, parameters)
             if op.bodies
-            else _assigned(composite, op, fallback, strict)
+            else _assigned(pairs, op, fallback, strict)
             for op in operations
         ]
 
@@ -402,9 +433,9 @@ def assign(
 
 
 def _assigned(
-    composite: Composite, op: Operation, fallback: str | None, strict: bool
+    pairs: Sequence[Pair], op: Operation, fallback: str | None, strict: bool
 ) -> Step:
-    for pair in composite.pairs:
+    for pair in pairs:
         if matches(pair.selector, op) and op.kind != "unsupported":
             if pair.optional and not _fits(pair.rule, op):
                 continue

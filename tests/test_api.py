@@ -223,10 +223,22 @@ def test_presets_work_on_an_mlp_by_name_and_as_objects(name):
 
 
 def test_auto_is_the_default():
-    assert composites.resolve("auto") == composites.epsilon_plus()
     assert_close(
         jlrp.relevance(mlp, W, X), jlrp.relevance(mlp, W, X, composite="epsilon_plus")
     )
+
+
+def test_auto_is_attnlrp_where_values_multiply_values():
+    def fn(w, x):
+        h = x @ w
+        return (h * jax.nn.sigmoid(h[:, ::-1] @ jnp.eye(3))).sum(-1)
+
+    found = jlrp.relevance(fn, W, X)
+    assert_close(found, jlrp.relevance(fn, W, X, composite="attnlrp"))
+    exact = jlrp.Composite([("dense", rules.ZPlus())])  # over auto
+    rows = jlrp.inspect(fn, W, X, composite=exact).operations
+    assert {row.rule for row in rows if row.kind == "dense"} == {repr(rules.ZPlus())}
+    assert "Zero(bias='absorb')" in {row.rule for row in rows}
 
 
 def test_rule_values_are_frozen_hashable_and_printable():

@@ -15,6 +15,7 @@ LAYERS = [
     ["_jax"],
     ["promise", "primitives"],
     ["graph"],
+    ["bodies"],
     ["families"],
     ["facts"],
     ["operations"],
