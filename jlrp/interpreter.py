@@ -24,7 +24,7 @@ from jlrp.operations import Operation
 from jlrp.planning import Plan, Step
 from jlrp.promise import Promise
 from jlrp.rules.base import Propagation
-from jlrp.transposes import direct_transpose
+from jlrp.transposes import direct_product_vjp, direct_transpose, direct_vjp
 
 Array = jax.Array
 Residuals = dict[Any, Any]  # by Value; what loops record, by Equation
@@ -287,6 +287,8 @@ class Numbers:
     def vjp(self, op: Operation, cotangents: Sequence[Array | None]) -> list[Array]:
         if op.nature in ("linear", "movement"):
             return self.transpose(op, cotangents)
+        if (direct := direct_vjp(op, cotangents, self)) is not None:
+            return direct
         _, pull = jax.vjp(lambda *x: self.apply(op, x), *self._at_inputs(op))
         return list(pull(self._filled(op, cotangents)))
 
@@ -325,19 +327,23 @@ class Numbers:
             for v, part in zip(op.outputs, parts, strict=True)
         ]
 
-    def at_operands(
-        self, op: Operation, slots: Sequence[int]
-    ) -> Callable[..., list[Array]]:
+    def product_vjp(
+        self, op: Operation, m: Array, operands: Sequence[Array], taking: Sequence[int]
+    ) -> list[Array]:
+        direct = direct_product_vjp(op, m, operands, taking)
+        if direct is not None:
+            return direct
         (equation,) = op.equations
         params = _jax.widened(equation.params)
 
-        def function(*operands: Array) -> list[Array]:
-            args: list[Any] = [None] * len(equation.inputs)
-            for i, atom in enumerate(equation.inputs):
-                args[i] = operands[slots.index(i)] if i in slots else self.read(atom)
+        def of_taking(*taken: Array) -> list[Array]:
+            args = list(operands)
+            for i, x in zip(taking, taken, strict=True):
+                args[i] = x
             return _jax.bind(equation.primitive, params, args)
 
-        return function
+        _, pull = jax.vjp(of_taking, *(operands[i] for i in taking))
+        return list(pull([m]))
 
     def region(self, region: Region, x: Array) -> dict[Value, Array]:
         return self.run(region.equations, region.constants, {region.start: x})

@@ -30,7 +30,7 @@ from jlrp.facts.affine import (
 from jlrp.facts.embedding import Embedding
 from jlrp.facts.product import Product, products
 from jlrp.facts.sign import signs
-from jlrp.facts.softmax import may_be_minus_infinity, softmax_input
+from jlrp.facts.softmax import may_be_minus_infinity, softmax_axes, softmax_input
 from jlrp.facts.statistic import statistic_of, unscaled
 from jlrp.facts.unary import Region, Regions
 from jlrp.families import family_of
@@ -61,6 +61,7 @@ class Operation:
     region: Region | None = None
     product: Product | None = None
     embedding: Embedding | None = None
+    softmax_axes: tuple[int, ...] | None = None
     bodies: tuple[tuple[Body, list[Operation]], ...] = ()
     facts: frozenset[str] = field(default_factory=frozenset)
 
@@ -183,8 +184,11 @@ class _Builder:
         if scores is None:
             return None
         masked = may_be_minus_infinity(self.program, scores)
-        operation = self.group("softmax", "function", [scores], end)
-        return replace(operation, facts=frozenset({"masked"} if masked else ()))
+        return replace(
+            self.group("softmax", "function", [scores], end),
+            softmax_axes=softmax_axes(self.program, end),
+            facts=frozenset({"masked"} if masked else ()),
+        )
 
     def activation(self, end: Value) -> Operation | None:
         region = self.regions.ending_at(end)

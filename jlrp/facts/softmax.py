@@ -43,6 +43,24 @@ def softmax_input(program: Program, end: Value) -> Value | None:
     return None
 
 
+def softmax_axes(program: Program, end: Value) -> tuple[int, ...] | None:
+    """The axes along which a softmax sums to one, if it moves nothing."""
+    quotient = _as_quotient(end)
+    if quotient is None:
+        return None
+    exponential, total = quotient
+    summed = _summed_exponentials(program, total)
+    if exponential is not (summed and summed.exponentials) or summed is None:
+        return None
+    assert summed.exponentials.producer is not None
+    plain = summed.exponentials.producer.primitive is p.exp_p
+    whole = summed.equation.inputs[0] is exponential
+    made = _produced_by(_unmoved(total), p.reduce_sum_p)
+    if not plain or not whole or made is None:
+        return None
+    return tuple(made.params["axes"])
+
+
 def is_softmax_weights(program: Program, end: Value) -> bool:
     """Whether ``end`` is a softmax itself: weights that sum to one."""
     return _softmax(program, end) in program.active

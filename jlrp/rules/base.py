@@ -75,10 +75,10 @@ class Context(Protocol):
         """The linear part of a linear operation: without what its constants add."""
         ...
 
-    def at_operands(
-        self, op: Operation, slots: Sequence[int]
-    ) -> Callable[..., list[Array]]:
-        """A one-equation operation as a function of the operands at ``slots``."""
+    def product_vjp(
+        self, op: Operation, m: Array, operands: Sequence[Array], taking: Sequence[int]
+    ) -> list[Array]:
+        """Cotangents of some operands of a product, at these operands."""
         ...
 
     def kernel_map(self, op: Operation) -> KernelMap:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, safe_divide, signed
+from jlrp.promise import Promise, number, safe_divide, signed
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.linear import summed
 
@@ -42,7 +42,6 @@ class _ProductRule(Rule):
         assert promise is not None and op.product is not None
         y = ctx.read(op.outputs[0])
         m = promise.over(y, self.stabilizer)
-        function = ctx.at_operands(op, op.product.slots)
         operands = [
             _without_nan(ctx.read(v)) if masked else ctx.read(v)
             for v, masked in zip(op.inputs, op.product.masked, strict=True)
@@ -50,18 +49,13 @@ class _ProductRule(Rule):
         weights = self._weights(op)
         taking = [i for i, weight in enumerate(weights) if weight]
 
-        def of_taking(*xs: Array) -> list[Array]:
-            filled = list(operands)
-            for i, x in zip(taking, xs, strict=True):
-                filled[i] = x
-            return function(*filled)
-
-        _, vjp = jax.vjp(of_taking, *(operands[i] for i in taking))
         promises: list[Promise | None] = [None] * len(operands)
-        for i, cotangent in zip(taking, vjp([m]), strict=True):
+        cotangents = ctx.product_vjp(op, m, operands, taking)
+        for i, cotangent in zip(taking, cotangents, strict=True):
             inverse = op.primitive is p.div_p and i == 1
             weight = -weights[i] if inverse else weights[i]
-            promises[i] = Promise(multiplier=weight * cotangent)
+            handed = cotangent if weight == 1 else lax.mul(cotangent, number(m, weight))
+            promises[i] = Promise(multiplier=handed)
 
         def causes() -> Causes:
             lost = {"stabilizer": m * signed(y, self.stabilizer)}
