@@ -463,23 +463,29 @@ def _marked_by_position(
 
     First: reached from x through no other affine operation; last: reached so from the
     explained output. ``fed`` and ``feeding`` are values that have others before and
-    behind them: in a loop, the carries, from the iteration before and to the next.
+    behind them. In a loop these are the carries, from the iteration before and to the
+    next, but for a first iteration that is an operation by itself.
     """
-    first = _frontier(
+    first, before = _frontier(
         operations[::-1], lambda op: op.inputs, lambda op: op.outputs, fed
     )
-    last = _frontier(operations, lambda op: op.outputs, lambda op: op.inputs, feeding)
+    last, behind = _frontier(
+        operations, lambda op: op.outputs, lambda op: op.inputs, feeding
+    )
     marked = []
     for op in operations:
         marks = {name for name, ops in (("first", first), ("last", last)) if op in ops}
         bodies = []
         for i, (body, inner) in enumerate(op.bodies):
-            n, outs = body.n_carries, body.program.outputs
+            (equation,) = op.equations
             peeled = i == 0 and len(op.bodies) > 1
-            before = () if peeled else body.carries
-            before = before if op in first else body.program.inputs
-            after = outs[:n] if op in last else outs
-            bodies.append((body, _marked_by_position(inner, before, after)))
+            pairs = zip(body.program.inputs, body.operands(equation), strict=True)
+            inside = {v for v, a in pairs if a in before}
+            inside.update(() if peeled else body.carries)
+            outs = body.program.outputs
+            pairs = zip(outs, equation.outputs, strict=True)
+            after = {a for a, v in pairs if v in behind} | {*outs[: body.n_carries]}
+            bodies.append((body, _marked_by_position(inner, inside, after)))
         facts = op.facts | (marks if op.affine is not None else set())
         marked.append(replace(op, facts=facts, bodies=tuple(bodies)))
     return marked
@@ -490,15 +496,15 @@ def _frontier(
     entering: Callable[[Operation], tuple[Value, ...]],
     leaving: Callable[[Operation], tuple[Value, ...]],
     behind: Iterable[Any],
-) -> set[Operation]:
+) -> tuple[set[Operation], set[Any]]:
     """The affine operations that a walk meets before any other on every path."""
     behind = set(behind)
     found = set()
     for op in operations:
-        met = not behind.isdisjoint(entering(op))
         holds_affine = any(inner.affine is not None for inner in with_inner([op]))
+        met = not behind.isdisjoint(entering(op))
         if holds_affine and not met:
             found.add(op)
         if met or holds_affine:
             behind.update(leaving(op))
-    return found
+    return found, behind

@@ -112,7 +112,7 @@ def _with_carries(body: Body, inside: list[bool], made: Sequence[bool]) -> list[
     return grown
 
 
-_PEELED = 3  # at most: iterations by which a loop's activity has settled
+_PEELED = 8  # at most: iterations by which a loop's activity has settled
 
 
 def active_parts(
