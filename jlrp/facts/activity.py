@@ -92,12 +92,14 @@ def _through_bodies(
     outs = [not bodies] * len(equation.outputs)
     for body in bodies:
         inside = list(flags[body.first :])
+        left = equation.params.get("length")  # a scan's; other loops may run for ever
         while True:
             starts = [v for v, f in zip(body.program.inputs, inside, strict=True) if f]
             found = flow(body.program, starts, passes)
             made = [a in found for a in body.program.outputs]  # type: ignore[operator]
             grown = _with_carries(body, inside, made)
-            if grown == inside:
+            left = left and left - 1
+            if grown == inside or left == 0:
                 break
             inside = grown
         outs = [a or b for a, b in zip(outs, made, strict=True)]
