@@ -47,7 +47,14 @@ MOVEMENT = (
     p.transpose_p,
 )
 # Not in jax.extend.core.primitives; matched by name because there is no public object.
-MOVEMENT_BY_NAME = ("split", "stack", "tile", "optimization_barrier", "reshard")
+MOVEMENT_BY_NAME = (
+    "split",
+    "stack",
+    "unstack",
+    "tile",
+    "optimization_barrier",
+    "reshard",
+)
 
 SUMS = (
     p.add_jaxvals_p,

@@ -198,7 +198,7 @@ def _compiling(torch: Any) -> Iterator[None]:
 
 def _array(tensor: Any) -> Any:
     """A tensor of PyTorch as an array of JAX; its shape alone on the meta device."""
-    from torchax.ops import mappings
+    from torchax.ops import mappings  # type: ignore
 
     if tensor.device.type == "meta":
         dtype = jax.dtypes.canonicalize_dtype(mappings.t2j_dtype(tensor.dtype))
