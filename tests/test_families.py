@@ -82,7 +82,7 @@ OPEN = {
         tridiagonal_solve""",
     "collectives": """all_gather all_to_all pmax pmin ppermute psum
         ragged_all_to_all""",
-    "functions of several values": """igamma igamma_grad_a igammac polygamma
+    "functions of several values": """polynomial igamma igamma_grad_a igammac polygamma
         regularized_incomplete_beta zeta""",
     "names, which are no values of their own": "name",
     "references and internals": "call custom_lin get swap",
