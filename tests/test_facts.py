@@ -557,6 +557,19 @@ def test_layer_norm_in_every_spelling():
     assert_all_equal([frozen("layer", X), *relevance(models)], 1e-9)
 
 
+@pytest.mark.parametrize(
+    "before", [relu, jnp.tanh, lambda h: h + jnp.tanh(h), layer_norm, keras_layer_norm]
+)
+def test_a_norm_of_what_is_nonlinear_already(before):
+    """Keras's ``mean * inv``: the mean is linear in the norm's own source."""
+    models = [
+        lambda p, x, norm=norm: norm(before(x @ p["u"])) @ p["v"]
+        for norm in (layer_norm, keras_layer_norm)
+    ]
+    assert "product" not in kinds(models[1])
+    assert_all_equal(relevance(models))
+
+
 def test_rms_norm_in_every_spelling():
     norms = [
         lambda h: h * lax.rsqrt((h**2).mean(-1, keepdims=True) + 1e-6),

@@ -46,7 +46,9 @@ def statistic_of(program: Program, equation: Equation) -> int | None:
     ]
     if len(candidates) == 2:  # Keras's mean * inv: the statistic is the nonlinear one
         candidates = [
-            i for i in candidates if not _is_linear(program, equation.inputs[i])
+            i
+            for i, (operand, other) in enumerate([(a, b), (b, a)])
+            if not _is_linear(program, operand, _cone(program, other))
         ]
     return candidates[0] if len(candidates) == 1 else None
 
@@ -126,12 +128,14 @@ def _reduces(program: Program, equation: Equation) -> bool:
     return equation.primitive in _REDUCTIONS or equation.primitive is p.dot_general_p
 
 
-def _is_linear(program: Program, operand: Atom) -> bool:
-    """Whether an operand is linear in what it was computed from."""
+def _is_linear(program: Program, operand: Atom, sources: set[Value]) -> bool:
+    """Whether an operand is linear in the sources that it was computed from."""
     stack, seen = [operand], set()
     while stack:
         value = stack.pop()
         if not isinstance(value, Value) or value in seen or value.producer is None:
+            continue
+        if value in sources:  # how the sources came about is no concern of the norm
             continue
         seen.add(value)
         equation = value.producer
