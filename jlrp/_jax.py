@@ -98,6 +98,20 @@ def bind(primitive: core.Primitive, params: Params, args: Sequence[Any]) -> list
     return list(out) if primitive.multiple_results else [out]
 
 
+def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """The outputs of a jaxpr without effects, equation by equation."""
+    env = dict(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(atom: Any) -> Any:
+        return literal_value(atom) if is_literal(atom) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        outs = bind(eqn.primitive, eqn.params, [read(a) for a in eqn.invars])
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(a) for a in jaxpr.outvars]
+
+
 def is_key(dtype: Any) -> bool:
     """Whether a dtype is that of random keys."""
     return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)  # type: ignore[attr]

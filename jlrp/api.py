@@ -438,12 +438,12 @@ def _finite(step: Step, numbers: Numbers) -> tuple[Any, Any]:
         checks = [jnp.asarray(True)]
         for v in values:
             number = numbers.read(v)
-            allowed = masked & jnp.isneginf(number)
+            allowed = masked & jnp.isneginf(jnp.real(number))
             checks.append(jnp.all(jnp.isfinite(number) | allowed))
         return jnp.all(jnp.stack(checks))
 
     values = [numbers.read(v) for v in op.inputs if is_float(v)]
-    was_masked = [jnp.any(jnp.isneginf(v)) for v in values]
+    was_masked = [jnp.any(jnp.isneginf(jnp.real(v))) for v in values]
     masked = jnp.any(jnp.stack([jnp.asarray(op.has_offset), *was_masked]))
     inputs = all_are([v for v in op.inputs if is_float(v)], jnp.asarray(True))
     return inputs, all_are(op.outputs, masked)

@@ -16,7 +16,7 @@ from typing import Any
 from jax.extend.core import Primitive
 
 from jlrp.errors import SelectorError, UnsupportedPrimitiveError
-from jlrp.families import KINDS
+from jlrp.families import KINDS, why_missing
 from jlrp.graph import Value
 from jlrp.operations import Operation, View, with_inner
 from jlrp.planning import Step, parameters_inside, plan_body
@@ -465,8 +465,11 @@ def _fits(rule: Rule, op: Operation) -> bool:
 
 def missing_rule(op: Operation) -> str:
     name = op.primitive.name
+    equation = op.equations[-1]
+    reason = why_missing(equation, op.inputs + op.outputs)
+    why = "" if reason is None else f" ({reason})"
     cause = (
-        f"No rule for the primitive `{name}`, at {op.where()}. Register one with "
+        f"No rule for the primitive `{name}`, at {op.where()}{why}. Register one with "
         "jlrp.register_rule(primitive, rule)"
     )
     return (

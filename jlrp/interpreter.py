@@ -24,6 +24,7 @@ from jlrp.operations import Operation
 from jlrp.planning import Plan, Step
 from jlrp.promise import Promise
 from jlrp.rules.base import Propagation
+from jlrp.rules.spelled import bound, spelled
 from jlrp.transposes import direct_product_vjp, direct_transpose, direct_vjp
 
 Array = jax.Array
@@ -232,8 +233,7 @@ class Numbers:
                 env[a] if isinstance(a, Value) else self.read(a)
                 for a in equation.inputs
             ]
-            params = _jax.widened(equation.params)
-            outs = _jax.bind(equation.primitive, params, args)
+            outs = (spelled(equation) or bound(equation))(*args)
             env.update(zip(equation.outputs, outs, strict=True))
         return env
 
@@ -335,9 +335,10 @@ class Numbers:
             return direct
         (equation,) = op.equations
         params = _jax.widened(equation.params)
+        others = [self.read(a) for a in equation.inputs[len(operands) :]]
 
         def of_taking(*taken: Array) -> list[Array]:
-            args = list(operands)
+            args = [*operands, *others]
             for i, x in zip(taking, taken, strict=True):
                 args[i] = x
             return _jax.bind(equation.primitive, params, args)

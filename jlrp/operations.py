@@ -33,7 +33,7 @@ from jlrp.facts.sign import signs
 from jlrp.facts.softmax import may_be_minus_infinity, softmax_axes, softmax_input
 from jlrp.facts.statistic import statistic_of, unscaled
 from jlrp.facts.unary import Region, Regions
-from jlrp.families import family_of
+from jlrp.families import SUMS_BY_NAME, family_at
 from jlrp.graph import Atom, Equation, Program, Value, between
 
 
@@ -333,12 +333,11 @@ class _Builder:
 
     def primitive_operation(self, equation: Equation) -> Operation:
         operands = self.operands(equation)
-        family = family_of(equation.primitive)
-        kind, nature = ("unsupported", "unsupported") if family is None else family
+        family = family_at(equation, self.program.active)
+        kind = "unsupported" if family is None else family.kind
+        nature = "unsupported" if family is None else family.nature
         if equation.primitive in self.opaque:  # it has a registered rule
             kind, nature = "custom", "custom"
-        if nature == "product" and len(operands) == 1 and equation not in self.products:
-            kind, nature = "linear", "linear"
         constants = tuple(
             dict.fromkeys(
                 a for a in equation.inputs if isinstance(a, Value) and a not in operands
@@ -346,10 +345,12 @@ class _Builder:
         )
         outputs = tuple(v for v in equation.outputs if v in self.program.active)
         offset = nature in ("linear", "movement") and len(operands) < len(
-            [a for a in equation.inputs if np.issubdtype(a.dtype, np.floating)]
+            [a for a in equation.inputs if np.issubdtype(a.dtype, np.inexact)]
         )
         takes_constants = (*_ADDS_CONSTANTS, p.select_n_p, p.dynamic_update_slice_p)
-        facts = {"offset"} if offset and equation.primitive in takes_constants else ()
+        adds = equation.primitive.name in SUMS_BY_NAME
+        adds |= equation.primitive in takes_constants
+        facts = {"offset"} if offset and adds else ()
         return Operation(
             kind,
             nature,

@@ -85,7 +85,7 @@ def plan_body(
 
 
 def is_float(value: Value) -> bool:
-    return jnp.issubdtype(value.dtype, jnp.floating)
+    return jnp.issubdtype(value.dtype, jnp.inexact)
 
 
 def make_plan(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,8 @@ class Promise:
     """Pending relevance ``value + v * multiplier`` of a value ``v``.
 
     Both parts have the shape of ``v``; ``None`` stands for zero, which is never
-    materialised.
+    materialised. Of a complex v, relevance is the real number ``Re(v * multiplier)``,
+    without conjugation: JAX's convention for cotangents.
     """
 
     value: Array | None = None
@@ -41,12 +43,12 @@ class Promise:
     def resolve(self, v: Array) -> Array:
         """The relevance itself; 0 where the multiplier is 0, even if v is infinite."""
         if self.multiplier is None:
-            return zeros_like(v) if self.value is None else self.value
+            return zeros_like(lax_real(v)) if self.value is None else self.value
         # Only non-finite v are replaced: a zero wherever the multiplier is 0 would
         # also cut the gradient of relevance with respect to the multiplier.
-        harmless = lax.bitwise_or(lax.is_finite(v), lax.ne(self.multiplier, zero(v)))
+        harmless = lax.bitwise_or(_is_finite(v), lax.ne(self.multiplier, zero(v)))
         finite = lax.select(harmless, v, zeros_like(v))
-        product = lax.mul(finite, self.multiplier)
+        product = lax_real(lax.mul(finite, self.multiplier))
         return product if self.value is None else lax.add(self.value, product)
 
     def over(self, z: Array, stabilizer: float) -> Array:
@@ -60,10 +62,11 @@ class Promise:
             m = self.multiplier
             parts.append(lax.mul(m, _kept_fraction(z, stabilizer)) if stabilizer else m)
         if self.value is not None:
+            value = like(self.value, z)
             parts.append(
-                _divided(self.value, stabilized(z, stabilizer))
+                _divided(value, stabilized(z, stabilizer))
                 if stabilizer
-                else safe_divide(self.value, z)
+                else safe_divide(value, z)
             )
         return parts[0] if len(parts) == 1 else lax.add(*parts)
 
@@ -81,18 +84,44 @@ class Promise:
         )
 
 
+def is_complex(v: Any) -> bool:
+    """Whether an array, or a value of the program, is complex."""
+    return jnp.issubdtype(v.dtype, jnp.complexfloating)
+
+
+def lax_real(v: Array) -> Array:
+    """The real part; a real array as it is."""
+    return lax.real(v) if is_complex(v) else v
+
+
+def like(real: Array, z: Array) -> Array:
+    """Real numbers as complex ones, where z is complex."""
+    return lax.complex(real, zeros_like(real)) if is_complex(z) else real
+
+
+def _is_finite(v: Array) -> Array:
+    if not is_complex(v):
+        return lax.is_finite(v)
+    return lax.bitwise_and(lax.is_finite(lax.real(v)), lax.is_finite(lax.imag(v)))
+
+
 # Plain lax from here on: these run once an operation, and jnp's wrappers would take a
 # large part of the tracing time.
 
 
 def stabilized(z: Array, stabilizer: float) -> Array:
     """``z + stabilizer * sign(z)`` with ``sign(0) = +1`` (Bach et al. 2015, eq. 58)."""
+    if is_complex(z):
+        return lax.add(z, signed(z, stabilizer))
     s = number(z, stabilizer)
     return lax.select(lax.ge(z, zero(z)), lax.add(z, s), lax.sub(z, s))
 
 
 def signed(z: Array, stabilizer: float) -> Array:
-    """``stabilizer * sign(z)`` with ``sign(0) = +1``."""
+    """``stabilizer * sign(z)`` with ``sign(0) = +1``; of complex z, ``z / |z|``."""
+    if is_complex(z):
+        unit = lax.select(lax.eq(z, zero(z)), lax.full_like(z, 1), lax.sign(z))
+        return lax.mul(unit, number(z, stabilizer))
     s = lax.full_like(z, stabilizer)
     return lax.select(lax.ge(z, zero(z)), s, lax.neg(s))
 
@@ -102,9 +131,10 @@ def _kept_fraction(z: Array, stabilizer: float) -> Array:
 
     For NaN too: it shows where the multiplier meets z, if that is not 0.
     """
-    size, largest = lax.abs(z), lax.full_like(z, float(jnp.finfo(z.dtype).max))
+    size = lax.abs(z)
+    largest = lax.full_like(size, float(jnp.finfo(z.dtype).max))
     size = lax.select(lax.lt(size, largest), size, largest)
-    return lax.div(size, lax.add(size, number(z, stabilizer)))
+    return like(lax.div(size, lax.add(size, number(size, stabilizer))), z)
 
 
 def _divided(relevance: Array, z: Array) -> Array:

@@ -192,7 +192,7 @@ class Explained:
         if promise is None:
             dtype = self.numbers.shape_of(value).dtype
             dtype = dtype if is_float(value) else jnp.float32
-            return jnp.zeros(value.shape, dtype)
+            return jnp.zeros(value.shape, dtype).real
         return promise.resolve(self.numbers.read(value))
 
     def parameters(self) -> Any:

@@ -29,3 +29,13 @@ def _relaxed(request):
     else:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_old_programs():
+    """A process that keeps thousands of compiled programs runs out of memory maps.
+
+    LLVM then ends it without a Python error.
+    """
+    yield
+    jax.clear_caches()

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, mlir
 
 import jlrp
 from jlrp import rules
@@ -41,10 +43,25 @@ def line_of(text):
     return f"test_errors.py:{number}"
 
 
+def unknown_primitive():
+    """One of a user's own, that jlrp has no rule for."""
+    primitive = Primitive("whitened")
+    root = jnp.linalg.cholesky
+    primitive.def_impl(root)
+    primitive.def_abstract_eval(lambda square: square)
+    lowered = mlir.lower_fun(root, multiple_results=False)
+    mlir.register_lowering(primitive, lowered)
+    ad.primitive_jvps[primitive] = lambda x, t: jax.jvp(root, x, t)
+    return primitive
+
+
+WHITENED = unknown_primitive()
+
+
 def decomposed(w, x):
     with jax.named_scope("encoder"), jax.named_scope("whiten"):
         square = x[:4].T @ x[:4] + jnp.eye(4)
-        root = jnp.linalg.cholesky(square)  # here
+        root = WHITENED.bind(square)  # here
     return root @ w
 
 
@@ -66,9 +83,9 @@ def test_unknown_primitive():
     raised(
         jlrp.UnsupportedPrimitiveError,
         lambda: relevance(decomposed, W, X, target=0),
-        "`cholesky`",
+        "`whitened`",
         "encoder/whiten",
-        line_of("jnp.linalg.cholesky(square)"),
+        line_of("WHITENED.bind(square)"),
         "jlrp.register_rule(primitive, rule)",
         'fallback="gradient"',
         'fallback="stop"',
@@ -84,10 +101,10 @@ def test_loops_and_branches_are_explained(fn):
 
 def test_a_primitive_without_a_rule_inside_a_loop():
     def fn(w, x):
-        step = lambda i, c: c + jnp.linalg.cholesky(c.T @ c + jnp.eye(4)).sum()  # noqa: E731
+        step = lambda i, c: c + WHITENED.bind(c.T @ c + jnp.eye(4)).sum()  # noqa: E731
         return lax.fori_loop(0, 2, step, x) @ w
 
-    raised(jlrp.UnsupportedPrimitiveError, lambda: relevance(fn, W, X, 0), "`cholesky`")
+    raised(jlrp.UnsupportedPrimitiveError, lambda: relevance(fn, W, X, 0), "`whitened`")
     assert jlrp.inspect(fn, W, X, 0).coverage.uncovered >= 1
 
 
@@ -127,7 +144,7 @@ def test_inspect_reports_a_missing_rule_and_raises_nothing():
     report = jlrp.inspect(decomposed, W, X, 0)
     assert report.coverage.uncovered == 1
     (missing,) = (e for e in report.coverage.equations if e.status == "uncovered")
-    assert missing.primitive == "cholesky" and "encoder/whiten" in missing.where
+    assert missing.primitive == "whitened" and "encoder/whiten" in missing.where
     assert "[uncovered]" in str(report) and "1 uncovered" in str(report)
 
 
@@ -198,21 +215,6 @@ def test_outputs_that_are_no_scores(fn, words):
 
 
 # Inputs.
-
-
-def test_complex_values_inside():
-    def fn(w, x):
-        with jax.named_scope("spectrum"):
-            f = jnp.fft.fft(x @ w)  # here
-        return jnp.abs(f)
-
-    raised(
-        jlrp.InputError,
-        lambda: relevance(fn, W, X),
-        "complex",
-        "spectrum",
-        line_of("jnp.fft.fft(x @ w)"),
-    )
 
 
 @pytest.mark.parametrize(
@@ -420,8 +422,8 @@ def test_errors_inside_a_users_jit():
     raised(
         jlrp.UnsupportedPrimitiveError,
         lambda: jax.jit(functools.partial(relevance, decomposed))(W, X),
-        "`cholesky`",
-        line_of("jnp.linalg.cholesky(square)"),
+        "`whitened`",
+        line_of("WHITENED.bind(square)"),
     )
     raised(
         jlrp.TargetError,

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import jax.numpy as jnp
 
 from jlrp.bodies import Body, bodies_of
-from jlrp.errors import InputError
 from jlrp.graph import Atom, Equation, Program, Value
 
 Carries = Callable[[Equation], bool]
@@ -36,18 +35,12 @@ def activate(
     inputs that depend on what is explained without carrying relevance.
     """
     targets = tuple(a for a in explained if isinstance(a, Value))
-    starts = {v for v in sources if jnp.issubdtype(v.dtype, jnp.floating)}
+    starts = {v for v in sources if jnp.issubdtype(v.dtype, jnp.inexact)}
 
     def passes(equation: Equation) -> Sequence[bool]:
         if not carries(equation):
             return [False] * len(equation.outputs)
-        for value in equation.outputs:
-            if jnp.issubdtype(value.dtype, jnp.complexfloating):
-                raise InputError(
-                    f"{equation} makes complex values on a path of relevance, for "
-                    "which there are no rules yet; explain a real-valued part."
-                )
-        return [jnp.issubdtype(v.dtype, jnp.floating) for v in equation.outputs]
+        return [jnp.issubdtype(v.dtype, jnp.inexact) for v in equation.outputs]
 
     reached = flow(program, starts.union(entries), passes)
     active = reached.intersection(targets)
@@ -213,7 +206,7 @@ def _everything(equation: Equation) -> Sequence[bool]:
 
 def _floats(carries: Carries) -> Passes:
     def passes(equation: Equation) -> Sequence[bool]:
-        floating = [jnp.issubdtype(v.dtype, jnp.floating) for v in equation.outputs]
+        floating = [jnp.issubdtype(v.dtype, jnp.inexact) for v in equation.outputs]
         return floating if carries(equation) else [False] * len(floating)
 
     return passes

@@ -16,6 +16,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.facts.unary import ELEMENTWISE
 from jlrp.graph import Atom, Equation, Program, Value
+from jlrp.promise import is_complex
 
 CORES = {p.dot_general_p: "dense", p.conv_general_dilated_p: "conv"}
 _MOVES = {
@@ -81,8 +82,8 @@ class Affine:
 
 def is_core(program: Program, equation: Equation) -> bool:
     """A dot or convolution of one active operand with a constant kernel."""
-    if equation.primitive not in CORES:
-        return False
+    if equation.primitive not in CORES or is_complex(equation.outputs[0]):
+        return False  # rules that look at kernels look at their signs
     return sum(program.is_active(a) for a in equation.inputs) == 1
 
 

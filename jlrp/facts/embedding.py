@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import primitives as p
 
+from jlrp.bodies import bodies_of
+from jlrp.errors import InputError
 from jlrp.graph import Atom, Equation, Program, Value, between
 
 MOVES = {
@@ -86,6 +88,7 @@ def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedd
         if not from_sources:
             continue
         dependent.update(equation.outputs)
+        _refuse_inside_bodies(equation, carried)
         operands = [a for a in equation.inputs if isinstance(a, Value)]
         origins = frozenset[Value]().union(*(carried.get(a, ()) for a in operands))
         (out, *others) = equation.outputs
@@ -105,6 +108,21 @@ def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedd
         end: _embedding(end, origins, frozenset(carried))
         for end, origins in found.items()
     }
+
+
+def _refuse_inside_bodies(
+    equation: Equation, carried: dict[Value, frozenset[Value]]
+) -> None:
+    """Integers that a loop or branch embeds would lose their relevance silently."""
+    for body in bodies_of(equation):
+        pairs = zip(body.program.inputs, body.operands(equation), strict=True)
+        entering = [v for v, a in pairs if isinstance(a, Value) and a in carried]
+        if entering and embeddings(body.program, entering):
+            raise InputError(
+                f"{equation} turns integers of x into floats inside its body; their "
+                "relevance is not handed out of it yet. Embed them before the loop or "
+                "branch, or pass them with params."
+            )
 
 
 def _embedding(

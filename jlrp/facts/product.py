@@ -22,7 +22,7 @@ from jlrp.facts.softmax import (
 )
 from jlrp.facts.statistic import statistic_of
 from jlrp.facts.unary import Regions
-from jlrp.families import family_of
+from jlrp.families import PRODUCTS_BY_NAME, family_of
 from jlrp.graph import Atom, Equation, Program, Value
 
 _PRODUCTS = {p.mul_p, p.div_p, p.dot_general_p, p.conv_general_dilated_p}
@@ -71,7 +71,8 @@ def products(
 
 
 def _is_product(program: Program, regions: Regions, equation: Equation) -> bool:
-    if equation.primitive not in _PRODUCTS:
+    by_name = equation.primitive.name in PRODUCTS_BY_NAME
+    if equation.primitive not in _PRODUCTS and not by_name:
         return False
     if equation.primitive in regions.opaque:
         return False

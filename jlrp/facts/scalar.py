@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
+from jlrp.families import present
 from jlrp.graph import Atom, Equation, Literal, Value
 
 Scalar = np.ndarray | np.generic | float | bool | None
@@ -79,6 +80,7 @@ _BINARY: dict[Any, Callable[..., Any]] = {
     p.rem_p: np.fmod,
     p.sub_p: np.subtract,
 }
+_POLYNOMIAL = present("polynomial")
 _SHAPE_ONLY = {p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p}
 
 
@@ -95,8 +97,19 @@ def evaluate_scalar(equation: Equation, x: list[Scalar]) -> Scalar:
             if x[0] is not None:
                 return x[1 + int(np.asarray(x[0]))]
             return x[1] if all(v is not None and v == x[1] for v in x[1:]) else None
+        if prim in (p.igamma_p, p.regularized_incomplete_beta_p) and x[-1] is not None:
+            return 0.0 if x[-1] == 0 else None
+        if prim is p.igammac_p and x[-1] is not None:
+            return 1.0 if x[-1] == 0 else None
+        if prim in _POLYNOMIAL and x[0] is not None and x[0] == 0:
+            return x[1]
         if any(v is None for v in x):
             return None
+        if prim in _POLYNOMIAL:
+            total, power = np.float64(0), np.float64(1)
+            for coefficient in x[1:]:
+                total, power = total + coefficient * power, power * x[0]  # type: ignore
+            return total
         if prim in _SHAPE_ONLY:
             return x[0]
         if prim is p.convert_element_type_p:
@@ -169,4 +182,6 @@ def _known_to(equation: Equation) -> bool:
         or prim in _BINARY
         or prim in _SHAPE_ONLY
         or prim in (p.select_n_p, p.convert_element_type_p, p.integer_pow_p, p.clamp_p)
+        or prim in (p.igamma_p, p.igammac_p, p.regularized_incomplete_beta_p)
+        or prim in _POLYNOMIAL
     )

@@ -71,7 +71,7 @@ def signs(program: Program) -> dict[Value, int]:
         if isinstance(atom, Value) and atom in known:
             return known[atom]
         number = scalar_of(atom, scalars)
-        if number is None:
+        if number is None or np.iscomplexobj(number):
             return None
         sign = np.sign(np.asarray(number, np.float64))
         return None if np.isnan(sign) else int(sign)

@@ -15,7 +15,9 @@ import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.facts.scalar import at_zero, is_elementwise, scalar_of
-from jlrp.graph import Equation, Literal, Program, Value, between
+from jlrp.families import present, why_missing
+from jlrp.graph import Equation, Program, Value, between
+from jlrp.promise import is_complex
 
 LINEAR_UNARY = {
     p.convert_element_type_p,
@@ -58,21 +60,25 @@ NONLINEAR_UNARY = {
     p.tanh_p,
 }
 # Newer than the oldest JAX supported.
-_NEWER = ("log2_p", "one_minus_square_p")
-NONLINEAR_UNARY |= {getattr(p, name) for name in _NEWER if hasattr(p, name)}
+NONLINEAR_UNARY |= set(present("log2", "one_minus_square"))
 NARY = {  # elementwise in several operands
     p.add_jaxvals_p,
     p.add_p,
     p.atan2_p,
     p.clamp_p,
     p.div_p,
+    p.igamma_p,
+    p.igammac_p,
     p.max_p,
     p.min_p,
     p.mul_p,
+    p.polygamma_p,
     p.pow_p,
+    p.regularized_incomplete_beta_p,
     p.rem_p,
     p.select_n_p,
     p.sub_p,
+    *present("polynomial"),
 }
 ELEMENTWISE = LINEAR_UNARY | NONLINEAR_UNARY | NARY
 _SHIFTS_AND_SCALES = {p.add_p, p.add_jaxvals_p, p.sub_p, p.mul_p, p.div_p}
@@ -118,6 +124,10 @@ class Regions:
             return None
         operands = self.program.active_inputs(equation)
         if not operands or any(a.shape != value.shape for a in operands):
+            return None
+        if any(map(is_complex, (value, *operands))):  # no sign, no f(x)/x
+            return None
+        if why_missing(equation, self.program.active) is not None:
             return None
         meeting: Value | None = operands[0]
         for other in operands[1:]:
@@ -209,9 +219,11 @@ def _is_monomial(end: Value, start: Value, region: tuple[Equation, ...]) -> bool
         p.square_p,
     }
 
+    inside = {v for e in region for v in e.outputs} | {start}
+
     def is_power(equation: Equation) -> bool:
         if equation.primitive is p.pow_p:
-            return isinstance(equation.inputs[1], Literal)
+            return equation.inputs[1] not in inside
         return equation.primitive in powers
 
     return all(is_power(e) for e in region)

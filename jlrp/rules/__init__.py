@@ -26,6 +26,7 @@ from jlrp.rules.elementwise import Pass as Pass
 from jlrp.rules.embedding import SumFeatures as SumFeatures
 from jlrp.rules.gradient import Gradient as Gradient
 from jlrp.rules.gradient import Stop as Stop
+from jlrp.rules.linalg import Euler as Euler
 from jlrp.rules.linear import AlphaBeta as AlphaBeta
 from jlrp.rules.linear import Epsilon as Epsilon
 from jlrp.rules.linear import Flat as Flat
@@ -159,6 +160,7 @@ def default_rule(op: Operation) -> Rule | None:
         "movement": Follow(),
         "selection": Follow(),
         "function": Gradient(),
+        "homogeneous": Euler(),
         "embedding": SumFeatures(),
     }
     return by_nature.get(op.nature)

@@ -588,6 +588,6 @@ def summed(causes: Sequence[Causes]) -> Causes:
     totals: Causes = {}
     for cause in causes:
         for name, amount in cause.items():
-            amount = jnp.sum(amount)
+            amount = jnp.real(jnp.sum(amount))
             totals[name] = totals[name] + amount if name in totals else amount
     return totals

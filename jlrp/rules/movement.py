@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise
+from jlrp.promise import Promise, is_complex, lax_real, like
 from jlrp.rules.base import Causes, Context, Propagation, Rule, refuse
 
 
@@ -36,13 +36,24 @@ class Follow(Rule):
     ) -> Propagation:
         values = [p and p.value for p in r]
         multipliers = [p and p.multiplier for p in r]
-        handed_values = _moved(op, values, ctx)
+        handed_values = _moved_values(op, values, ctx)
         handed = _moved(op, multipliers, ctx)
         promises = [
             None if v is None and m is None else Promise(v, m)
             for v, m in zip(handed_values, handed, strict=True)
         ]
         return Propagation(promises, lambda: _kept_by_constants(op, r, ctx))
+
+
+def _moved_values(op: Operation, values: Sequence, ctx: Context) -> Sequence:
+    """Relevance itself, which is real, also where the moved numbers are complex."""
+    if not any(map(is_complex, (*op.inputs, *op.outputs))):
+        return _moved(op, values, ctx)
+    parts = [
+        part if part is None else like(part, ctx.read(v))
+        for v, part in zip(op.outputs, values, strict=True)
+    ]
+    return [part if part is None else lax_real(part) for part in _moved(op, parts, ctx)]
 
 
 def _moved(op: Operation, parts: Sequence, ctx: Context) -> Sequence:

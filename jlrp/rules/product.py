@@ -16,7 +16,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, number, safe_divide, signed
+from jlrp.promise import Promise, is_complex, number, safe_divide, signed
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.linear import summed
 
@@ -141,6 +141,8 @@ class Absolute(Rule):
     def check(self, op: Operation) -> None:
         if op.product is None and op.kind not in ("add", "sum", "mean", "avg_pool"):
             refuse(self, op, "it is neither a sum nor a product of active values")
+        if is_complex(op.outputs[0]):
+            refuse(self, op, "complex numbers have no sign to compare")
         if op.product is not None and op.primitive not in (p.mul_p, p.div_p):
             refuse(self, op, "a contraction has no elementwise factors to compare")
 

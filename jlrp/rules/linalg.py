@@ -1,0 +1,157 @@
+"""Euler's identity: operations that are homogeneous of a known degree.
+
+Decompositions, solvers, products over axes, reductions with a body of their own, and
+powers of complex numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import primitives as p
+
+from jlrp.families import body_degree, groups_of, is_inexact
+from jlrp.graph import Value
+from jlrp.operations import Operation
+from jlrp.promise import Promise
+from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.spelled import bound, n_factors, spelled
+
+
+@dataclass(frozen=True, repr=False)
+class Euler(Rule):
+    """``R_i = x_i sum_j df_j/dx_i R_j / (k y_j)`` for f of degree k: conserves exactly.
+
+    Where an operation is homogeneous in each of n groups of operands (a solver: of
+    degree -1 in the matrix, 1 in the right-hand side), each gets 1/n: the rule of
+    products. An output of degree 0 (eigenvectors, the Q of QR) is explained by
+    first-order Taylor, and the ledger holds the remainder. Source: Euler's theorem on
+    homogeneous functions; for products AttnLRP (arXiv 2402.05602), eq. 7.
+
+    Args:
+      degree: k of all outputs in all active operands; None: as the table of primitives
+        has it.
+    """
+
+    degree: float | None = None
+
+    def __repr__(self) -> str:
+        return "Euler()" if self.degree is None else f"Euler({self.degree})"
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.inputs + op.outputs
+
+    def check(self, op: Operation) -> None:
+        if len(op.equations) != 1:
+            refuse(self, op, "it consists of several equations")
+        if self.degree is None and op.nature != "homogeneous":
+            refuse(self, op, "its degree is not known; give it")
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        (equation,) = op.equations
+        slots = [i for i, a in enumerate(equation.inputs) if a in op.inputs]
+        operands = [ctx.read(a) for a in equation.inputs]
+        whole = spelled(equation) or bound(equation)
+        outs = [equation.outputs.index(v) for v in op.outputs]
+
+        def function(*xs: Array) -> list[Array]:
+            filled = list(operands)
+            for i, x in zip(slots, xs, strict=True):
+                filled[i] = x
+            found = whole(*filled)
+            return [found[i] for i in outs]
+
+        x = [operands[i] for i in slots]
+        y = [ctx.read(v) for v in op.outputs]
+        multipliers = [
+            None if promise is None else promise.per_unit(number)
+            for promise, number in zip(r, y, strict=True)
+        ]
+        _, pull = jax.vjp(function, *x)
+        parts = self._parts(op, slots, operands)
+        found: dict[Value, Array] = {}
+        for members, degrees in parts:
+            handed = pull(
+                [
+                    jnp.zeros_like(number) if m is None else _over(m, degrees, i)
+                    for m, number, i in zip(multipliers, y, outs, strict=True)
+                ]
+            )
+            for i, m in zip(slots, handed, strict=True):
+                atom = equation.inputs[i]
+                if i in members and isinstance(atom, Value):
+                    found[atom] = found[atom] + m if atom in found else m
+
+        def causes() -> Causes:
+            lost: dict[str, Array] = {}
+            for members, degrees in parts:
+                tangents = [
+                    v if i in members else jnp.zeros_like(v)
+                    for i, v in zip(slots, x, strict=True)
+                ]
+                _, linear = jax.jvp(function, tuple(x), tuple(tangents))
+                for m, number, j, i in zip(multipliers, y, linear, outs, strict=True):
+                    if m is None:
+                        continue
+                    name = "constants" if members - set(slots) else "taylor"
+                    rest = number / len(parts) * m - j * _over(m, degrees, i)
+                    rest = jnp.sum(jnp.real(jnp.where(m == 0, 0, rest)))
+                    lost[name] = lost[name] + rest if name in lost else rest
+            for promise, number in zip(r, y, strict=True):
+                if promise is not None and promise.value is not None:
+                    blocked = jnp.sum(jnp.where(number == 0, promise.value, 0))
+                    lost["blocked"] = lost.get("blocked", 0) + blocked
+            return lost
+
+        promises = [
+            Promise(multiplier=found[v]) if v in found else None for v in op.inputs
+        ]
+        return Propagation(promises, causes, multipliers)
+
+    def _parts(
+        self, op: Operation, slots: Sequence[int], operands: Sequence[Array]
+    ) -> list[tuple[set[int], Any]]:
+        """Groups of operands, each with what its multipliers are divided by."""
+        (equation,) = op.equations
+        floats = {i for i, a in enumerate(equation.inputs) if is_inexact(a)}
+        if self.degree is not None:
+            return [(floats, self.degree)]
+        groups = [g for g in groups_of(equation) if set(g.operands) & set(slots)]
+        if any(isinstance(g.degree, str) for g in groups):
+            return [(floats, n_factors(equation, slots, operands))]
+        n = len(groups)
+        return [(floats & set(g.operands), _times(g.degree, n)) for g in groups]
+
+    def is_exact(self, op: Operation) -> bool:
+        if op.primitive not in (p.reduce_p, p.reduce_window_p):
+            return True
+        return body_degree(op.equations[0]) is not None
+
+
+def _times(degree: Any, n: int) -> Any:
+    if isinstance(degree, tuple):
+        return tuple(k * n for k in degree)
+    return degree * n
+
+
+def _degree(degrees: Any, output: int) -> Any:
+    """The divisor for one output; None: degree 0."""
+    degree = degrees[output] if isinstance(degrees, tuple) else degrees
+    return None if isinstance(degree, int | float) and degree == 0 else degree
+
+
+def _over(m: Array, degrees: Any, output: int) -> Array:
+    degree = _degree(degrees, output)
+    if degree is None:
+        return m
+    if isinstance(degree, int | float):
+        return m / degree
+    # No factor of an element is active: nothing is handed on.
+    degree = jnp.asarray(degree, jnp.real(m).dtype)
+    return jnp.where(degree == 0, 0, m / jnp.where(degree == 0, 1, degree))
