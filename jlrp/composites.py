@@ -422,11 +422,12 @@ def assign(
 
     def _with_bodies(op: Operation, parameters: frozenset[Value]) -> Step:
         (equation,) = op.equations
-        plans = []
-        for body, inner in op.bodies:
-            free = parameters_inside(body, equation, parameters)
-            plans.append(plan_body(body, assigned(inner, free), free, keep_all))
         bodies = tuple(body for body, _ in op.bodies)
+        free = parameters_inside(bodies, equation, parameters)
+        plans = [
+            plan_body(body, assigned(inner, inside), inside, keep_all)
+            for (body, inner), inside in zip(op.bodies, free, strict=True)
+        ]
         return Step(op, CONTROL_FLOW[op.kind](bodies, tuple(plans)))
 
     return assigned(operations, parameters)

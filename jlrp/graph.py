@@ -217,6 +217,27 @@ def _reaching(equations: list[Equation], outputs: Iterable[Atom]) -> list[Equati
     return kept[::-1]
 
 
+def computing(
+    program: Program, wanted: Iterable[Value], follows: Callable[[Value], bool]
+) -> tuple[list[Equation], list[Value]]:
+    """The equations that compute some values, and the values that these start from.
+
+    Values that are not to be followed are such starts; so are the program's inputs.
+    """
+    needed = {v for v in wanted if follows(v)}
+    starts = dict.fromkeys(v for v in wanted if v not in needed)
+    found = []
+    for equation in reversed(program.equations):
+        if needed.isdisjoint(equation.outputs):
+            continue
+        found.append(equation)
+        operands = [a for a in equation.inputs if isinstance(a, Value)]
+        needed.update(a for a in operands if follows(a))
+        starts.update(dict.fromkeys(a for a in operands if not follows(a)))
+    starts.update(dict.fromkeys(v for v in program.inputs if v in needed))
+    return found[::-1], list(starts)
+
+
 def between(
     starts: Iterable[Value],
     ends: Iterable[Value],

@@ -5,7 +5,7 @@ Both are ordinary JAX code: under jit they become one XLA program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from jax.extend.core import primitives as p
 from jlrp import _jax
 from jlrp.effective import EffectiveKernel, linear_part
 from jlrp.facts.unary import Region
-from jlrp.graph import Atom, Equation, Program, Value, evaluate, read
+from jlrp.graph import Atom, Equation, Program, Value, computing, evaluate, read
 from jlrp.operations import Operation
 from jlrp.planning import Plan, Step
 from jlrp.promise import Promise
@@ -29,6 +29,7 @@ from jlrp.transposes import direct_product_vjp, direct_transpose, direct_vjp
 
 Array = jax.Array
 Residuals = dict[Any, Any]  # by Value; what loops record, by Equation
+_NONE: Mapping[Any, Any] = {}
 Observer = Callable[[Step, Sequence[Promise | None], Propagation, "Numbers"], None]
 
 
@@ -72,12 +73,16 @@ def reverse(
     numbers: Numbers,
     seeds: Mapping[Value, Promise],
     observe: Observer | None = None,
+    explained: Mapping[Value, Array] = _NONE,
 ) -> Delivered:
-    """Hand promises from the explained outputs back to the sources."""
+    """Hand promises from the explained outputs back to the sources.
+
+    ``explained`` are the multipliers of parameters among the explained outputs.
+    """
     pending: dict[Value, Promise] = dict(seeds)
     watched = {v for values in plan.captured.values() for v in values}
     captured: dict[Value, Promise] = {}
-    parameters: dict[Value, Array] = {}
+    parameters: dict[Value, Array] = dict(explained)
     for step in plan.steps:
         op = step.operation
         arriving = [pending.pop(v, None) for v in op.outputs]
@@ -104,33 +109,25 @@ def reverse(
 
 
 def to_inputs(
-    program: Program,
+    plan: Plan,
     delivered: Delivered,
     inputs: Sequence[Value],
-    given: Mapping[Value, Any],
+    given: Mapping[Any, Any],
 ) -> Sequence[Array]:
     """Multipliers of what operations read, handed on to the inputs it is made of."""
-    wanted = delivered.parameters
-    equations = computing(program, wanted)
+    wanted, constants = delivered.parameters, plan.program.constants
+    equations, starts = computing(plan.program, wanted, plan.parameters.__contains__)
+    read = [v for v in inputs if v in starts]
 
     def values(*numbers: Array) -> list[Array]:
-        env = {**program.constants, **given, **dict(zip(inputs, numbers, strict=True))}
+        env = {**constants, **given, **dict(zip(read, numbers, strict=True))}
         evaluate(equations, env, lambda e: _jax.widened(e.params))
         return [env[v] for v in wanted]
 
-    _, pull = jax.vjp(values, *(_jax.at_least_float32(given[v]) for v in inputs))
-    return pull(list(wanted.values()))
-
-
-def computing(program: Program, wanted: Iterable[Value]) -> list[Equation]:
-    """The equations that compute some values from the program's inputs."""
-    needed = set(wanted)
-    found = []
-    for equation in reversed(program.equations):
-        if not needed.isdisjoint(equation.outputs):
-            found.append(equation)
-            needed.update(a for a in equation.inputs if isinstance(a, Value))
-    return found[::-1]
+    _, pull = jax.vjp(values, *(_jax.at_least_float32(given[v]) for v in read))
+    found = dict(zip(read, pull(list(wanted.values())), strict=True))
+    zeros = {v: jnp.zeros(v.shape, v.dtype) for v in inputs if v not in found}
+    return [found[v] if v in found else _jax.at_least_float32(zeros[v]) for v in inputs]
 
 
 def _of_constants(
@@ -175,6 +172,11 @@ class Numbers:
     def __init__(self, residuals: Residuals, masks: Mapping[str, Array] | None = None):
         self._residuals, self._masks = residuals, masks or {}
 
+    @property
+    def kept(self) -> Residuals:
+        """What the forward pass kept."""
+        return self._residuals
+
     def replaced(self, numbers: Mapping[Value, Array]) -> Numbers:
         return Numbers({**self._residuals, **numbers}, self._masks)
 
@@ -199,19 +201,21 @@ class Numbers:
         seeds: Mapping[Value, Promise],
         observe: Any,
         wanted: Sequence[Value],
+        explained: Mapping[Value, Array],
     ) -> tuple[list[Promise | None], Sequence[Array]]:
         inside = Numbers({**plan.program.constants, **residuals}, self._masks)
         plan = plan if wanted else replace(plan, parameters=frozenset())
-        delivered = reverse(plan, inside, seeds, observe)
+        delivered = reverse(plan, inside, seeds, observe, explained)
         if not wanted:
             return delivered.sources, []
-        return delivered.sources, to_inputs(plan.program, delivered, wanted, residuals)
+        return delivered.sources, to_inputs(plan, delivered, wanted, residuals)
 
     def made(
         self, program: Program, wanted: Sequence[Value], given: Mapping[Value, Array]
     ) -> dict[Value, Array]:
         env: dict[Value, Any] = {**program.constants, **given}
-        evaluate(computing(program, wanted), env)
+        equations, _ = computing(program, wanted, lambda _: True)
+        evaluate(equations, env)
         return {v: env[v] for v in wanted}
 
     def read(self, atom: Atom) -> Array:

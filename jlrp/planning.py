@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jlrp.bodies import Body
-from jlrp.facts.activity import flow
-from jlrp.graph import Equation, Program, Value
+from jlrp.facts.activity import flow, with_carries
+from jlrp.graph import Equation, Program, Value, computing
 from jlrp.operations import Operation
 from jlrp.rules import Rule
 
@@ -60,18 +60,41 @@ class Plan:
 
     def wanted(self, op: Operation) -> tuple[Value, ...]:
         """The constants of an operation whose multipliers are asked for."""
-        read = op.equations[0].inputs if op.bodies else op.constants
-        return tuple(dict.fromkeys(v for v in read if v in self.parameters))  # type: ignore
+        return wanted(op, self.parameters)
+
+
+def wanted(op: Operation, parameters: frozenset[Value]) -> tuple[Value, ...]:
+    """The values that an operation reads among some parameters."""
+    read = op.equations[0].inputs if op.bodies else op.constants
+    return tuple(dict.fromkeys(v for v in read if v in parameters))  # type: ignore
+
+
+def parameters_of(program: Program, starts: Iterable[Value]) -> frozenset[Value]:
+    """The floats that depend on some parameters, and carry no relevance."""
+
+    def passes(equation: Equation) -> list[bool]:
+        return [is_float(v) and v not in program.active for v in equation.outputs]
+
+    starts = [v for v in starts if is_float(v) and v not in program.active]
+    return frozenset(flow(program, starts, passes))
 
 
 def parameters_inside(
-    body: Body, equation: Equation, parameters: frozenset[Value]
-) -> frozenset[Value]:
-    """The values of a body that depend on parameters, and not on x."""
-    pairs = zip(body.program.inputs, body.operands(equation), strict=True)
-    starts = [v for v, atom in pairs if atom in parameters]
-    found = flow(body.program, starts, lambda e: [is_float(v) for v in e.outputs])
-    return frozenset(v for v in found if v not in body.program.dependent)
+    bodies: Sequence[Body], equation: Equation, parameters: frozenset[Value]
+) -> list[frozenset[Value]]:
+    """The same of each body: a carry depends on them if any iteration makes it so."""
+    flags = [atom in parameters for atom in bodies[0].operands(equation)]
+    while True:
+        found, grown = [], flags
+        for body in bodies:
+            chosen = zip(body.program.inputs, flags, strict=True)
+            inside = parameters_of(body.program, [v for v, flag in chosen if flag])
+            made = [a in inside for a in body.program.outputs]  # type: ignore
+            grown = with_carries(body, grown, made)
+            found.append(inside)
+        if grown == flags:
+            return found
+        flags = grown
 
 
 def plan_body(
@@ -98,17 +121,23 @@ def make_plan(
     """Keep what the rules declare, their constants, and what is explained."""
     kept: dict[Value, None] = dict.fromkeys(program.sources)
     kept.update(dict.fromkeys(program.explained))
-    kept.update(dict.fromkeys(v for v in program.inputs if v in parameters))
+    kept.update(dict.fromkeys(_behind_parameters(program, steps, parameters)))
     for values in captured.values():
         kept.update(dict.fromkeys(v for v in values if v in program.active))
     for step in steps:
         op = step.operation
         needed = op.constants + step.rule.needs(op)
-        if op.bodies:
-            read = op.equations[0].inputs
-            needed += tuple(v for v in read if v in parameters)  # type: ignore
         asked = not parameters.isdisjoint(op.constants)
         if (keep_all or asked) and not op.bodies:
             needed += op.inputs + op.outputs
         kept.update(dict.fromkeys(needed))
     return Plan(program, tuple(steps), tuple(kept), captured, parameters)
+
+
+def _behind_parameters(
+    program: Program, steps: Sequence[Step], parameters: frozenset[Value]
+) -> list[Value]:
+    """The parameters that operations read, and what these are computed from."""
+    read = [v for step in steps for v in wanted(step.operation, parameters)]
+    read += [v for v in program.outputs if v in parameters]  # type: ignore
+    return [*read, *computing(program, read, parameters.__contains__)[1]]

@@ -26,7 +26,7 @@ from jlrp.interpreter import (
     to_inputs,
 )
 from jlrp.operations import Operation, find_operations
-from jlrp.planning import Plan, Step, is_float, make_plan
+from jlrp.planning import Plan, Step, is_float, make_plan, parameters_of
 from jlrp.promise import Promise
 from jlrp.rules import registered
 from jlrp.rules.condition import Mask
@@ -101,9 +101,8 @@ class Request:
         operations = find_operations(
             program, set(registered()), options.composite.view, _carries, found
         )
-        parameters = (
-            self._parameter_values() if "params" in options.wrt else frozenset[Value]()
-        )
+        asked = self.parameters if "params" in options.wrt else ()
+        parameters = parameters_of(program, asked)
         steps = assign(
             options.composite,
             operations,
@@ -120,16 +119,6 @@ class Request:
             parameters,
             keep_all,
         )
-
-    def _parameter_values(self) -> frozenset[Value]:
-        """The floats that depend on parameters, and not on x."""
-        found = {v for v in self.parameters if is_float(v)}
-        for equation in self.program.equations:
-            if any(map(self.program.dependent.__contains__, equation.outputs)):
-                continue
-            if not found.isdisjoint(equation.inputs):
-                found.update(v for v in equation.outputs if is_float(v))
-        return frozenset(found)
 
     def run(
         self,
@@ -201,7 +190,8 @@ class Explained:
         n_params = request.params_tree.num_leaves
         given = dict(zip(request.parameters, request.arguments[:n_params], strict=True))
         floats = [v for v in request.parameters if is_float(v)]
-        handed = to_inputs(request.program, self.delivered, floats, given)
+        known = {**self.numbers.kept, **given}
+        handed = to_inputs(self.plan, self.delivered, floats, known)
         multipliers = dict(zip(floats, handed, strict=True))
         leaves = []
         for v, number in given.items():

@@ -90,7 +90,7 @@ def _through_bodies(
             starts = [v for v, f in zip(body.program.inputs, inside, strict=True) if f]
             found = flow(body.program, starts, passes)
             made = [a in found for a in body.program.outputs]  # type: ignore[operator]
-            grown = _with_carries(body, inside, made)
+            grown = with_carries(body, inside, made)
             left = left and left - 1
             if grown == inside or left == 0:
                 break
@@ -99,7 +99,7 @@ def _through_bodies(
     return outs
 
 
-def _with_carries(body: Body, inside: list[bool], made: Sequence[bool]) -> list[bool]:
+def with_carries(body: Body, inside: list[bool], made: Sequence[bool]) -> list[bool]:
     """Flags of a body's inputs, with those of the carries that an iteration sets."""
     grown = list(inside)
     for k in range(body.n_carries):
@@ -190,7 +190,7 @@ def _after(body: Body, flags: list[bool], passes: Passes, settle: bool) -> list[
     while True:
         found = flow(body.program, _chosen(body.program, flags), passes)
         made = [isinstance(a, Value) and a in found for a in body.program.outputs]
-        grown = _with_carries(body, flags, made)
+        grown = with_carries(body, flags, made)
         if grown == flags or not settle:
             return grown
         flags = grown

@@ -120,8 +120,12 @@ class Context(Protocol):
         seeds: Mapping[Value, Promise],
         observe: Any,
         wanted: Sequence[Value],
+        explained: Mapping[Value, Array],
     ) -> tuple[list[Promise | None], Sequence[Array]]:
-        """Promises of a body's sources, and multipliers of some other inputs."""
+        """Promises of a body's sources, and multipliers of some other inputs.
+
+        ``explained`` are the multipliers of its outputs that are parameters.
+        """
         ...
 
     def made(
@@ -149,6 +153,9 @@ class BodyPlan(Protocol):
 
     @property
     def kept(self) -> tuple[Value, ...]: ...
+
+    @property
+    def parameters(self) -> frozenset[Value]: ...
 
     @property
     def recorders(self) -> Mapping[Equation, Any]: ...

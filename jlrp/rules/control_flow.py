@@ -20,7 +20,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from jlrp.bodies import Body
 from jlrp.facts.activity import flow
-from jlrp.graph import Atom, Equation, Literal, Value
+from jlrp.graph import Atom, Equation, Literal, Value, computing
 from jlrp.operations import Operation
 from jlrp.promise import Promise
 from jlrp.rules.base import Array, BodyPlan, Causes, Context, Propagation, Rule
@@ -109,25 +109,23 @@ class _Iteration:
         equation: Equation,
         ctx: Context,
         extra: _Extra,
-        is_first: bool = False,
     ):
         self.body, self.plan, self.ctx, self.extra = body, plan, ctx, extra
         pairs = zip(body.program.inputs, body.operands(equation), strict=True)
         wanted = [(v, a) for v, a in pairs if isinstance(a, Value)]
         wanted = [(v, a) for v, a in wanted if a in extra.wanted]
         self.initial = [(v, a) for v, a in wanted if v in body.carries]
-        if is_first:  # a constant initial state is read by the first iteration alone
-            self.initial = [p for p in self.initial if body.program.is_active(p[0])]
         self.wanted = [(v, a) for v, a in wanted if v not in body.carries]
-        if is_first:
-            constant = [p for p in wanted if p[0] in body.carries]
-            self.wanted += [p for p in constant if p not in self.initial]
+        self.carried = [  # parameters that the iteration before has made
+            v for v in body.carries if extra.wanted and v in plan.parameters
+        ]
 
     def __call__(
         self, residuals: Numbers, outs: Promises
     ) -> tuple[Promises, Causes, list[Array]]:
         program = self.body.program
         seeds: dict[Value, Promise] = {}
+        explained: dict[Value, Array] = {}
         causes: Causes = {}
         for atom, promise in zip(program.outputs, outs, strict=True):
             if promise is None:
@@ -135,16 +133,24 @@ class _Iteration:
             if program.is_active(atom):
                 assert isinstance(atom, Value)
                 seeds[atom] = promise + seeds.get(atom)
-            elif self.extra.causes:  # in some iteration it carries relevance, not here
+                continue  # otherwise it carries relevance in some iteration, not here
+            if self.extra.wanted and atom in self.plan.parameters:
+                multiplier = promise.per_unit(self._number(atom, residuals))
+                if multiplier is not None:
+                    _added(explained, atom, multiplier)  # type: ignore[arg-type]
+            if self.extra.causes:
                 amount = jnp.sum(promise.resolve(self._number(atom, residuals)))
                 causes["constants"] = causes.get("constants", 0.0) + amount
         observe = _summing(causes) if self.extra.causes else None
-        inputs = [v for v, _ in self.wanted]
-        handed, multipliers = self.ctx.reverse_body(
-            self.plan, residuals, seeds, observe, inputs
+        inputs = [v for v, _ in self.wanted] + self.carried
+        handed, found = self.ctx.reverse_body(
+            self.plan, residuals, seeds, observe, inputs, explained
         )
+        multipliers = dict(zip(inputs, found, strict=True))
         by_source = dict(zip(program.sources, handed, strict=True))
-        return [by_source.get(v) for v in program.inputs], causes, list(multipliers)
+        by_source |= {v: Promise(multiplier=multipliers[v]) for v in self.carried}
+        promises = [by_source.get(v) for v in program.inputs]
+        return promises, causes, [multipliers[v] for v, _ in self.wanted]
 
     def add_initial(self, found: dict[Value, Array], carried: Promises) -> None:
         """Add the multipliers of learned initial states."""
@@ -243,12 +249,10 @@ class _Part:
     @cached_property
     def inputs_read(self) -> set[Value]:
         """The constants and slices that the reverse pass reads."""
-        needed = set(self.invariant)
-        for equation in reversed(self.body.program.equations):
-            if not needed.isdisjoint(equation.outputs):
-                needed.update(a for a in equation.inputs if isinstance(a, Value))
+        program = self.body.program
+        _, starts = computing(program, self.invariant, lambda _: True)
         slices = {v for v in self.body.slices if v in self.plan.kept}
-        return slices | needed.intersection(self.body.constants)
+        return slices.union(starts)
 
 
 class Scan(_Bodies):
@@ -309,12 +313,7 @@ class Scan(_Bodies):
         order = _Order(equation)
         first_ys, rest_ys = order.taken(arriving[n:], len(peeled))
         *kept, residuals = ctx.recorded(equation)
-        runs = [
-            _PartInReverse(
-                part, equation, ctx, extra, bool(peeled) and part is peeled[0]
-            )
-            for part in (*peeled, main)
-        ]
+        runs = [_PartInReverse(part, equation, ctx, extra) for part in (*peeled, main)]
         *first_runs, run = runs
         slices = [order.taken(r.arrays, len(peeled)) for r in runs]
 
@@ -369,7 +368,6 @@ class _PartInReverse:
         equation: Equation,
         ctx: Context,
         extra: _Extra,
-        is_first: bool,
     ):
         self.part, body = part, part.body
         pairs = zip(body.program.inputs, body.operands(equation), strict=True)
@@ -377,7 +375,7 @@ class _PartInReverse:
         self.sliced = [v for v in body.slices if v in outside]
         self.arrays = [outside.pop(v) for v in self.sliced]
         self.constants = ctx.made(body.program, part.invariant, outside)
-        self.iteration = _Iteration(body, part.plan, equation, ctx, extra, is_first)
+        self.iteration = _Iteration(body, part.plan, equation, ctx, extra)
         wanted = self.iteration.wanted
         self.is_slice = [v in body.slices for v, _ in wanted]
         self.constants_wanted = [a for v, a in wanted if v not in body.slices]
@@ -562,8 +560,8 @@ class While(_Bodies):
         run = _function(equation.params["body_jaxpr"])
         plain = [ctx.original(a) for a in body.operands(equation)]
         iterations = [
-            _Iteration(b, p, equation, ctx, extra, is_first=i < len(self.bodies) - 1)
-            for i, (b, p) in enumerate(zip(self.bodies, self.plans, strict=True))
+            _Iteration(body, plan, equation, ctx, extra)
+            for body, plan in zip(self.bodies, self.plans, strict=True)
         ]
 
         def advance(state: Any) -> Any:
