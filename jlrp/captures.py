@@ -46,15 +46,39 @@ def _is_inside(scope: str | None, path: str) -> bool:
     return scope is not None and f"{scope}/".startswith(f"{path}/")
 
 
-def matching(named: Named, patterns: Iterable[str]) -> Named:
+def names_inside(program: Program, named: Named) -> frozenset[str]:
+    """The names of values in the bodies of loops and branches, and of none outside.
+
+    A tag's name is among them wherever else it is used.
+    """
+    found: set[str] = set()
+    for equation in program.equations:
+        for body in equation.bodies:
+            inner = named_values(body)
+            found.update(body.tags, (name for name in inner if name not in named))
+            found |= names_inside(body, named)
+    return frozenset(found)
+
+
+def matching(
+    named: Named, patterns: Iterable[str], inside: Iterable[str] = ()
+) -> Named:
     """The named values that patterns match.
 
     Raises:
-      SelectorError: a pattern matches no scope and no tag.
+      SelectorError: a pattern matches no scope and no tag, or one of those ``inside``
+        a loop or branch.
     """
     found: Named = {}
     for pattern in patterns:
         matched = [name for name in named if matches_path(name, pattern)]
+        hidden = [name for name in inside if matches_path(name, pattern)]
+        if hidden and (not matched or pattern in hidden):
+            raise SelectorError(
+                f"{pattern!r} names a value inside of a loop or branch ({hidden[0]}), "
+                "which has one for each iteration. Return it from the body as an "
+                "output, and name that with jlrp.tag, or unroll the loop."
+            )
         if not matched:
             near = difflib.get_close_matches(pattern, named, n=3, cutoff=0.4)
             listed = ", ".join(sorted(named)[:12]) or "none"
@@ -103,17 +127,21 @@ def at_operations(named: Named, operations: Sequence[Operation]) -> Named:
     }
 
 
-def conditioned(named: Named, names: Iterable[str]) -> Mapping[str, Value]:
+def conditioned(
+    named: Named, names: Iterable[str], inside: Iterable[str] = ()
+) -> Mapping[str, Value]:
     """The one value of each name that a condition is set on.
 
     Raises:
-      SelectorError: a name matches nothing, or more than one value.
+      SelectorError: a name matches nothing, more than one value, or one of those
+        ``inside`` a loop or branch.
     """
     found: dict[str, Value] = {}
     for name in names:
-        values = [v for vs in matching(named, [name]).values() for v in vs]
+        matched = matching(named, [name], inside)
+        values = [v for vs in matched.values() for v in vs]
         if len(values) != 1:
-            listed = ", ".join(matching(named, [name]))
+            listed = ", ".join(matched)
             raise SelectorError(
                 f"A condition masks one value; {name!r} names {len(values)}, of "
                 f"{listed}. Choose a narrower name, or mark the value with jlrp.tag."

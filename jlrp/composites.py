@@ -414,13 +414,13 @@ def assign(
 
     def assigned(operations: list[Operation], parameters: frozenset[Value]):
         return [
-            _with_bodies(op, parameters)
+            _as_a_whole(pairs, op) or _by_its_bodies(op, parameters)
             if op.bodies
             else _assigned(pairs, op, fallback, strict)
             for op in operations
         ]
 
-    def _with_bodies(op: Operation, parameters: frozenset[Value]) -> Step:
+    def _by_its_bodies(op: Operation, parameters: frozenset[Value]) -> Step:
         (equation,) = op.equations
         bodies = tuple(body for body, _ in op.bodies)
         free = parameters_inside(bodies, equation, parameters)
@@ -431,6 +431,23 @@ def assign(
         return Step(op, CONTROL_FLOW[op.kind](bodies, tuple(plans)))
 
     return assigned(operations, parameters)
+
+
+def _as_a_whole(pairs: Sequence[Pair], op: Operation) -> Step | None:
+    """The rule of a loop or branch that a selector names by kind or primitive.
+
+    Globs and predicates that match it are meant for the operations inside.
+    """
+    for pair in pairs:
+        parts = pair.selector if isinstance(pair.selector, tuple) else (pair.selector,)
+        if (op.kind in parts or op.primitive in parts) and matches(pair.selector, op):
+            (equation,) = op.equations
+            read = [a for a in equation.inputs if isinstance(a, Value)]
+            constants = tuple(dict.fromkeys(a for a in read if a not in op.inputs))
+            op = replace(op, bodies=(), constants=constants)
+            pair.rule.check(op)
+            return Step(op, pair.rule, fallback=not pair.rule.is_exact(op))
+    return None
 
 
 def _assigned(

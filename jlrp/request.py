@@ -96,7 +96,8 @@ class Request:
             raise NoRelevanceError(_why_none(program))
         asks_for_names = options.capture or options.conditions
         named = captures.named_values(program) if asks_for_names else {}
-        self.conditions = captures.conditioned(named, options.conditions)
+        inside = captures.names_inside(program, named) if asks_for_names else ()
+        self.conditions = captures.conditioned(named, options.conditions, inside)
         program.boundaries.update(self.conditions.values())
         operations = find_operations(
             program, set(registered()), options.composite.view, _carries, found
@@ -111,7 +112,7 @@ class Request:
             parameters,
             keep_all,
         )
-        captured = captures.matching(named, options.capture)
+        captured = captures.matching(named, options.capture, inside)
         return make_plan(
             program,
             _with_conditions(steps, self.conditions),

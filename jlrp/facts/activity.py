@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax.numpy as jnp
+from jax.extend.core import primitives as p
 
 from jlrp.bodies import Body, bodies_of
 from jlrp.graph import Atom, Equation, Program, Value
@@ -68,6 +69,8 @@ def flow(program: Program, starts: Iterable[Value], passes: Passes) -> set[Value
     found = set(starts)
     for equation in program.equations:
         flags = [isinstance(a, Value) and a in found for a in equation.inputs]
+        if flags and _is_a_copy(equation):
+            flags[0] = False
         if not any(flags):
             continue
         outs = passes(equation)
@@ -76,6 +79,26 @@ def flow(program: Program, starts: Iterable[Value], passes: Passes) -> set[Value
             outs = [a and b for a, b in zip(outs, inside, strict=True)]
         found.update(v for v, out in zip(equation.outputs, outs, strict=True) if out)
     return found
+
+
+def _is_a_copy(equation: Equation) -> bool:
+    """Whether a selection is among copies of one value, and depends on no predicate.
+
+    Under ``vmap``, ``lax.switch`` passes every operand of a branch, parameters too,
+    through ``select_n(taken, stop_gradient(v), v)``.
+    """
+    if equation.primitive is not p.select_n_p:
+        return False
+    (first, *others) = map(_original, equation.inputs[1:])
+    return bool(others) and all(other is first for other in others)
+
+
+def _original(atom: Atom) -> Atom:
+    while isinstance(atom, Value) and atom.producer is not None:
+        if atom.producer.primitive is not p.stop_gradient_p:
+            break
+        (atom,) = atom.producer.inputs
+    return atom
 
 
 def _through_bodies(

@@ -81,7 +81,7 @@ def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedd
     }
     if not carried:
         return {}
-    dependent = set(sources)
+    dependent: set[Atom] = set(sources)
     found: dict[Value, frozenset[Value]] = {}
     for equation in program.equations:
         from_sources = not dependent.isdisjoint(equation.inputs)
@@ -137,16 +137,19 @@ def is_integer(atom: Atom) -> bool:
     return jnp.issubdtype(atom.dtype, jnp.integer)
 
 
-def _enters(equation: Equation, dependent: set[Value]) -> bool:
+def _enters(equation: Equation, dependent: set[Atom]) -> bool:
     """Whether a float output is an integer's own embedding."""
-    prim, table = equation.primitive, equation.inputs[0]
-    if prim in (p.convert_element_type_p, p.select_n_p):  # numbers, or a one-hot code
+    prim = equation.primitive
+    if prim is p.convert_element_type_p:
         return True
-    fetches = prim in (p.gather_p, p.dynamic_slice_p)
-    return fetches and (not isinstance(table, Value) or table not in dependent)
+    if prim in (p.gather_p, p.dynamic_slice_p):
+        (fetched, *_) = equation.inputs
+        return fetched not in dependent
+    # A one-hot code's numbers are constants; among others an integer only chooses.
+    return prim is p.select_n_p and dependent.isdisjoint(equation.inputs[1:])
 
 
-def _is_one_hot(equation: Equation, carried: dict, dependent: set[Value]) -> bool:
+def _is_one_hot(equation: Equation, carried: dict, dependent: set[Atom]) -> bool:
     """An integer compared with a row of constants; with one constant it is a mask."""
     a, b = equation.inputs
     codes = [v for v in (a, b) if isinstance(v, Value) and v in carried]

@@ -535,21 +535,16 @@ class While(_Bodies):
         self, equation: Equation, operands: Sequence[Array], forward: Any
     ) -> tuple[list[Array], Array]:
         """Run the loop; its outputs, and how often it ran."""
-        *_, body = self.bodies
-        n_condition = equation.params["cond_nconsts"]
-        condition = _function(equation.params["cond_jaxpr"])
-        run = _function(equation.params["body_jaxpr"])
-        for_condition, rest = operands[:n_condition], operands[n_condition:]
-        constants, init = rest[: body.n_constants], rest[body.n_constants :]
+        loop = _Loop(equation, operands)
 
         def goes_on(state: Any) -> Array:
-            return condition(*for_condition, *state[1])[0]
+            return jnp.any(loop.goes_on(state[1]))
 
         def step(state: Any) -> Any:
-            return state[0] + 1, run(*constants, *state[1])
+            return state[0] + 1, loop.advance(state[1])
 
-        count, outs = lax.while_loop(goes_on, step, (jnp.int32(0), list(init)))
-        return list(outs), count
+        count, outs = lax.while_loop(goes_on, step, (jnp.int32(0), loop.start))
+        return outs, count
 
     def _reverse(
         self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
@@ -557,15 +552,11 @@ class While(_Bodies):
         *_, body = self.bodies
         c = body.n_constants
         count = ctx.recorded(equation)
-        run = _function(equation.params["body_jaxpr"])
-        plain = [ctx.original(a) for a in body.operands(equation)]
+        loop = _Loop(equation, [ctx.original(a) for a in equation.inputs])
         iterations = [
             _Iteration(body, plan, equation, ctx, extra)
             for body, plan in zip(self.bodies, self.plans, strict=True)
         ]
-
-        def advance(state: Any) -> Any:
-            return run(*plain[:c], *state)
 
         spacing = jnp.maximum(1, -(-count // _CHECKPOINTS))
 
@@ -577,20 +568,22 @@ class While(_Bodies):
                 )
                 for s, v in zip(states, state, strict=True)
             ]
-            return states, advance(state)
+            return states, loop.advance(state)
 
-        states = [jnp.zeros((_CHECKPOINTS, *v.shape), v.dtype) for v in plain[c:]]
-        states, _ = lax.fori_loop(0, count, keep, (states, plain[c:]))
+        states = [jnp.zeros((_CHECKPOINTS, *v.shape), v.dtype) for v in loop.start]
+        states, _ = lax.fori_loop(0, count, keep, (states, loop.start))
 
         def before(i: Array) -> Any:
             start = [s[i // spacing] for s in states]
-            return lax.fori_loop(0, i % spacing, lambda _, s: advance(s), start)
+            return lax.fori_loop(0, i % spacing, lambda _, s: loop.advance(s), start)
 
         def one(
             iteration: _Iteration, carried: Promises, state: Sequence[Array]
         ) -> Any:
-            _, residuals = ctx.forward_body(iteration.plan, [*plain[:c], *state])
-            handed, causes, found = iteration(residuals, carried)
+            _, residuals = ctx.forward_body(iteration.plan, [*loop.constants, *state])
+            runs, waits = loop.divided(carried, state)
+            handed, causes, found = iteration(residuals, runs)
+            handed[c:] = [_sum(a, b) for a, b in zip(handed[c:], waits, strict=True)]
             multipliers: dict[str, Array] = {}
             for (_, outer), amount in zip(iteration.wanted, found, strict=True):
                 index = str(equation.inputs.index(outer))
@@ -600,9 +593,9 @@ class While(_Bodies):
         carried = arriving
         for iteration in iterations:
             run_once = partial(one, iteration)
-            carried = _settled(lambda s, f=run_once: f(s, plain[c:])[0], carried)
+            carried = _settled(lambda s, f=run_once: f(s, loop.start)[0], carried)
         shapes = [
-            jax.eval_shape(partial(one, iteration), carried, plain[c:])[1]
+            jax.eval_shape(partial(one, iteration), carried, loop.start)[1]
             for iteration in iterations
         ]
         constants: Promises = [None] * c
@@ -649,6 +642,56 @@ class While(_Bodies):
         iterations[0].add_initial(multipliers, carried)
         first = [None] * equation.params["cond_nconsts"]
         return _Found([*first, *of_constants, *carried], causes, multipliers)
+
+
+class _Loop:
+    """A ``while_loop``'s condition and body, at its constants.
+
+    ``vmap`` may give each example a trip count of its own: the condition then has an
+    entry for each, and those that have ended keep their state.
+    """
+
+    def __init__(self, equation: Equation, operands: Sequence[Array]):
+        n_condition = equation.params["cond_nconsts"]
+        self.for_condition, rest = operands[:n_condition], operands[n_condition:]
+        n_constants = equation.params["body_nconsts"]
+        self.constants, self.start = rest[:n_constants], list(rest[n_constants:])
+        self._condition = _function(equation.params["cond_jaxpr"])
+        self._body = _function(equation.params["body_jaxpr"])
+        self._is_one = equation.params["cond_jaxpr"].out_avals[0].shape == ()
+
+    def goes_on(self, state: Sequence[Array]) -> Array:
+        return self._condition(*self.for_condition, *state)[0]
+
+    def advance(self, state: Sequence[Array]) -> list[Array]:
+        new = self._body(*self.constants, *state)
+        if self._is_one:
+            return new
+        runs = self.goes_on(state)
+        return [
+            jnp.where(_over_leading_axes(runs, a), a, b)
+            for a, b in zip(new, state, strict=True)
+        ]
+
+    def divided(
+        self, promises: Promises, state: Sequence[Array]
+    ) -> tuple[Promises, Promises]:
+        """The promises of examples that run on, and of those that wait."""
+        if self._is_one:
+            return promises, [None] * len(promises)
+        runs = self.goes_on(state)
+
+        def where(condition: Array) -> Promises:
+            return jax.tree.map(
+                lambda part: jnp.where(_over_leading_axes(condition, part), part, 0),
+                promises,
+            )
+
+        return where(runs), where(~runs)
+
+
+def _over_leading_axes(flags: Array, array: Array) -> Array:
+    return lax.broadcast_in_dim(flags, array.shape, range(flags.ndim))
 
 
 def _function(jaxpr: Any) -> Callable[..., list[Any]]:

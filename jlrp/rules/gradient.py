@@ -29,6 +29,8 @@ class Gradient(Rule):
     def check(self, op: Operation) -> None:
         if op.embedding is not None:
             refuse(self, op, "integers have no gradient")
+        if op.kind == "while":
+            refuse(self, op, "JAX has no reverse derivative of a while_loop")
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
