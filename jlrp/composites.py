@@ -107,6 +107,8 @@ class Composite:
             "find_signals": find_signals,
         }
         chosen = {name: is_so for name, is_so in chosen.items() if is_so is not None}
+        if any(_asks_for_first(pair.selector) for pair in own):
+            chosen["peel_first"] = True
         view = replace(View() if below is None else below.view, **chosen)
         object.__setattr__(self, "pairs", (*own, *inherited))
         object.__setattr__(self, "view", view)
@@ -117,6 +119,12 @@ class Composite:
         if self.rest is None:
             return self.pairs
         return (*self.pairs, *self.rest(operations).pairs)
+
+
+def _asks_for_first(selector: Selector) -> bool:
+    if isinstance(selector, tuple):
+        return any(map(_asks_for_first, selector))
+    return selector == "first" or selector is _first_affine
 
 
 def _preset(*pairs: tuple[Selector, Rule], **view: bool) -> Composite:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.bodies import Body
-from jlrp.facts.activity import Carries, active_parts
+from jlrp.facts.activity import Carries, active_parts, flow
 from jlrp.facts.affine import (
     Affine,
     Step,
@@ -103,6 +104,7 @@ class View:
     merge_batch_norm: bool = True  # in the dense or convolution before it
     hold_statistics: bool = True  # what a norm divides by is a constant
     find_signals: bool = False  # among factors, the one the others are computed from
+    peel_first: bool = False  # a first iteration may hold the first affine operation
 
 
 class _Builder:
@@ -123,6 +125,15 @@ class _Builder:
         self.regions = Regions(program, opaque, outer)
         self.signs = signs(program)
         self.products = products(program, self.regions, view.find_signals)
+
+    @cached_property
+    def unmapped(self) -> set[Value]:
+        """The values that a source reaches through no affine operation."""
+
+        def passes(equation: Equation) -> list[bool]:
+            return [not is_core(self.program, equation)] * len(equation.outputs)
+
+        return flow(self.program, self.program.sources, passes)
 
     def ending_at(self, value: Value) -> Operation:
         equation = value.producer
@@ -148,7 +159,8 @@ class _Builder:
     def with_bodies(self, equation: Equation) -> Operation:
         """A loop or branch; what its bodies hold are operations in turn."""
         found = []
-        for parts in active_parts(self.program, equation, self.carries):
+        peel = self.view.peel_first and not self.unmapped.isdisjoint(equation.inputs)
+        for parts in active_parts(self.program, equation, self.carries, peel):
             for body in parts:
                 inner = _Builder(
                     body.program, self.opaque, self.view, self.carries, {}, self.regions

@@ -134,13 +134,13 @@ _PEELED = 8  # at most: iterations by which a loop's activity has settled
 
 
 def active_parts(
-    program: Program, equation: Equation, carries: Carries
+    program: Program, equation: Equation, carries: Carries, peel_first: bool = False
 ) -> list[list[Body]]:
     """The bodies of a loop or branch, active as the program around them makes them.
 
     Of a branch, one for each case. Of a loop, one for the first iteration if its
     initial state carries no relevance while later ones do, as in the unrolled program,
-    and one for all that follow.
+    or if asked to, and one for all that follow.
     """
     found = []
     for case, body in enumerate(bodies_of(equation)):
@@ -157,7 +157,7 @@ def active_parts(
             if last and not settled:
                 active, dependent, settled = next_active, next_dependent, True
             parts.append((part, active, dependent))
-            if settled:
+            if settled and (len(parts) > 1 or not (peel_first and body.n_carries)):
                 break
             active, dependent = next_active, next_dependent
         _explain(program, equation, parts, carries)
