@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlrp import _jax, reports, targets
+from jlrp import residuals as policies
 from jlrp.composites import FALLBACKS, Composite, resolve
 from jlrp.errors import InputError
 from jlrp.graph import Value
@@ -62,6 +63,7 @@ class Explainer:
     wrt: tuple[str, ...] = ("x",)
     capture: tuple[str, ...] = ()
     condition: Conditions = None
+    residuals: Any = "keep"
 
     def __call__(
         self, params: Any, x: Any, target: Any = None, condition: Conditions = None
@@ -85,6 +87,7 @@ class Explainer:
             self.wrt,
             self.capture,
             tuple(masks),
+            self.residuals,
         )
         return _explained(_Key(self.fn, options), params, x, traced, masks)
 
@@ -143,6 +146,7 @@ def relevance(
     fallback: str | None = None,
     wrt: str | Sequence[str] = "x",
     condition: Conditions = None,
+    residuals: Any = "keep",
 ) -> Any:
     """How much each element of ``x`` contributed to an output of ``fn(params, x)``.
 
@@ -152,7 +156,7 @@ def relevance(
     Args:
       fn: ``fn(params, x) -> scores``: any JAX function.
       params: pytree of arrays; constants of the explanation.
-      x: pytree of arrays to explain, floating point.
+      x: pytree of arrays to explain; integers, such as token ids, get one number each.
       target: what is explained. None: the arg-max class of each row for scores of shape
         (batch, classes) or (classes,), the output itself for a scalar or (batch,). An
         int, or an int array of shape (batch,): that class. A float pytree like the
@@ -168,6 +172,7 @@ def relevance(
         outputs: asking for them does not change the relevance of x.
       condition: masks by the name of a scope or tag; relevance is multiplied by them
         there, then goes on (CRP). Arrays that broadcast to the value named.
+      residuals: which activations are kept, as in ``explain``.
 
     Returns:
       Relevance: a pytree like ``x`` (or like ``params``, or a tuple of both, as ``wrt``
@@ -193,6 +198,7 @@ def relevance(
         fallback=fallback,
         wrt=wrt,
         condition=condition,
+        residuals=residuals,
     )
     found = explainer(params, x, target)
     if isinstance(wrt, str):
@@ -210,6 +216,7 @@ def explain(
     wrt: str | Sequence[str] = "x",
     capture: str | Iterable[str] = (),
     condition: Conditions = None,
+    residuals: Any = "keep",
 ) -> Explainer:
     """An explainer of ``fn``: call it with ``(params, x, target=None)``.
 
@@ -221,6 +228,11 @@ def explain(
         ``**`` any number: what relevance their outputs have is returned. A value inside
         an operation (between a convolution and its batch norm) is reported at the
         operation's output: naming never changes an explanation.
+      residuals: which activations the reverse pass gets from the forward pass:
+        ``"keep"``: those that rules read; ``"promise"``: those of them that cheap
+        operations cannot make from others again; ``"sqrt"``: what is alive at about
+        sqrt(n) places of a program of n operations, all else is run again, once; or a
+        policy of ``jax.checkpoint_policies``. Relevance is the same, to rounding.
 
     Returns:
       A function that returns an ``Explanation`` with ``relevance``, ``output``,
@@ -247,8 +259,17 @@ def explain(
         raise InputError(f'wrt is "x", "params" or both; got {wrt!r}.')
     capture = (capture,) if isinstance(capture, str) else tuple(capture)
     _masks(condition)
+    policies.resolve(residuals)
     return Explainer(
-        fn, resolve(composite), target, seed, fallback, wrt, capture, condition
+        fn,
+        resolve(composite),
+        target,
+        seed,
+        fallback,
+        wrt,
+        capture,
+        condition,
+        residuals,
     )
 
 
@@ -338,7 +359,7 @@ def audit(
         resolve(composite), seed=seed, fallback=fallback, conditions=tuple(masks)
     )
     request = Request(fn, params, x, options, target)
-    plan = request.plan(keep_all=True)
+    plan = request.plan(for_ledger=True)
     steps: list[Step] = []
 
     def run(arguments: Sequence[Any], target: Any) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from typing import Any
 
 from jax.extend.core import Primitive
 
+from jlrp.bodies import Body
 from jlrp.errors import SelectorError, UnsupportedPrimitiveError
 from jlrp.families import KINDS, why_missing
 from jlrp.graph import Value
 from jlrp.operations import Operation, View, with_inner
 from jlrp.planning import Step, parameters_inside, plan_body
+from jlrp.residuals import Policy, keep, within
 from jlrp.rules import (
     Absolute,
     AlphaBeta,
@@ -402,7 +404,7 @@ def assign(
     fallback: str | None = None,
     strict: bool = True,
     parameters: frozenset[Value] = frozenset(),
-    keep_all: bool = False,
+    policy: Policy | None = keep,
 ) -> list[Step]:
     """Give each operation its rule.
 
@@ -431,9 +433,13 @@ def assign(
     def _by_its_bodies(op: Operation, parameters: frozenset[Value]) -> Step:
         (equation,) = op.equations
         bodies = tuple(body for body, _ in op.bodies)
+
+        def policy_of(op: Operation, body: Body) -> Policy | None:
+            return within(policy, body) if policy and op.kind == "scan" else policy
+
         free = parameters_inside(bodies, equation, parameters)
         plans = [
-            plan_body(body, assigned(inner, inside), inside, keep_all)
+            plan_body(body, assigned(inner, inside), inside, policy_of(op, body))
             for (body, inner), inside in zip(op.bodies, free, strict=True)
         ]
         return Step(op, CONTROL_FLOW[op.kind](bodies, tuple(plans)))

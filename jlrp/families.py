@@ -303,6 +303,7 @@ def groups_of(equation: Equation) -> tuple[Group, ...]:
 
 # What carries no relevance.
 
+RANDOM = (p.random_bits_p, p.rng_uniform_p, p.rng_bit_generator_p, p.threefry2x32_p)
 NO_RELEVANCE: dict[Any, str] = {
     **dict.fromkeys(
         (p.argmax_p, p.argmin_p, p.eq_p, p.ge_p, p.gt_p, p.le_p, p.lt_p, p.ne_p),
@@ -326,10 +327,7 @@ NO_RELEVANCE: dict[Any, str] = {
     p.iota_p: "depends on nothing",
     p.empty2_p: "depends on nothing",
     **dict.fromkeys((p.after_all_p, p.create_token_p), "a token orders effects"),
-    **dict.fromkeys(
-        (p.random_bits_p, p.rng_uniform_p, p.rng_bit_generator_p, p.threefry2x32_p),
-        "random bits are constants",
-    ),
+    **dict.fromkeys(RANDOM, "random bits are constants"),
     **dict.fromkeys(
         (p.random_fold_in_p, p.random_seed_p, p.random_split_p),
         "random keys are constants",

@@ -61,6 +61,13 @@ class Literal:
 Atom = Value | Literal
 
 
+@dataclass(frozen=True, eq=False)
+class Region:
+    """One call of ``jax.checkpoint``, and its policy (None: nothing is saved)."""
+
+    policy: Any
+
+
 @dataclass(eq=False, slots=True)
 class Equation:
     """One application of a primitive."""
@@ -74,6 +81,8 @@ class Equation:
     source_infos: tuple[Any, ...]  # of the equation and the calls around it
     bodies: tuple[Program, ...] = ()  # of a loop or branch
     fresh_bodies: Callable[[], tuple[Program, ...]] = tuple  # with values of their own
+    regions: tuple[Region, ...] = ()  # the checkpoints around it, outermost first
+    has_effects: bool = False
 
     def __repr__(self) -> str:
         return f"{self.primitive.name} at {self.where()}"
@@ -142,6 +151,7 @@ def _flatten(
     env: dict[Any, Atom],
     scope: str = "",
     callers: tuple[Any, ...] = (),
+    regions: tuple[Region, ...] = (),
 ) -> tuple[Atom, ...]:
     """Append the equations of ``jaxpr``, its inputs bound by ``env``; its outputs."""
 
@@ -162,7 +172,10 @@ def _flatten(
         if (call := _jax.call_body(eqn)) is not None:
             body, body_consts = call
             fresh = dict(zip(body.invars, inputs, strict=True))
-            outputs = _flatten(program, body, body_consts, fresh, path, sources)
+            within = regions
+            if eqn.primitive is primitives.remat_p:
+                within = (*regions, Region(eqn.params["policy"]))
+            outputs = _flatten(program, body, body_consts, fresh, path, sources, within)
             env.update(zip(eqn.outvars, outputs, strict=True))
             continue
         position = len(program.equations)
@@ -178,6 +191,8 @@ def _flatten(
             sources,
             fresh(),
             fresh,
+            regions,
+            bool(eqn.effects),
         )
         for value in values:
             value.producer = equation
@@ -222,20 +237,24 @@ def computing(
 ) -> tuple[list[Equation], list[Value]]:
     """The equations that compute some values, and the values that these start from.
 
-    Values that are not to be followed are such starts; so are the program's inputs.
+    Values that are not to be followed are such starts; so are the program's inputs, but
+    not its constants.
     """
-    needed = {v for v in wanted if follows(v)}
-    starts = dict.fromkeys(v for v in wanted if v not in needed)
-    found = []
-    for equation in reversed(program.equations):
-        if needed.isdisjoint(equation.outputs):
+    starts: dict[Value, None] = {}
+    found: set[Equation] = set()
+    seen: set[Value] = set()
+    stack = list(wanted)
+    while stack:
+        value = stack.pop()
+        if value in seen or value in program.constants:
             continue
-        found.append(equation)
-        operands = [a for a in equation.inputs if isinstance(a, Value)]
-        needed.update(a for a in operands if follows(a))
-        starts.update(dict.fromkeys(a for a in operands if not follows(a)))
-    starts.update(dict.fromkeys(v for v in program.inputs if v in needed))
-    return found[::-1], list(starts)
+        seen.add(value)
+        if value.producer is None or not follows(value):
+            starts[value] = None
+        elif value.producer not in found:
+            found.add(value.producer)
+            stack += [a for a in value.producer.inputs if isinstance(a, Value)]
+    return sorted(found, key=lambda e: e.position), list(starts)
 
 
 def between(

@@ -5,7 +5,7 @@ Both are ordinary JAX code: under jit they become one XLA program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,9 +19,18 @@ from jax.extend.core import primitives as p
 from jlrp import _jax
 from jlrp.effective import EffectiveKernel, linear_part
 from jlrp.facts.unary import Region
-from jlrp.graph import Atom, Equation, Program, Value, computing, evaluate, read
+from jlrp.graph import (
+    Atom,
+    Equation,
+    Literal,
+    Program,
+    Value,
+    computing,
+    evaluate,
+    read,
+)
 from jlrp.operations import Operation
-from jlrp.planning import Plan, Step
+from jlrp.planning import Plan, Step, is_float
 from jlrp.promise import Promise
 from jlrp.rules.base import Propagation
 from jlrp.rules.spelled import bound, spelled
@@ -41,16 +50,25 @@ def forward(plan: Plan, arguments: Sequence[Any]) -> tuple[list[Any], Residuals]
     program = plan.program
     env: dict[Any, Any] = dict(program.constants)
     env.update(zip(program.inputs, arguments, strict=True))
-    for equation in program.equations:
-        rule = plan.recorders.get(equation)
+    recorded = {e: r for e, r in plan.recorders.items() if e not in plan.repeated}
+    _run(program.equations, env, recorded)
+    outputs = [read(env, atom) for atom in program.outputs]
+    return outputs, {key: env[key] for key in (*plan.kept, *recorded)}
+
+
+def _run(
+    equations: Iterable[Equation],
+    env: dict[Any, Any],
+    recorders: Mapping[Equation, Any],
+) -> None:
+    for equation in equations:
+        rule = recorders.get(equation)
         if rule is None:
             evaluate([equation], env)
         else:
             operands = [read(env, a) for a in equation.inputs]
             outs, env[equation] = rule.record(equation, operands, forward)
             env.update(zip(equation.outputs, outs, strict=True))
-    outputs = [read(env, atom) for atom in program.outputs]
-    return outputs, {key: env[key] for key in (*plan.kept, *plan.recorders)}
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,7 @@ def reverse(
         arriving = [pending.pop(v, None) for v in op.outputs]
         if all(promise is None for promise in arriving):
             continue
+        numbers.wait_for(arriving)
         handed = step.rule.propagate(op, arriving, numbers)
         if observe is not None:
             observe(step, arriving, handed, numbers)
@@ -162,6 +181,52 @@ def _finite(scores: Array) -> Array:
 _NOT_TRANSPOSED = (p.scatter_p,)
 
 
+class Promised:
+    """Activations that the forward pass did not keep, made again when asked for.
+
+    ``guarded``: behind a barrier, or the compiler would take them from the forward
+    pass, and keep them after all.
+    """
+
+    def __init__(self, plan: Plan, residuals: Residuals, guarded: bool = True):
+        self._plan, self._kept, self._guarded = plan, residuals, guarded
+        self._made: Residuals = {}
+        self._arrived: Array | None = None
+
+    def wait_for(self, arriving: Sequence[Promise | None]) -> None:
+        if self._guarded:
+            self._arrived = next(iter(jax.tree.leaves(arriving)), None)
+
+    def __getitem__(self, value: Value) -> Array:
+        if value not in self._made:
+            self._make([value])
+        return self._made[value]
+
+    def recorded(self, equation: Equation) -> Any:
+        if equation not in self._made:
+            self._make(equation.outputs)
+        return self._made[equation]
+
+    def _make(self, values: Sequence[Value]) -> None:
+        def is_missing(v: Value) -> bool:
+            return v not in self._kept and v not in self._made
+
+        equations, starts = computing(self._plan.program, values, is_missing)
+        starts = [v for v in starts if v not in self._made]
+        self._made.update(self._plan.program.constants)
+        self._made.update(zip(starts, self._behind_barrier(starts), strict=True))
+        _run(equations, self._made, self._plan.recorders)
+
+    def _behind_barrier(self, starts: Sequence[Value]) -> list[Array]:
+        numbers = [self._kept[v] for v in starts]
+        floats = [i for i, v in enumerate(starts) if is_float(v)]
+        if self._guarded and floats and self._arrived is not None:
+            held = [*(numbers[i] for i in floats), self._arrived]
+            for i, number in zip(floats, lax.optimization_barrier(held), strict=False):
+                numbers[i] = number
+        return numbers
+
+
 class Numbers:
     """The context of rules: kept numbers, and operations as functions of them.
 
@@ -169,25 +234,41 @@ class Numbers:
     accumulates in float32.
     """
 
-    def __init__(self, residuals: Residuals, masks: Mapping[str, Array] | None = None):
-        self._residuals, self._masks = residuals, masks or {}
+    def __init__(
+        self,
+        plan: Plan,
+        residuals: Residuals,
+        masks: Mapping[str, Array] | None = None,
+        promised: Promised | None = None,
+    ):
+        self._plan, self._residuals, self._masks = plan, residuals, masks or {}
+        self._promised = promised or Promised(plan, residuals)
 
     @property
     def kept(self) -> Residuals:
         """What the forward pass kept."""
         return self._residuals
 
+    def wait_for(self, arriving: Sequence[Promise | None]) -> None:
+        """Promised numbers that are asked for now are not made before this arrives."""
+        self._promised.wait_for(arriving)
+
     def replaced(self, numbers: Mapping[Value, Array]) -> Numbers:
-        return Numbers({**self._residuals, **numbers}, self._masks)
+        residuals = {**self._residuals, **numbers}
+        return Numbers(self._plan, residuals, self._masks, self._promised)
 
     def mask(self, name: str) -> Array:
         return self._masks[name]
 
     def recorded(self, equation: Equation) -> Any:
-        return self._residuals[equation]
+        if equation in self._residuals:
+            return self._residuals[equation]
+        return self._promised.recorded(equation)
 
     def original(self, atom: Atom) -> Array:
-        return read(self._residuals, atom)
+        if isinstance(atom, Literal) or atom in self._residuals:
+            return read(self._residuals, atom)
+        return self._promised[atom]
 
     def forward_body(
         self, plan: Any, inputs: Sequence[Array]
@@ -203,7 +284,9 @@ class Numbers:
         wanted: Sequence[Value],
         explained: Mapping[Value, Array],
     ) -> tuple[list[Promise | None], Sequence[Array]]:
-        inside = Numbers({**plan.program.constants, **residuals}, self._masks)
+        residuals = {**plan.program.constants, **residuals}
+        promised = Promised(plan, residuals, guarded=False)
+        inside = Numbers(plan, residuals, self._masks, promised)
         plan = plan if wanted else replace(plan, parameters=frozenset())
         delivered = reverse(plan, inside, seeds, observe, explained)
         if not wanted:
@@ -219,7 +302,7 @@ class Numbers:
         return {v: env[v] for v in wanted}
 
     def read(self, atom: Atom) -> Array:
-        number = read(self._residuals, atom)
+        number = self.original(atom)
         if str(getattr(number, "dtype", "")) in _jax.LOW_PRECISION:
             number = jnp.asarray(number, jnp.float32)
         return number

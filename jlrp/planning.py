@@ -13,6 +13,7 @@ from jlrp.bodies import Body
 from jlrp.facts.activity import flow, with_carries
 from jlrp.graph import Equation, Program, Value, computing
 from jlrp.operations import Operation
+from jlrp.residuals import Policy, keep, kept_and_promised, saved_by_user
 from jlrp.rules import Rule
 
 
@@ -39,6 +40,8 @@ class Plan:
       program: the traced program.
       steps: from the explained outputs back to the sources.
       kept: the values that the forward pass hands to the reverse pass, nothing else.
+      promised: values that rules read and that are made again from kept ones.
+      repeated: the loops that are run again where relevance comes back.
       captured: the values whose relevance is asked for, by name.
       parameters: the constants whose multipliers are asked for.
     """
@@ -46,6 +49,8 @@ class Plan:
     program: Program
     steps: tuple[Step, ...]
     kept: tuple[Value, ...]
+    promised: tuple[Value, ...] = ()
+    repeated: frozenset[Equation] = frozenset()
     captured: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     parameters: frozenset[Value] = frozenset()
 
@@ -101,10 +106,10 @@ def plan_body(
     body: Body,
     steps: Sequence[Step],
     parameters: frozenset[Value],
-    keep_all: bool = False,
+    policy: Policy | None = keep,
 ) -> Plan:
     """The plan of a loop's or branch's body."""
-    return make_plan(body.program, steps, {}, parameters, keep_all)
+    return make_plan(body.program, steps, {}, parameters, policy)
 
 
 def is_float(value: Value) -> bool:
@@ -116,22 +121,41 @@ def make_plan(
     steps: Sequence[Step],
     captured: Mapping[str, tuple[Value, ...]],
     parameters: frozenset[Value] = frozenset(),
-    keep_all: bool = False,
+    policy: Policy | None = keep,
 ) -> Plan:
-    """Keep what the rules declare, their constants, and what is explained."""
+    """Keep what the rules declare, their constants, and what is explained.
+
+    Or promise it, as the policy says. Without a policy the operands and outputs of
+    every operation are kept, for its ledger.
+    """
     kept: dict[Value, None] = dict.fromkeys(program.sources)
     kept.update(dict.fromkeys(program.explained))
     kept.update(dict.fromkeys(_behind_parameters(program, steps, parameters)))
     for values in captured.values():
         kept.update(dict.fromkeys(v for v in values if v in program.active))
+    read: dict[Value, None] = {}
+    repeated = set()
     for step in steps:
         op = step.operation
         needed = op.constants + step.rule.needs(op)
         asked = not parameters.isdisjoint(op.constants)
-        if (keep_all or asked) and not op.bodies:
+        if (policy is None or asked) and not op.bodies:
             needed += op.inputs + op.outputs
-        kept.update(dict.fromkeys(needed))
-    return Plan(program, tuple(steps), tuple(kept), captured, parameters)
+        if hasattr(step.rule, "record") and not saved_by_user(op.equations[0]):
+            repeated.add(op.equations[0])
+            needed += tuple(v for v in op.equations[0].inputs if isinstance(v, Value))
+        read.update(dict.fromkeys(needed))
+    more, promised = kept_and_promised(program, read, kept, policy or keep)
+    kept.update(dict.fromkeys(more))
+    return Plan(
+        program,
+        tuple(steps),
+        tuple(kept),
+        tuple(promised),
+        frozenset(repeated),
+        captured,
+        parameters,
+    )
 
 
 def _behind_parameters(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax, captures, targets
+from jlrp import _jax, captures, residuals, targets
 from jlrp.composites import Composite, assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
 from jlrp.facts.activity import activate
@@ -51,6 +51,7 @@ class Options:
     wrt: tuple[str, ...] = ("x",)
     capture: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
+    residuals: Any = "keep"
 
 
 class Request:
@@ -85,8 +86,8 @@ class Request:
         self.sources = self.program.inputs[n_params:]
         self.scores = self.program.outputs[: self.n_scores]
 
-    def plan(self, strict: bool = True, keep_all: bool = False) -> Plan:
-        """Annotate the program and assign the rules."""
+    def plan(self, strict: bool = True, for_ledger: bool = False) -> Plan:
+        """Annotate the program, assign the rules, decide what is kept."""
         program, options = self.program, self.options
         found = embeddings(program, self.sources)
         entries = {end: embedding.sources for end, embedding in found.items()}
@@ -104,13 +105,14 @@ class Request:
         )
         asked = self.parameters if "params" in options.wrt else ()
         parameters = parameters_of(program, asked)
+        policy = None if for_ledger else residuals.resolve(options.residuals)
         steps = assign(
             options.composite,
             operations,
             options.fallback,
             strict,
             parameters,
-            keep_all,
+            policy,
         )
         captured = captures.matching(named, options.capture, inside)
         return make_plan(
@@ -118,7 +120,7 @@ class Request:
             _with_conditions(steps, self.conditions),
             captures.at_operations(captured, operations),
             parameters,
-            keep_all,
+            policy,
         )
 
     def run(
@@ -131,8 +133,8 @@ class Request:
         """Both passes, on these arguments."""
         for name, value in self.conditions.items():
             _check_mask(name, np.shape(masks[name]), value.shape)
-        outputs, residuals = forward(plan, arguments)
-        numbers = Numbers(residuals, masks)
+        outputs, kept = forward(plan, arguments)
+        numbers = Numbers(plan, kept, masks)
         seeds = self._seeds(outputs)
         delivered = reverse(plan, numbers, seeds, observe)
         return Explained(self, plan, numbers, outputs, seeds, delivered)

@@ -20,6 +20,7 @@ LAYERS = [
     ["facts"],
     ["operations"],
     ["rules"],
+    ["residuals"],
     ["planning"],
     ["composites"],
     ["effective", "transposes"],

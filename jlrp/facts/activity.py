@@ -60,7 +60,7 @@ def activate(
         v for end in entries if end in active for v in entries[end]
     )
     starts = {*sources, *dependent}
-    program.dependent = frozenset(flow(program, starts, _everything))
+    program.dependent = frozenset(flow(program, starts, everything))
     program.uses = dict(uses)
 
 
@@ -152,7 +152,7 @@ def active_parts(
             part = bodies_of(equation, equation.fresh_bodies())[case]
             last = len(parts) == _PEELED
             next_active = _after(part, active, _floats(carries), last)
-            next_dependent = _after(part, dependent, _everything, last)
+            next_dependent = _after(part, dependent, everything, last)
             settled = (next_active, next_dependent) == (active, dependent)
             if last and not settled:
                 active, dependent, settled = next_active, next_dependent, True
@@ -223,7 +223,7 @@ def _chosen(program: Program, flags: Sequence[bool]) -> list[Value]:
     return [v for v, flag in zip(program.inputs, flags, strict=True) if flag]
 
 
-def _everything(equation: Equation) -> Sequence[bool]:
+def everything(equation: Equation) -> Sequence[bool]:
     return [True] * len(equation.outputs)
 
 

@@ -19,7 +19,7 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from jlrp.bodies import Body
-from jlrp.facts.activity import flow
+from jlrp.facts.activity import everything, flow
 from jlrp.graph import Atom, Equation, Literal, Value, computing
 from jlrp.operations import Operation
 from jlrp.promise import Promise
@@ -233,7 +233,6 @@ class _Part:
     @cached_property
     def _varying(self) -> set[Value]:
         body = self.body
-        everything = lambda equation: [True] * len(equation.outputs)  # noqa: E731
         return flow(body.program, (*body.carries, *body.slices), everything)
 
     @cached_property
@@ -371,7 +370,7 @@ class _PartInReverse:
     ):
         self.part, body = part, part.body
         pairs = zip(body.program.inputs, body.operands(equation), strict=True)
-        outside = {v: ctx.read(a) for v, a in pairs if v in part.inputs_read}
+        outside = {v: ctx.original(a) for v, a in pairs if v in part.inputs_read}
         self.sliced = [v for v in body.slices if v in outside]
         self.arrays = [outside.pop(v) for v in self.sliced]
         self.constants = ctx.made(body.program, part.invariant, outside)
