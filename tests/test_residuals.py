@@ -1,0 +1,307 @@
+"""What is kept for the reverse pass and what is made again, without another answer."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jlrp
+from jlrp import residuals
+from jlrp.composites import resolve
+from jlrp.planning import Plan
+from jlrp.request import Options, Request
+
+pytestmark = pytest.mark.relaxed
+
+RNG = np.random.default_rng(0)
+normal = lambda *shape: jnp.asarray(RNG.normal(size=shape))  # noqa: E731
+DEPTH, WIDTH = 9, 8
+P = {
+    "in": normal(6, WIDTH),
+    "up": normal(DEPTH, WIDTH, 2 * WIDTH) / 3,
+    "down": normal(DEPTH, 2 * WIDTH, WIDTH) / 3,
+    "bias": normal(DEPTH, 2 * WIDTH),
+    "out": normal(WIDTH, 3),
+}
+X = normal(5, 6)
+POLICIES = {
+    **{name: name for name in residuals.POLICIES},
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "everything": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+COMPOSITES = ("attnlrp", "epsilon", "epsilon_plus", "epsilon_alpha2_beta1")
+table = functools.partial(pytest.mark.parametrize, "policy")
+by_policy = table(POLICIES.values(), ids=POLICIES)
+
+
+def block(h, layer):
+    up, down, bias = layer
+    return h + jax.nn.relu(jax.nn.gelu(h @ up + bias)) @ down
+
+
+def layers(p, i):
+    return p["up"][i], p["down"][i], p["bias"][i]
+
+
+def stacked(p, x, block=block):
+    h = x @ p["in"]
+    for i in range(DEPTH):
+        h = block(h, layers(p, i))
+    return h @ p["out"]
+
+
+def scanned(p, x, block=block):
+    step = lambda h, layer: (block(h, layer), None)  # noqa: E731
+    h, _ = lax.scan(step, x @ p["in"], layers(p, slice(None)))
+    return h @ p["out"]
+
+
+def attending(p, x):
+    h = (x @ p["in"])[None]
+    for i in range(2):
+        q, k, v = (h @ m for m in (p["up"][i][:, :WIDTH], p["down"][i][:WIDTH], h[0].T))
+        h = h + jax.nn.softmax(q @ k.swapaxes(1, 2)) @ v @ h / 9
+        h = h / jnp.sqrt(jnp.square(h).mean(-1, keepdims=True))
+    return h.mean(1) @ p["out"]
+
+
+MODELS = {"stacked": stacked, "scanned": scanned, "attending": attending}
+
+
+def plan_of(fn, composite="epsilon", policy="keep", **options) -> Plan:
+    chosen = Options(resolve(composite), residuals=policy, **options)
+    return Request(fn, P, X, chosen).plan()
+
+
+def explained(fn, composite, **options):
+    seed = jnp.linspace(-1.0, 2.0, 3) * jnp.ones(jax.eval_shape(fn, P, X).shape)
+    explain = jlrp.explain(fn, composite=composite, **options)
+    return explain(P, X, seed)
+
+
+def assert_same(a, b):
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        scale = np.abs(one).max()
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-12 * scale)
+
+
+@by_policy
+@pytest.mark.parametrize("model", MODELS)
+def test_every_policy_gives_the_same_relevance(model, policy):
+    for composite in COMPOSITES:
+        wrt = ("x", "params") if composite == "epsilon" else "x"
+        both = (
+            explained(MODELS[model], composite, wrt=wrt, residuals=r)
+            for r in ("keep", policy)
+        )
+        assert_same(*both)
+
+
+@by_policy
+def test_policies_compose_with_jit_vmap_and_grad(policy):
+    def total(x, residuals):
+        explain = jlrp.explain(stacked, composite="epsilon", residuals=residuals)
+        return jnp.sum(explain(P, x[None], 1).relevance ** 2)
+
+    both = (
+        jax.jit(jax.vmap(jax.grad(functools.partial(total, residuals=r))))(X)
+        for r in ("keep", policy)
+    )
+    assert_same(*both)
+
+
+def test_captured_and_conditioned_values_may_be_promised():
+    def fn(p, x):
+        h = jlrp.tag(block(x @ p["in"], layers(p, 0)), "hidden")
+        return block(h, layers(p, 1)) @ p["out"]
+
+    mask = jnp.arange(WIDTH) % 2 == 0
+    options = dict(capture="hidden", condition={"hidden": mask})
+    both = (explained(fn, "epsilon", residuals=r, **options) for r in ("keep", "sqrt"))
+    assert_same(*((e.captured, e.relevance) for e in both))
+
+
+# How much is kept.
+
+
+def bytes_made(plan):
+    """Of what is kept, without inputs."""
+    made = [v for v in plan.kept if v.producer is not None]
+    return sum(map(residuals.size_of, made))
+
+
+def deep(depth):
+    def fn(p, x):
+        h = x @ p["in"]
+        for i in range(depth):
+            h = block(h, layers(p, i % DEPTH))
+        return h @ p["out"]
+
+    return fn
+
+
+def test_promise_keeps_less_and_runs_no_dot_again():
+    keep, promise = (plan_of(stacked, policy=name) for name in ("keep", "promise"))
+    assert bytes_made(promise) < bytes_made(keep)
+    assert not keep.promised and promise.promised
+    dots = [dots_in(stacked, residuals=name) for name in ("keep", "promise")]
+    assert dots[0] == dots[1]
+
+
+def test_sqrt_grows_like_the_square_root_of_depth():
+    depths = (16, 64, 256)
+    sizes = [bytes_made(plan_of(deep(n), policy="sqrt")) for n in depths]
+    linear = [bytes_made(plan_of(deep(n), policy="keep")) for n in depths]
+    for i in (1, 2):
+        assert linear[i] > 3.5 * linear[i - 1]
+        assert sizes[i] < 2.5 * sizes[i - 1]
+
+
+def dots_in(fn, composite="epsilon", **options):
+    """``dot_general`` equations in the traced explanation, those in loops included."""
+    explain = jlrp.explain(fn, composite=composite, **options)
+    jaxpr = jax.make_jaxpr(lambda p, x: explain(p, x, 1).relevance)(P, X)
+    return len(re.findall(r"= dot_general", str(jaxpr)))
+
+
+def test_sqrt_runs_each_dot_at_most_once_more():
+    keep = dots_in(stacked)
+    again = dots_in(stacked, residuals="sqrt") - keep
+    assert 0 < again <= 2 * DEPTH + 2
+
+
+# The user's checkpoints.
+
+CHECKPOINTS = {
+    "nothing": None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "everything": jax.checkpoint_policies.everything_saveable,
+}
+
+
+@pytest.mark.parametrize("policy", CHECKPOINTS.values(), ids=CHECKPOINTS)
+@pytest.mark.parametrize("model", [stacked, scanned])
+def test_checkpoints_change_nothing(model, policy):
+    fn = functools.partial(model, block=jax.checkpoint(block, policy=policy))
+    for composite in COMPOSITES:
+        assert_same(explained(model, composite), explained(fn, composite))
+
+
+def test_a_checkpoint_keeps_its_inputs_alone():
+    fn = functools.partial(stacked, block=jax.checkpoint(block))
+    plan = plan_of(fn)
+    inside = [v for v in plan.kept if v.producer and v.producer.regions]
+    # The output of one is the input of the next.
+    assert all(v.shape == (len(X), WIDTH) for v in inside)
+    assert dots_in(fn) - dots_in(stacked) == 2 * DEPTH  # epsilon reads every output
+
+
+def test_a_checkpoints_policy_is_honoured():
+    policy = jax.checkpoint_policies.dots_saveable
+    fn = functools.partial(stacked, block=jax.checkpoint(block, policy=policy))
+    assert dots_in(fn) == dots_in(stacked)
+    assert plan_of(fn).promised
+
+
+def test_names_saved_by_a_checkpoint():
+    from jax.ad_checkpoint import checkpoint_name
+
+    def named(h, layer):
+        up, down, bias = layer
+        z = checkpoint_name(h @ up + bias, "z")
+        return h + jax.nn.relu(jax.nn.gelu(z)) @ down
+
+    policy = jax.checkpoint_policies.save_only_these_names("z")
+    fn = functools.partial(stacked, block=jax.checkpoint(named, policy=policy))
+    assert_same(explained(stacked, "epsilon"), explained(fn, "epsilon"))
+    assert dots_in(fn) - dots_in(stacked) == DEPTH  # the others' outputs have no name
+
+
+def test_a_checkpointed_loop_is_run_again():
+    def fn(p, x):
+        return jax.checkpoint(lambda x: scanned(p, x))(x)
+
+    for composite in COMPOSITES:
+        assert_same(explained(scanned, composite), explained(fn, composite))
+    plan = plan_of(fn)
+    assert [e.primitive.name for e in plan.repeated] == ["scan"]
+
+
+def test_checkpoints_in_a_checkpoint():
+    fn = functools.partial(stacked, block=jax.checkpoint(block))
+    nested = jax.checkpoint(fn)
+    assert_same(explained(stacked, "epsilon"), explained(nested, "epsilon"))
+    kept = [v for v in plan_of(nested).kept if v.producer and v.producer.regions]
+    assert [v.shape for v in kept] in ([], [(len(X), 3)])  # what is explained
+
+
+# Loops.
+
+
+def stacks(fn, composite="epsilon"):
+    """Shapes that the forward scan hands to the reverse scan."""
+    plan = plan_of(fn, composite)
+    (rule,) = plan.recorders.values()
+    return [v.shape for v in rule._parts()[-1].stacked]
+
+
+def test_a_recurrent_loop_stacks_its_carry_alone():
+    def rnn(p, x):
+        square = p["in"] @ p["in"].T
+
+        def step(h, t):
+            return jnp.tanh(h @ square + x @ square * t), None
+
+        h, _ = lax.scan(step, x, jnp.arange(4.0))
+        return h[:, :3]
+
+    plan = plan_of(rnn)
+    (rule,) = plan.recorders.values()
+    part = rule._parts()[-1]
+    (carry,) = part.body.carries
+    (out,) = part.body.program.outputs
+    assert set(part.stacked) <= {carry, out}
+
+
+def test_a_checkpointed_body_stacks_its_carry_alone():
+    fn = functools.partial(scanned, block=jax.checkpoint(block))
+    assert set(stacks(fn)) == {(len(X), WIDTH)}
+
+
+# What is never run again.
+
+
+def test_random_numbers_are_kept():
+    key = jax.random.key(0)
+
+    def fn(p, x):
+        h = x @ p["in"]
+        for i in range(4):
+            bits = jax.random.bernoulli(jax.random.fold_in(key, i), 0.5, h.shape)
+            h = block(jnp.where(bits, h * 2.0, 0.0), layers(p, i))
+        return h @ p["out"]
+
+    for policy in POLICIES.values():
+        plan = plan_of(fn, policy=policy)
+        again = jax.make_jaxpr(
+            lambda x, r=policy: jlrp.explain(fn, residuals=r)(P, x, 1).relevance
+        )(X)
+        assert str(again).count("= random_bits") == 4
+        assert all(v.producer.primitive.name != "random_bits" for v in plan.promised)
+    assert_same(explained(fn, "epsilon"), explained(fn, "epsilon", residuals="sqrt"))
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("wrong", ["everything", 3, None])
+def test_unknown_policies_are_refused(wrong):
+    with pytest.raises(jlrp.InputError, match="residuals is one of"):
+        jlrp.explain(stacked, residuals=wrong)
+    with pytest.raises(jlrp.InputError, match="'keep', 'promise', 'sqrt'"):
+        jlrp.relevance(stacked, P, X, residuals=wrong)
