@@ -112,6 +112,11 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[A
     return [read(a) for a in jaxpr.outvars]
 
 
+def is_inexact(aval: Any) -> bool:
+    """Whether an abstract value holds real or complex numbers."""
+    return jnp.issubdtype(getattr(aval, "dtype", np.dtype(bool)), jnp.inexact)
+
+
 def is_key(dtype: Any) -> bool:
     """Whether a dtype is that of random keys."""
     return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)  # type: ignore[attr]

@@ -291,6 +291,7 @@ def inspect(
     *,
     composite: str | Composite = "auto",
     fallback: str | None = None,
+    residuals: Any = "keep",
 ) -> reports.Inspection:
     """What jlrp sees in ``fn(params, x)``, and the rule of each operation; prints a
     table.
@@ -298,11 +299,12 @@ def inspect(
     Static: no number is computed. A missing rule is reported, not raised.
 
     Args:
-      fn, target, composite, fallback: as in ``relevance``.
+      fn, target, composite, fallback, residuals: as in ``relevance``.
       params, x: pytrees of arrays or of ``jax.ShapeDtypeStruct``.
 
     Returns:
-      An ``Inspection`` with ``operations`` and ``coverage``.
+      An ``Inspection`` with ``operations``, ``coverage`` and ``activations``: which of
+      them are kept for the reverse pass, and which made again.
 
     Raises:
       JlrpError: for a target or selector that does not fit.
@@ -313,7 +315,7 @@ def inspect(
       >>> report.coverage.covered
       1
     """
-    options = Options(resolve(composite), fallback=fallback)
+    options = Options(resolve(composite), fallback=fallback, residuals=residuals)
     request = Request(fn, params, x, options, target)
     return reports.inspection(request.plan(strict=False))
 
@@ -451,7 +453,8 @@ def _total(pairs: Any, numbers: Numbers) -> Any:
 def _finite(step: Step, numbers: Numbers) -> tuple[Any, Any]:
     """Whether the inputs, and the outputs, are numbers.
 
-    -inf is one where a constant put it, or it was there before: a mask's.
+    -inf is one where a constant put it, or it was there before: a mask's. So is what a
+    cast makes of a mask that is as low as its own dtype goes.
     """
     op = step.operation
 
@@ -464,7 +467,7 @@ def _finite(step: Step, numbers: Numbers) -> tuple[Any, Any]:
         return jnp.all(jnp.stack(checks))
 
     values = [numbers.read(v) for v in op.inputs if is_float(v)]
-    was_masked = [jnp.any(jnp.isneginf(jnp.real(v))) for v in values]
+    was_masked = [jnp.any(jnp.real(v) < jnp.finfo(v.dtype).min / 2) for v in values]
     masked = jnp.any(jnp.stack([jnp.asarray(op.has_offset), *was_masked]))
     inputs = all_are([v for v in op.inputs if is_float(v)], jnp.asarray(True))
     return inputs, all_are(op.outputs, masked)

@@ -152,12 +152,14 @@ def _flatten(
     scope: str = "",
     callers: tuple[Any, ...] = (),
     regions: tuple[Region, ...] = (),
+    known: dict[Any, Equation] | None = None,
 ) -> tuple[Atom, ...]:
     """Append the equations of ``jaxpr``, its inputs bound by ``env``; its outputs."""
 
     def read(atom: Any) -> Atom:
         return Literal(_jax.literal_value(atom)) if _jax.is_literal(atom) else env[atom]
 
+    known = {} if known is None else known
     for var, const in zip(jaxpr.constvars, consts, strict=True):
         env[var] = Value(var.aval)
         program.constants[env[var]] = const  # type: ignore[index]
@@ -175,8 +177,15 @@ def _flatten(
             within = regions
             if eqn.primitive is primitives.remat_p:
                 within = (*regions, Region(eqn.params["policy"]))
-            outputs = _flatten(program, body, body_consts, fresh, path, sources, within)
+            outputs = _flatten(
+                program, body, body_consts, fresh, path, sources, within, known
+            )
             env.update(zip(eqn.outvars, outputs, strict=True))
+            continue
+        key = (eqn.primitive, path, tuple(map(_identity, inputs)))
+        same = known.get(key)
+        if same is not None and same.params == eqn.params:
+            env.update(zip(eqn.outvars, same.outputs, strict=True))
             continue
         position = len(program.equations)
         values = tuple(Value(v.aval) for v in eqn.outvars)
@@ -197,6 +206,8 @@ def _flatten(
         for value in values:
             value.producer = equation
         program.equations.append(equation)
+        if _may_be_shared(eqn):
+            known[key] = equation
         env.update(zip(eqn.outvars, values, strict=True))
     return tuple(read(a) for a in jaxpr.outvars)
 
@@ -218,6 +229,34 @@ def _body(
     return program
 
 
+def _may_be_shared(eqn: Any) -> bool:
+    """Whether an equation that was traced twice is one: it moves, or makes integers.
+
+    torchax replays a view each time that it is read: a signal and its norm would be
+    made from different, if equal, slices.
+    """
+    if eqn.effects or _jax.bodies(eqn):
+        return False
+    moves = eqn.primitive in _MOVES
+    return moves or not any(_jax.is_inexact(v.aval) for v in eqn.outvars)
+
+
+def _identity(atom: Atom) -> Any:
+    if isinstance(atom, Value) or atom.number.size > 16:
+        return atom
+    return str(atom.dtype), atom.shape, atom.number.tobytes()
+
+
+_MOVES = {
+    primitives.broadcast_in_dim_p,
+    primitives.convert_element_type_p,
+    primitives.gather_p,
+    primitives.reshape_p,
+    primitives.rev_p,
+    primitives.slice_p,
+    primitives.squeeze_p,
+    primitives.transpose_p,
+}
 _NAMING = (tag_p, primitives.name_p)
 
 

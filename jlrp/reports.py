@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jlrp.graph import Equation
+from jlrp.graph import Equation, Value, computing
 from jlrp.planning import Plan, Step
+from jlrp.residuals import size_of
 
 CAUSES = ("bias", "stabilizer", "taylor", "constants", "blocked")
 
@@ -94,6 +95,64 @@ class Coverage:
         return self._count("uncovered")
 
 
+@dataclass(frozen=True)
+class Activation:
+    """An activation that rules read, and whether the forward pass keeps it.
+
+    Attributes:
+      size: bytes.
+      chain: how many equations make it again from kept ones; 0: it is kept.
+    """
+
+    primitive: str
+    where: str
+    shape: tuple[int, ...]
+    size: int
+    chain: int
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The activations between the two passes, without inputs, parameters and loops'.
+
+    Attributes:
+      values: the activations.
+      equations: of the program.
+    """
+
+    values: tuple[Activation, ...]
+    equations: int
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(v.size for v in self.values if not v.chain)
+
+    @property
+    def promises(self) -> int:
+        """How many are made again (DynamicLRP counts them so)."""
+        return sum(v.chain > 0 for v in self.values)
+
+    @property
+    def density(self) -> float:
+        """Promises over equations (DynamicLRP's rho)."""
+        return self.promises / max(1, self.equations)
+
+    @property
+    def total_chain(self) -> int:
+        """Equations behind all promises, shared ones counted again (its delta)."""
+        return sum(v.chain for v in self.values)
+
+    def __str__(self) -> str:
+        kept = len(self.values) - self.promises
+        text = f"activations: {kept} kept ({self.kept_bytes / 1e6:.3g} MB)"
+        if not self.promises:
+            return text
+        return (
+            f"{text}, {self.promises} promised (density {self.density:.2f}, "
+            f"chains of {self.total_chain} equations in all)"
+        )
+
+
 @dataclass(frozen=True, repr=False)
 class OperationRow:
     """One operation of the inspection, in the program's order."""
@@ -116,6 +175,7 @@ class Inspection(Table):
 
     operations: tuple[OperationRow, ...]
     coverage: Coverage
+    activations: Activations
 
     def _title(self) -> str:
         kinds = Counter(row.kind for row in self.operations)
@@ -140,13 +200,31 @@ class Inspection(Table):
         c = self.coverage
         return (
             f"active equations: {c.covered} covered, {c.fallback} by fallback, "
-            f"{c.uncovered} uncovered"
+            f"{c.uncovered} uncovered\n{self.activations}"
         )
 
 
 def inspection(plan: Plan) -> Inspection:
     """The inspection of a plan; static: no number is computed."""
-    return Inspection(tuple(_rows(plan)), coverage(plan))
+    return Inspection(tuple(_rows(plan)), coverage(plan), activations(plan))
+
+
+def activations(plan: Plan) -> Activations:
+    """What the forward pass keeps for the reverse pass, and what is made again."""
+    kept = set(plan.kept)
+    found = [_activation(v, 0) for v in plan.kept if v.producer is not None]
+    for value in plan.promised:
+        again, _ = computing(plan.program, [value], lambda v: v not in kept)
+        found.append(_activation(value, len(again)))
+    return Activations(tuple(found), len(plan.program.equations))
+
+
+def _activation(value: Value, chain: int) -> Activation:
+    assert value.producer is not None
+    made = value.producer
+    return Activation(
+        made.primitive.name, made.where(), value.shape, size_of(value), chain
+    )
 
 
 def _rows(plan: Plan, depth: int = 0) -> Iterator[OperationRow]:

@@ -305,3 +305,24 @@ def test_unknown_policies_are_refused(wrong):
         jlrp.explain(stacked, residuals=wrong)
     with pytest.raises(jlrp.InputError, match="'keep', 'promise', 'sqrt'"):
         jlrp.relevance(stacked, P, X, residuals=wrong)
+
+
+# The report.
+
+
+def test_the_report_says_what_is_kept_and_what_is_promised():
+    keep, promise = (
+        jlrp.inspect(stacked, P, X, 1, composite="epsilon", residuals=policy)
+        for policy in ("keep", "promise")
+    )
+    assert keep.activations.promises == 0 == keep.activations.total_chain
+    found = promise.activations
+    assert found.kept_bytes < keep.activations.kept_bytes
+    assert len(found.values) == len(keep.activations.values)
+    assert found.promises == sum(v.chain > 0 for v in found.values) >= DEPTH
+    assert found.total_chain >= found.promises
+    assert found.density == found.promises / found.equations
+    assert f"{found.promises} promised" in str(promise)
+    assert "promised" not in str(keep)
+    kept = [v for v in found.values if not v.chain]
+    assert sum(8 * np.prod(v.shape) for v in kept) == found.kept_bytes

@@ -1488,6 +1488,20 @@ def test_a_mask_of_minus_infinity_is_no_alarm():
     assert not ledger.nonfinite and "NaN" not in str(ledger)
 
 
+def test_a_mask_that_overflows_in_a_cast_is_no_alarm():
+    """Unlike a number of the model's own that does."""
+
+    def weighted(scores):
+        return jax.nn.softmax(scores.astype(jnp.float32))[..., 0]
+
+    w, x = jnp.ones((3, 2)), jnp.ones((4, 3))
+    lowest = jnp.array([0.0, jnp.finfo(jnp.float64).min])
+    masked = jlrp.audit(lambda w, x: weighted(x @ w + lowest), w, x)
+    assert masked.nonfinite == ()
+    overflown = jlrp.audit(lambda w, x: weighted(x @ w * -1e39), w, x)
+    assert "convert_element_type" in overflown.nonfinite[0]
+
+
 @both
 def test_zero_inputs_get_zero(composite):
     def fn(p, x):  # layer norm of zeros, scores of zeros

@@ -78,7 +78,8 @@ def _is_product(program: Program, regions: Regions, equation: Equation) -> bool:
         return False
     if not all(program.is_active(a) for a in equation.inputs[:2]):
         return False
-    return regions.ending_at(equation.outputs[0]) is None
+    (out,) = equation.outputs
+    return regions.ending_at(out) is None and softmax_input(program, out) is None
 
 
 def _share(

@@ -36,7 +36,7 @@ def softmax_input(program: Program, end: Value) -> Value | None:
 
     Scores are taken before the shift and behind scaling, soft-capping and masks.
     """
-    for recognise in (_softmax, _log_softmax, _logsumexp):
+    for recognise in (_softmax, _segment_softmax, _log_softmax, _logsumexp):
         scores = recognise(program, end)
         if scores is not None and scores in program.active:
             return scores
@@ -63,7 +63,8 @@ def softmax_axes(program: Program, end: Value) -> tuple[int, ...] | None:
 
 def is_softmax_weights(program: Program, end: Value) -> bool:
     """Whether ``end`` is a softmax itself: weights that sum to one."""
-    return _softmax(program, end) in program.active
+    found = (_softmax(program, end), _segment_softmax(program, end))
+    return any(scores in program.active for scores in found)
 
 
 def may_be_minus_infinity(program: Program, scores: Value) -> bool:
@@ -94,6 +95,68 @@ def _softmax(program: Program, end: Value) -> Value | None:
     if not _divides_each_by_its_sum(program, exponential, total, summed):
         return None
     return _scores(program, summed)
+
+
+def _segment_softmax(program: Program, end: Value) -> Value | None:
+    """A softmax over the rows that share an index, as over a node's neighbours.
+
+    The sum is scattered to its segment, and gathered by the same index.
+    """
+    quotient = _as_quotient(end)
+    if quotient is None:
+        return None
+    fetched = _produced_by(_unstabilised(program, quotient[1]), p.gather_p)
+    exponentials = _unmasked(program, quotient[0])
+    if fetched is None or exponentials is None:
+        return None
+    summed = _produced_by(_unstabilised(program, fetched.inputs[0]), p.scatter_add_p)
+    exponential = _produced_by(exponentials, *_EXPONENTIALS)
+    if summed is None or exponential is None or not _same_rows(fetched, summed):
+        return None
+    start, _, updates = summed.inputs
+    if np.any(scalar_of(start) != 0) or _unmasked(program, updates) is not exponentials:
+        return None
+    (scores, *_) = exponential.inputs
+    shifted = _produced_by(scores, p.sub_p)
+    if shifted is not None:  # by the same number in all of a segment
+        scores, shift = shifted.inputs
+        of_segments = _produced_by(_unmoved(shift), p.gather_p)
+        if of_segments is None or not _same_rows(of_segments, summed):
+            (scores, *_) = exponential.inputs
+    return scores if isinstance(scores, Value) else None
+
+
+def _same_rows(gather: Equation, scatter: Equation) -> bool:
+    """Whether a gather reads the rows that a scatter writes, in the same order."""
+    read, written = (e.params["dimension_numbers"] for e in (gather, scatter))
+    same_axes = (
+        tuple(read.start_index_map) == tuple(written.scatter_dims_to_operand_dims)
+        and tuple(read.offset_dims) == tuple(written.update_window_dims)
+        and tuple(read.collapsed_slice_dims) == tuple(written.inserted_window_dims)
+    )
+    return same_axes and _rows(gather.inputs[1]) is _rows(scatter.inputs[1])
+
+
+def _rows(index: Atom) -> Atom:
+    """An index before moves, and before negative ones are counted from the end."""
+    while True:
+        index = _unmoved(index)
+        made = _produced_by(index, p.select_n_p)
+        if made is None:
+            return index
+        below, *cases = made.inputs
+        compared = _produced_by(below, p.lt_p)
+        if compared is None or _unmoved(compared.inputs[0]) is not _unmoved(cases[0]):
+            return index
+        index = cases[0]
+
+
+def _unstabilised(program: Program, total: Atom) -> Atom:
+    """``sum`` in ``sum + eps`` or ``max(sum, eps)``."""
+    total = _unmoved(total)
+    made = _produced_by(total, p.add_p, p.max_p)
+    operands = program.active_inputs(made) if made is not None else ()
+    return _unmoved(operands[0]) if len(operands) == 1 else total
 
 
 def _log_softmax(program: Program, end: Value) -> Value | None:
@@ -235,14 +298,7 @@ def _log_of_exponentials(program: Program, atom: Atom) -> _Summed | None:
 
 def _summed_exponentials(program: Program, total: Atom) -> _Summed | None:
     """The exponentials of which ``total`` is the sum, a constant added or not."""
-    total = _unmoved(total)
-    made = _produced_by(total, p.add_p, p.max_p)
-    if made is not None:  # sum + 1, sum + eps, max(sum, eps)
-        operands = program.active_inputs(made)
-        if len(operands) != 1:
-            return None
-        total = _unmoved(operands[0])
-    made = _produced_by(total, p.reduce_sum_p)
+    made = _produced_by(_unstabilised(program, total), p.reduce_sum_p)
     if made is None:
         return None
     exponentials = _unmasked(program, made.inputs[0])
