@@ -251,9 +251,9 @@ _PRODUCTS = {p.mul_p, p.div_p, p.dot_general_p, p.conv_general_dilated_p, p.pow_
 
 
 def size_of(value: Value) -> int:
-    """Bytes."""
+    """Bytes; of a dimension that is only known by name, for one element along it."""
     itemsize = getattr(value.dtype, "itemsize", 4)
-    return int(np.prod(value.shape, dtype=np.int64)) * itemsize
+    return math.prod(n for n in value.shape if isinstance(n, int)) * itemsize
 
 
 def _bytes(values: Iterable[Value]) -> int:

@@ -430,3 +430,28 @@ def test_inspect_needs_shapes_only():
     assert [row.kind for row in report.operations] == ["dense", "activation"]
     concrete, abstract = jlrp.inspect(model, P, X), jlrp.inspect(model, *shapes((P, X)))
     assert str(concrete) == str(abstract)
+
+
+def test_a_symbolic_batch():
+    """As ``jax.export`` has it: one program for batches of any size."""
+    (b,) = jax.export.symbolic_shape("b")
+
+    def fn(p, x):
+        h = (jax.nn.relu(x @ p["w"]) + p["b"]).reshape(x.shape[0], 2, -1)
+        step = lambda h, _: (jnp.tanh(h @ p["u"]), None)  # noqa: E731
+        h, _ = jax.lax.scan(step, h.reshape(x.shape[0], -1), None, length=3)
+        return h
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    p = {"w": jax.random.normal(keys[0], (3, 4)), "b": jnp.ones((1, 4))}
+    p["u"] = jax.random.normal(keys[1], (4, 4))
+    x = jax.random.normal(keys[2], (5, 3))
+    for composite in ("attnlrp", "epsilon_plus"):
+        for residuals in ("keep", "promise", "sqrt"):
+            explain = jlrp.explain(fn, composite=composite, residuals=residuals)
+            whole = jax.jit(lambda p, x, e=explain: e(p, x).relevance)
+            exported = jax.export.export(whole)(
+                p, jax.ShapeDtypeStruct((b, 3), x.dtype)
+            )
+            assert exported.out_avals[0].shape == (b, 3)
+            np.testing.assert_allclose(exported.call(p, x), whole(p, x), atol=1e-12)

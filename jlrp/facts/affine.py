@@ -9,9 +9,9 @@ varies over batch or space), the chain ends, and the scale is an operation by it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.facts.unary import ELEMENTWISE
@@ -96,7 +96,7 @@ def step_of(program: Program, equation: Equation) -> Step | None:
     (out,) = equation.outputs
     prim = equation.primitive
     if prim in _MOVES:
-        same_size = int(np.prod(source.shape)) == int(np.prod(out.shape))
+        same_size = math.prod(source.shape) == math.prod(out.shape)
         return Step(equation, "move", source) if same_size else None
     if prim is p.neg_p:
         return Step(equation, "scale", source)
