@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives as p
+from jax.interpreters import batching
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 try:
     from jax._src import source_info_util as _source_info
@@ -78,6 +80,51 @@ def scan_counts(params: Params) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     constants, carries, _ = (list(group) for group in params["ft_in"].unpack())
     return len(constants), len(carries)
+
+
+class Sharded(NamedTuple):
+    """The body of a ``shard_map`` over some axes of a mesh, in the mesh's order."""
+
+    jaxpr: Jaxpr
+    mesh: Any
+    axes: tuple[str, ...]
+    in_specs: tuple[Any, ...]
+    out_specs: tuple[Any, ...]
+
+
+def sharded_body(eqn: core.JaxprEqn) -> Sharded | None:
+    """The body of a ``shard_map``; of other equations, None."""
+    if eqn.primitive.name != "shard_map":  # there is no public object for it
+        return None
+    params = eqn.params
+    manual, mesh = params["newly_manual_axes"], params["mesh"]
+    axes = tuple(name for name in mesh.axis_names if name in manual)
+    jaxpr, _ = open_jaxpr(params["jaxpr"])
+    return Sharded(jaxpr, mesh, axes, params["in_specs"], params["out_specs"])
+
+
+def define_layout(primitive: core.Primitive, rule: Any) -> None:
+    """``rule(mapped, args, dims, **params)``: how ``vmap`` maps a primitive.
+
+    ``mapped`` has the ``name`` and ``size`` of the mapped axis.
+    """
+    batching.fancy_primitive_batchers[primitive] = rule
+
+
+def spread(x: Any, mesh: Any, axes: Sequence[str | None]) -> Any:
+    """Ask for an array's axes to be spread over the devices of these mesh axes."""
+    free = PartitionSpec.UNCONSTRAINED
+    spec = PartitionSpec(*(free if name is None else name for name in axes))
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if any(name and types[name] is not AxisType.Auto for name in axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def constrained_again(x: Any, params: Params, mesh: Any) -> Any:
+    """A sharding constraint of a ``shard_map``'s body, outside of it."""
+    spec = params["sharding"].spec
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def is_literal(atom: Any) -> bool:

@@ -18,6 +18,7 @@ from jax.extend.core import primitives
 
 from jlrp import _jax
 from jlrp.primitives import tag_p
+from jlrp.unsharding import one_program
 
 Array = jax.Array
 
@@ -159,7 +160,7 @@ def _flatten(
             env[eqn.outvars[0]] = inputs[0]
             program.tags.setdefault(eqn.params["name"], []).append(inputs[0])
             continue
-        if (call := _jax.call_body(eqn)) is not None:
+        if (call := _jax.call_body(eqn) or one_program(eqn)) is not None:
             body, body_consts = call
             fresh = dict(zip(body.invars, inputs, strict=True))
             outputs = _flatten(program, body, body_consts, fresh, path, sources)

@@ -14,6 +14,7 @@ LAYERS = [
     ["errors"],
     ["_jax"],
     ["promise", "primitives"],
+    ["unsharding"],
     ["graph"],
     ["bodies"],
     ["families"],
