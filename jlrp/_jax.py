@@ -121,6 +121,15 @@ def spread(x: Any, mesh: Any, axes: Sequence[str | None]) -> Any:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def unplaced(params: Params) -> Params:
+    """Parameters without the sharding that an equation's output was to have."""
+    asked = {name for name in _PLACEMENTS if params.get(name) is not None}
+    return {**params, **dict.fromkeys(asked)} if asked else params
+
+
+_PLACEMENTS = ("out_sharding", "sharding")
+
+
 def constrained_again(x: Any, params: Params, mesh: Any) -> Any:
     """A sharding constraint of a ``shard_map``'s body, outside of it."""
     spec = params["sharding"].spec

@@ -80,17 +80,36 @@ _jax.define_layout(gathered_p, _lay_out_gathered)
 _jax.define_layout(own_p, _lay_out_own)
 
 
-def one_program(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+def one_program(eqn: Any, mesh: Any = None) -> tuple[Any, Sequence[Any]] | None:
     """What all devices of a ``shard_map`` compute: a jaxpr; of other equations, None.
+
+    Also of a collective over an axis of ``vmap``, which JAX leaves as a reduction under
+    the collective's name. ``mesh`` is that of a ``shard_map`` around this one.
 
     Raises:
       UnsupportedPrimitiveError: for a collective that has no such form.
     """
     sharded = _jax.sharded_body(eqn)
-    if sharded is None:
-        return None
     shapes = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in eqn.invars]
-    return _laid_out(sharded, tuple(shapes))
+    if sharded is not None:
+        if mesh is not None:
+            sharded = sharded._replace(mesh=mesh)
+        return _laid_out(sharded, tuple(shapes))
+    reduction = _OF_VMAP.get(eqn.primitive)
+    if reduction is None or not all(isinstance(a, int) for a in _named(eqn.params)):
+        return None
+    return _jax.open_jaxpr(
+        jax.make_jaxpr(lambda *x: [reduction(v, _named(eqn.params)) for v in x])(
+            *shapes
+        )
+    )
+
+
+_OF_VMAP = {
+    p.psum_p: lax.reduce_sum,
+    p.pmax_p: lax.reduce_max,
+    p.pmin_p: lax.reduce_min,
+}
 
 
 @functools.lru_cache(maxsize=256)
@@ -343,6 +362,9 @@ class _Device:
 
     def numbers(self, eqn: Any, operands: Sequence[Shard]) -> Sequence[Array]:
         params, x = eqn.params, [o.number for o in operands]
+        inner = one_program(eqn, self.mesh)
+        if inner is not None:
+            return jax.core.eval_jaxpr(*inner, *x)  # type: ignore[attr]
         collective = _COLLECTIVES.get(eqn.primitive.name)
         if collective is not None:
             if params.get("axis_index_groups") is not None:
@@ -353,14 +375,11 @@ class _Device:
         rebuild = _LOOPS.get(eqn.primitive)
         if rebuild is not None:
             return rebuild(self, eqn, operands)
-        inner = one_program(eqn)
-        if inner is not None:
-            return jax.core.eval_jaxpr(*inner, *x)  # type: ignore[attr]
         if eqn.primitive is p.sharding_constraint_p:
             return [_jax.constrained_again(x[0], params, self.mesh)]
         if eqn.primitive is custom_relevance_p:
             params = {**params, "body": self.retraced(params["body"])}
-        return _jax.bind(eqn.primitive, params, x)
+        return _jax.bind(eqn.primitive, _jax.unplaced(params), x)
 
     def retraced(self, closed: Any) -> Any:
         """A body whose values do not say along which axes they vary."""
@@ -416,15 +435,19 @@ class _Device:
                 contract = _CONTRACTIONS.get(eqn.primitive)
                 if contract is not None:
                     whole = [self.gathered(o.number, sorted(axes)) for o in operands]
-                    return contract(eqn.params, *whole)
+                    return contract(_jax.unplaced(eqn.params), *whole)
                 scales = eqn.primitive in _SCALES
                 totals = [
                     o.number if scales and not axes & o.varies else self.summed(o, axes)
                     for o in operands
                 ]
-                (total,) = _jax.bind(eqn.primitive, eqn.params, totals)
+                params = _jax.unplaced(eqn.params)
+                (total,) = _jax.bind(eqn.primitive, params, totals)
                 return total
-        return lax.reduce_sum(self.gathered(shard.number, sorted(axes)), (0,))
+        whole = self.gathered(shard.number, sorted(axes))
+        if _is_masked(shard, axes):
+            return lax.reduce(whole, np.asarray(0, whole.dtype), _one_of, (0,))
+        return lax.reduce_sum(whole, (0,))
 
     def is_partial(self, shard: Shard, axes: Axes) -> bool:
         """Whether it is a part of contractions over devices, up to linear steps."""
@@ -616,6 +639,31 @@ _LINEAR_MOVES = (
     p.squeeze_p,
     p.transpose_p,
 )
+
+
+def _is_masked(shard: Shard, axes: Axes) -> bool:
+    """Whether each device has zeros but where it is the one that knows the number.
+
+    A table that is spread by its rows is read like this. On one device it is no sum.
+    """
+    eqn = shard.equation
+    if eqn is None or eqn.primitive is not p.select_n_p:
+        return False
+    which, *cases = shard.operands
+    return axes <= which.varies and any(map(_is_zero, cases))
+
+
+def _is_zero(shard: Shard) -> bool:
+    while shard.equation is not None:
+        if shard.equation.primitive not in _LINEAR_MOVES:
+            return False
+        (shard,) = shard.operands
+    return not _jax.is_tracer(shard.number) and not np.any(np.asarray(shard.number))
+
+
+def _one_of(a: Array, b: Array) -> Array:
+    """What a reduction adds that rules for sums need not stabilise."""
+    return lax.add(a, b)
 
 
 # Axes of arrays.

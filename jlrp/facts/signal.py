@@ -21,6 +21,7 @@ _MOVES = {
     p.convert_element_type_p,
     p.copy_p,
     p.reshape_p,
+    p.sharding_constraint_p,
     p.squeeze_p,
     p.transpose_p,
 }
