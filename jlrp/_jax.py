@@ -130,6 +130,12 @@ def unplaced(params: Params) -> Params:
 _PLACEMENTS = ("out_sharding", "sharding")
 
 
+def constrained(x: Any, params: Params) -> Any:
+    """An array under the sharding constraint of an equation with these parameters."""
+    (out,) = bind(p.sharding_constraint_p, params, [x])
+    return out
+
+
 def constrained_again(x: Any, params: Params, mesh: Any) -> Any:
     """A sharding constraint of a ``shard_map``'s body, outside of it."""
     spec = params["sharding"].spec

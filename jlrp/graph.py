@@ -75,6 +75,16 @@ class Equation:
     source_infos: tuple[Any, ...]  # of the equation and the calls around it
     bodies: tuple[Program, ...] = ()  # of a loop or branch
     fresh_bodies: Callable[[], tuple[Program, ...]] = tuple  # with values of their own
+    placements: dict[Value, dict[str, Any]] = field(default_factory=dict)
+
+    def placed(self, outs: Sequence[Any]) -> Sequence[Any]:
+        """The outputs, each on the devices that the user asked for."""
+        if not self.placements:
+            return outs
+        return [
+            _jax.constrained(out, self.placements[v]) if v in self.placements else out
+            for v, out in zip(self.outputs, outs, strict=True)
+        ]
 
     def __repr__(self) -> str:
         return f"{self.primitive.name} at {self.where()}"
@@ -159,6 +169,11 @@ def _flatten(
         if eqn.primitive in _NAMING:  # a name for a value, not a value of its own
             env[eqn.outvars[0]] = inputs[0]
             program.tags.setdefault(eqn.params["name"], []).append(inputs[0])
+            continue
+        if eqn.primitive is primitives.sharding_constraint_p:  # no value of its own
+            (env[eqn.outvars[0]],) = (value,) = inputs
+            if isinstance(value, Value) and value.producer is not None:
+                value.producer.placements[value] = eqn.params
             continue
         if (call := _jax.call_body(eqn) or one_program(eqn)) is not None:
             body, body_consts = call
@@ -281,7 +296,7 @@ def evaluate(
     for equation in equations:
         args = [read(env, a) for a in equation.inputs]
         outs = _jax.bind(equation.primitive, params_of(equation), args)
-        env.update(zip(equation.outputs, outs, strict=True))
+        env.update(zip(equation.outputs, equation.placed(outs), strict=True))
 
 
 def read(env: Mapping[Value, Any], atom: Atom) -> Any:

@@ -47,7 +47,7 @@ def forward(plan: Plan, arguments: Sequence[Any]) -> tuple[list[Any], Residuals]
         else:
             operands = [read(env, a) for a in equation.inputs]
             outs, env[equation] = rule.record(equation, operands, forward)
-            env.update(zip(equation.outputs, outs, strict=True))
+            env.update(zip(equation.outputs, equation.placed(outs), strict=True))
     outputs = [read(env, atom) for atom in program.outputs]
     return outputs, {key: env[key] for key in (*plan.kept, *plan.recorders)}
 

@@ -32,7 +32,6 @@ MOVES = {
     p.reshape_p,
     p.rev_p,
     p.scatter_p,
-    p.sharding_constraint_p,
     p.slice_p,
     p.squeeze_p,
     p.stop_gradient_p,

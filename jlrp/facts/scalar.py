@@ -41,7 +41,6 @@ _UNARY: dict[Any, Callable[..., Any]] = {
     p.neg_p: np.negative,
     p.not_p: np.logical_not,
     p.rsqrt_p: lambda x: 1 / np.sqrt(x),
-    p.sharding_constraint_p: lambda x: x,
     p.sign_p: np.sign,
     p.sin_p: np.sin,
     p.sinh_p: np.sinh,

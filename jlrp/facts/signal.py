@@ -21,7 +21,6 @@ _MOVES = {
     p.convert_element_type_p,
     p.copy_p,
     p.reshape_p,
-    p.sharding_constraint_p,
     p.squeeze_p,
     p.transpose_p,
 }

@@ -23,7 +23,6 @@ _MOVES = {
     p.copy_p,
     p.reduce_precision_p,
     p.reshape_p,
-    p.sharding_constraint_p,
     p.squeeze_p,
     p.stop_gradient_p,
     p.transpose_p,

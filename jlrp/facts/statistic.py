@@ -19,7 +19,6 @@ _REDUCTIONS = {p.reduce_sum_p, p.reduce_max_p, p.reduce_min_p, p.reduce_prod_p}
 _MOVES = {
     p.broadcast_in_dim_p,
     p.reshape_p,
-    p.sharding_constraint_p,
     p.squeeze_p,
     p.transpose_p,
     p.stop_gradient_p,

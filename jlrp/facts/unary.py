@@ -25,7 +25,6 @@ LINEAR_UNARY = {
     p.neg_p,
     p.reduce_precision_p,
     p.real_p,
-    p.sharding_constraint_p,
 }
 NONLINEAR_UNARY = {
     p.abs_p,
