@@ -7,7 +7,7 @@ No other module of jlrp may import from ``jax._src``; a test reads the imports.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,10 @@ try:
     from jax._src import source_info_util as _source_info
 except ImportError:  # private: without it names and source lines are lost, no more
     _source_info = None
+try:
+    from jax._src.config import _check_vma
+except ImportError:  # private: without it, shard_map(check_vma=False) around jlrp
+    _check_vma = None
 
 # Source lines in messages are the user's, not those of jlrp's own primitives.
 source_info_util.register_exclusion(str(Path(__file__).parent / "primitives.py"))
@@ -116,8 +120,9 @@ def spread(x: Any, mesh: Any, axes: Sequence[str | None]) -> Any:
     free = PartitionSpec.UNCONSTRAINED
     spec = PartitionSpec(*(free if name is None else name for name in axes))
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if any(name and types[name] is not AxisType.Auto for name in axes):
-        return x
+    if AxisType.Explicit in types.values():
+        automatic = dict.fromkeys(types, AxisType.Auto)
+        mesh = mesh.abstract_mesh.update_axis_types(automatic)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
@@ -140,6 +145,69 @@ def constrained_again(x: Any, params: Params, mesh: Any) -> Any:
     """A sharding constraint of a ``shard_map``'s body, outside of it."""
     spec = params["sharding"].spec
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def untyped(function: Callable[..., Any], like: Any, *args: Any) -> Any:
+    """``function(*args)`` on arrays whose types do not say how they are spread.
+
+    They do in a mesh of Explicit axes, and inside of a ``shard_map`` whose replication
+    is checked. A reverse pass makes many arrays, and there each would have to be told.
+    ``like`` are arrays or values of the program, by which the results are spread: a
+    prefix of their pytree.
+    """
+    types = [jax.typeof(x) for x in jax.tree.leaves(args) if isinstance(x, jax.Array)]
+    varying = frozenset().union(*(getattr(t, "vma", ()) for t in types))
+    if varying and _check_vma is not None:
+        with _check_vma(False):
+            outs = function(*args)
+        return jax.tree.map(lambda x: _varying(x, varying), outs)
+    meshes = [mesh for t in types if (mesh := _explicit_mesh(t.sharding.mesh))]
+    context = _explicit_mesh(jax.sharding.get_abstract_mesh())
+    mesh = next(iter(meshes), context)
+    if mesh is None:
+        return function(*args)
+    places = jax.tree.map(lambda x: NamedSharding(mesh, _spec(x)), like)
+    leaves, tree = jax.tree.flatten(args)
+    arrays = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+
+    def on_arrays(*found: Any) -> Any:
+        inside = list(leaves)
+        for i, x in zip(arrays, found, strict=True):
+            inside[i] = x
+        return function(*jax.tree.unflatten(tree, inside))
+
+    automatic = jax.sharding.auto_axes(
+        on_arrays, axes=mesh.axis_names, out_sharding=places
+    )
+    return automatic(*(leaves[i] for i in arrays))
+
+
+def _varying(x: Any, axes: frozenset[str]) -> Any:
+    missing = tuple(sorted(axes - jax.typeof(x).vma))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _explicit_mesh(mesh: Any) -> Any:
+    return mesh if AxisType.Explicit in mesh.axis_types else None
+
+
+def _spec(x: Any) -> PartitionSpec:
+    sharding = getattr(getattr(x, "aval", x), "sharding", None)
+    return getattr(sharding, "spec", PartitionSpec())
+
+
+def automatically() -> contextlib.AbstractContextManager[Any]:
+    """Trace with the axes of a mesh that are Explicit left to the compiler."""
+    mesh = jax.sharding.get_abstract_mesh()
+    explicit = [
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind is AxisType.Explicit
+    ]
+    if not explicit:
+        return contextlib.nullcontext()
+    types = dict.fromkeys(explicit, AxisType.Auto)
+    return jax.sharding.use_abstract_mesh(mesh.update_axis_types(types))
 
 
 def is_literal(atom: Any) -> bool:

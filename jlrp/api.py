@@ -122,14 +122,21 @@ def _explained(
     key: _Key, params: Any, x: Any, traced_target: Any, masks: dict[str, Any]
 ) -> Explanation:
     request = Request(key.fn, params, x, key.options, traced_target)
-    found = request.run(request.plan(), request.arguments, masks)
+    plan = request.plan()
     asks_for_params = "params" in key.options.wrt
-    return Explanation(
-        found.relevance(),
-        found.output(),
-        found.captured(),
-        found.parameters() if asks_for_params else None,
-    )
+
+    def explained(given: Any, masks: Any) -> Explanation:
+        request.given = given
+        found = request.run(plan, request.arguments, masks)
+        return Explanation(
+            found.relevance(),
+            found.output(),
+            found.captured(),
+            found.parameters() if asks_for_params else None,
+        )
+
+    like = Explanation(x, request.output_like(), 0.0, params if asks_for_params else 0.0)
+    return _jax.untyped(explained, like, request.given, masks)
 
 
 def relevance(

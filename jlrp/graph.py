@@ -175,6 +175,9 @@ def _flatten(
             if isinstance(value, Value) and value.producer is not None:
                 value.producer.placements[value] = eqn.params
             continue
+        if eqn.primitive.name in _PLACING:
+            env[eqn.outvars[0]] = inputs[0]
+            continue
         if (call := _jax.call_body(eqn) or one_program(eqn)) is not None:
             body, body_consts = call
             fresh = dict(zip(body.invars, inputs, strict=True))
@@ -186,7 +189,7 @@ def _flatten(
         fresh = partial(_bodies, _jax.bodies(eqn), path, sources)
         equation = Equation(
             eqn.primitive,
-            eqn.params,
+            _jax.unplaced(eqn.params),
             inputs,
             values,
             position,
@@ -220,6 +223,7 @@ def _body(
 
 
 _NAMING = (tag_p, primitives.name_p)
+_PLACING = ("mesh_cast", "pvary", "reshard")  # types alone: numbers as they are
 
 
 def _reaching(equations: list[Equation], outputs: Iterable[Atom]) -> list[Equation]:

@@ -85,6 +85,22 @@ class Request:
         self.sources = self.program.inputs[n_params:]
         self.scores = self.program.outputs[: self.n_scores]
 
+    @property
+    def given(self) -> Any:
+        """All arrays that come from outside: they can be replaced."""
+        return self.arguments, self.target, list(self.program.constants.values())
+
+    @given.setter
+    def given(self, arrays: Any) -> None:
+        self.arguments, self.target, constants = arrays
+        names = self.program.constants
+        self.program.constants = dict(zip(names, constants, strict=True))
+
+    def output_like(self) -> Any:
+        """The output, as values of the program."""
+        leaves = self.program.outputs[self.n_scores :]
+        return jax.tree.unflatten(self.output_tree, leaves)
+
     def plan(self, strict: bool = True, keep_all: bool = False) -> Plan:
         """Annotate the program and assign the rules."""
         program, options = self.program, self.options

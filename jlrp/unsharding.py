@@ -154,7 +154,8 @@ def _laid_out(sharded: _jax.Sharded, shapes: tuple[Any, ...]) -> tuple[Any, Any]
             for y, layout in zip(outs, made, strict=True)
         ]
 
-    return _jax.open_jaxpr(jax.make_jaxpr(on_all_devices)(*shapes))
+    with _jax.automatically():
+        return _jax.open_jaxpr(jax.make_jaxpr(on_all_devices)(*shapes))
 
 
 class _Layout:
