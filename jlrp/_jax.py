@@ -156,10 +156,10 @@ def untyped(function: Callable[..., Any], like: Any, *args: Any) -> Any:
     prefix of their pytree.
     """
     types = [jax.typeof(x) for x in jax.tree.leaves(args) if isinstance(x, jax.Array)]
-    varying = frozenset().union(*(getattr(t, "vma", ()) for t in types))
+    varying = frozenset().union(*map(_varies, types))
     if varying and _check_vma is not None:
         with _check_vma(False):
-            outs = function(*args)
+            outs = function(*jax.tree.map(_retyped, args))
         return jax.tree.map(lambda x: _varying(x, varying), outs)
     meshes = [mesh for t in types if (mesh := _explicit_mesh(t.sharding.mesh))]
     context = _explicit_mesh(jax.sharding.get_abstract_mesh())
@@ -182,8 +182,20 @@ def untyped(function: Callable[..., Any], like: Any, *args: Any) -> Any:
     return automatic(*(leaves[i] for i in arrays))
 
 
+def _varies(kind: Any) -> frozenset[str]:
+    """The mesh axes along which an array may differ, inside of a ``shard_map``."""
+    return getattr(getattr(kind, "mat", None), "varying", frozenset())
+
+
+def _retyped(x: Any) -> Any:
+    """The same array, with the type that its context gives: lax would do nothing."""
+    if not isinstance(x, jax.Array) or not _varies(jax.typeof(x)):
+        return x
+    return p.reshape_p.bind(x, new_sizes=x.shape, dimensions=None, sharding=None)
+
+
 def _varying(x: Any, axes: frozenset[str]) -> Any:
-    missing = tuple(sorted(axes - jax.typeof(x).vma))
+    missing = tuple(sorted(axes - _varies(jax.typeof(x))))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
