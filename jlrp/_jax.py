@@ -7,7 +7,7 @@ No other module of jlrp may import from ``jax._src``; a test reads the imports.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,20 @@ def call_body(eqn: core.JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
     if parameter is None:
         return None
     return open_jaxpr(eqn.params[parameter])
+
+
+def holds(jaxpr: Jaxpr, names: Collection[str]) -> bool:
+    """Whether a primitive of these names occurs in a jaxpr, or in a body in it."""
+    return any(
+        eqn.primitive.name in names
+        or any(holds(inner, names) for inner in core.jaxprs_in_params(eqn.params))
+        for eqn in open_jaxpr(jaxpr)[0].eqns
+    )
+
+
+def has_own_derivative(eqn: core.JaxprEqn) -> bool:
+    """Whether it is a call of a ``custom_vjp`` or ``custom_jvp``."""
+    return eqn.primitive in (p.custom_vjp_call_p, p.custom_jvp_call_p)
 
 
 def bodies(eqn: core.JaxprEqn) -> list[tuple[Jaxpr, Sequence[Any]]]:

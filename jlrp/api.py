@@ -135,7 +135,9 @@ def _explained(
             found.parameters() if asks_for_params else None,
         )
 
-    like = Explanation(x, request.output_like(), 0.0, params if asks_for_params else 0.0)
+    like = Explanation(
+        x, request.output_like(), 0.0, params if asks_for_params else 0.0
+    )
     return _jax.untyped(explained, like, request.given, masks)
 
 
@@ -348,11 +350,10 @@ def audit(
     plan = request.plan(keep_all=True)
     steps: list[Step] = []
 
-    def run(arguments: Sequence[Any], target: Any) -> dict[str, Any]:
-        if not targets.is_static(request.target):
-            request.target = target
+    def run(given: Any) -> dict[str, Any]:
+        request.given = given
         auditor = _Auditor()  # holds tracers: it must not outlive the trace
-        explained = request.run(plan, arguments, masks, auditor.observe)
+        explained = request.run(plan, request.arguments, masks, auditor.observe)
         numbers, sources = explained.numbers, explained.delivered.sources
         steps[:] = auditor.steps
         return {
@@ -362,8 +363,15 @@ def audit(
             "finite": [_finite(step, numbers) for step in plan.steps],
         }
 
-    traced = None if targets.is_static(target) else target
-    found = jax.device_get(jax.jit(run)(request.arguments, traced))
+    static = targets.is_static(target)
+
+    def untyped(arguments: Sequence[Any], traced: Any) -> dict[str, Any]:
+        _, _, constants = request.given
+        given = (arguments, target if static else traced, constants)
+        return _jax.untyped(run, 0.0, given)
+
+    traced = None if static else target
+    found = jax.device_get(jax.jit(untyped)(request.arguments, traced))
     rows = [
         _ledger_row(step, row) for step, row in zip(steps, found["rows"], strict=True)
     ]

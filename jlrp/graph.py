@@ -109,6 +109,7 @@ class Program:
     constants: dict[Value, Any]
     tags: dict[str, list[Atom]] = field(default_factory=dict)
     boundaries: set[Value] = field(default_factory=set)  # no operation spans these
+    kernels: frozenset[str] = frozenset()  # a derivative around these is kept
     parent: Program | None = None  # of a loop's or branch's body
     origins: dict[Value, tuple[Atom, ...]] = field(default_factory=dict)
     sources: tuple[Value, ...] = ()
@@ -136,14 +137,19 @@ class Program:
         return len(self.uses.get(value, ())) == 1 and not kept_apart
 
 
-def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
+def trace(
+    fn: Callable[..., Any], *args: Any, kernels: frozenset[str] = frozenset()
+) -> tuple[Program, Any]:
     """Trace ``fn(*args)``; arguments are pytrees of arrays or ``ShapeDtypeStruct``.
+
+    A ``custom_vjp`` or ``custom_jvp`` is looked into, but for those around ``kernels``:
+    primitives, by name, about which its derivative is all that is known.
 
     Returns the program, whose inputs are the leaves of ``args`` in order, and the
     pytree of output avals.
     """
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-    return _body(*_jax.open_jaxpr(closed), "", ()), shapes
+    return _body(*_jax.open_jaxpr(closed), "", (), kernels), shapes
 
 
 def _flatten(
@@ -178,7 +184,9 @@ def _flatten(
         if eqn.primitive.name in _PLACING:
             env[eqn.outvars[0]] = inputs[0]
             continue
-        if (call := _jax.call_body(eqn) or one_program(eqn)) is not None:
+        call = _jax.call_body(eqn) or one_program(eqn)
+        kept = _jax.has_own_derivative(eqn) and _jax.holds(call[0], program.kernels)
+        if call is not None and not kept:
             body, body_consts = call
             fresh = dict(zip(body.invars, inputs, strict=True))
             outputs = _flatten(program, body, body_consts, fresh, path, sources)
@@ -186,7 +194,7 @@ def _flatten(
             continue
         position = len(program.equations)
         values = tuple(Value(v.aval) for v in eqn.outvars)
-        fresh = partial(_bodies, _jax.bodies(eqn), path, sources)
+        fresh = partial(_bodies, _jax.bodies(eqn), path, sources, program.kernels)
         equation = Equation(
             eqn.primitive,
             _jax.unplaced(eqn.params),
@@ -206,15 +214,22 @@ def _flatten(
 
 
 def _bodies(
-    bodies: Sequence[tuple[Any, Sequence[Any]]], scope: str, callers: tuple[Any, ...]
+    bodies: Sequence[tuple[Any, Sequence[Any]]],
+    scope: str,
+    callers: tuple[Any, ...],
+    kernels: frozenset[str],
 ) -> tuple[Program, ...]:
-    return tuple(_body(jaxpr, consts, scope, callers) for jaxpr, consts in bodies)
+    return tuple(_body(*body, scope, callers, kernels) for body in bodies)
 
 
 def _body(
-    jaxpr: Any, consts: Sequence[Any], scope: str, callers: tuple[Any, ...]
+    jaxpr: Any,
+    consts: Sequence[Any],
+    scope: str,
+    callers: tuple[Any, ...],
+    kernels: frozenset[str],
 ) -> Program:
-    program = Program([], (), (), {})
+    program = Program([], (), (), {}, kernels=kernels)
     program.inputs = tuple(Value(v.aval) for v in jaxpr.invars)
     env: dict[Any, Atom] = dict(zip(jaxpr.invars, program.inputs, strict=True))
     program.outputs = _flatten(program, jaxpr, consts, env, scope, callers)

@@ -15,7 +15,7 @@ from jlrp.composites import Composite, assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
 from jlrp.facts.activity import activate
 from jlrp.facts.embedding import embeddings
-from jlrp.families import NO_RELEVANCE
+from jlrp.families import KERNELS, NO_RELEVANCE
 from jlrp.graph import Equation, Program, Value, trace
 from jlrp.interpreter import (
     Delivered,
@@ -72,7 +72,8 @@ class Request:
         self.options = options
         self.target = options.target if target is None else target
         scored = targets.scored(fn, self.target)
-        self.program, (scores, output) = trace(scored, params, x)
+        kernels = frozenset(KERNELS) - {primitive.name for primitive in registered()}
+        self.program, (scores, output) = trace(scored, params, x, kernels=kernels)
         self.batch = batch_of(x)
         targets.check(scores, self.target, self.batch)
         self.n_scores = len(jax.tree.leaves(scores))
