@@ -71,9 +71,11 @@ def holds(jaxpr: Jaxpr, names: Collection[str]) -> bool:
     )
 
 
-def has_own_derivative(eqn: core.JaxprEqn) -> bool:
-    """Whether it is a call of a ``custom_vjp`` or ``custom_jvp``."""
-    return eqn.primitive in (p.custom_vjp_call_p, p.custom_jvp_call_p)
+def derives(eqn: core.JaxprEqn, names: Collection[str]) -> bool:
+    """Whether it is a ``custom_vjp`` or ``custom_jvp`` around primitives so named."""
+    if eqn.primitive not in (p.custom_vjp_call_p, p.custom_jvp_call_p):
+        return False
+    return holds(eqn.params["call_jaxpr"], names)
 
 
 def bodies(eqn: core.JaxprEqn) -> list[tuple[Jaxpr, Sequence[Any]]]:

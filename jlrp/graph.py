@@ -18,7 +18,7 @@ from jax.extend.core import primitives
 
 from jlrp import _jax
 from jlrp.primitives import tag_p
-from jlrp.unsharding import one_program
+from jlrp.sharding.program import one_program
 
 Array = jax.Array
 
@@ -184,9 +184,8 @@ def _flatten(
         if eqn.primitive.name in _PLACING:
             env[eqn.outvars[0]] = inputs[0]
             continue
-        call = _jax.call_body(eqn) or one_program(eqn)
-        kept = _jax.has_own_derivative(eqn) and _jax.holds(call[0], program.kernels)
-        if call is not None and not kept:
+        call = _jax.call_body(eqn) or one_program(eqn, program.kernels)
+        if call is not None and not _jax.derives(eqn, program.kernels):
             body, body_consts = call
             fresh = dict(zip(body.invars, inputs, strict=True))
             outputs = _flatten(program, body, body_consts, fresh, path, sources)

@@ -14,7 +14,7 @@ LAYERS = [
     ["errors"],
     ["_jax"],
     ["promise", "primitives"],
-    ["unsharding"],
+    ["sharding"],
     ["graph"],
     ["bodies"],
     ["families"],
