@@ -7,7 +7,6 @@ program, and the rules that look at ``z`` must see no other.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -289,10 +288,11 @@ class Device:
     def cond(self, eqn: Any, operands: Sequence[Shard]) -> Sequence[Array]:
         index, *x = (o.number for o in operands)
         varies = [o.varies for o in operands[1:]]
-        branches = [
-            functools.partial(lambda body, *x: self._body(*body, x, varies), body)
-            for body in _jax.bodies(eqn)
-        ]
+
+        def branch(jaxpr: Any, consts: Sequence[Any]) -> Callable[..., list[Array]]:
+            return lambda *x: self._body(jaxpr, consts, x, varies)
+
+        branches = [branch(*body) for body in _jax.bodies(eqn)]
         return lax.switch(index, branches, *x)
 
     def loop(self, eqn: Any, operands: Sequence[Shard]) -> Sequence[Array]:
