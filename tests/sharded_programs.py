@@ -243,11 +243,9 @@ def gathered_outputs():
 
 @check
 def gathered_outputs_known_to_agree():
-    from jax._src.lax.parallel import all_gather_invariant  # not public
-
     def body(params, x):
         hidden = jax.nn.gelu(x @ params["w"] + params["b"])
-        hidden = all_gather_invariant(hidden, "m", axis=1, tiled=True)
+        hidden = lax.all_gather(hidden, "m", axis=1, tiled=True, to="invarying")
         return hidden @ params["v"] + params["c"]
 
     specs = {"w": P(None, "m"), "b": P("m"), "v": P(), "c": P()}
@@ -582,6 +580,7 @@ def exchange_without_tiles():
         single,
         normal(1, 3),
         normal(2, 8, 8, 3),
+        {k: COMPOSITES[k] for k in ("epsilon", "gradient_input")},
         options={"target": lambda out: (out[:, 5] * jnp.arange(1.0, 4.0)).sum(-1)},
         mesh=mesh(e=8),
         in_specs=(P(), P("e")),
