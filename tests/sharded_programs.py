@@ -347,7 +347,8 @@ def attention_params(d=8, heads=8, k=4, ff=16):
     }
 
 
-ATTENTIVE = {k: COMPOSITES[k] for k in ("epsilon", "attnlrp", "cp_lrp")}
+NAMES = ("epsilon", "attnlrp", "cp_lrp", "gradient_input")
+ATTENTIVE = {name: COMPOSITES[name] for name in NAMES}
 ATTENTION = {
     "q": P(None, "m"),
     "k": P(None, "m"),
@@ -525,7 +526,7 @@ def ring_attention():
         out_specs=P(None, "s"),
         check_vma=False,
     )
-    found = compared(sharded, single, params, x, COMPOSITES, target=last)
+    found = compared(sharded, single, params, x, ATTENTIVE, target=last)
     gradient = {"gradient_input": "gradient_input"}
     amounts = compared(sharded, whole, params, x, gradient, target=last)
     return found | {"of the whole softmax": amounts["gradient_input"]}

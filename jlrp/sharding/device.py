@@ -101,6 +101,9 @@ class Device:
         if collective is not None:
             if params.get("axis_index_groups") is not None:
                 raise UnsupportedPrimitiveError(_refused(eqn, "of groups of devices"))
+            if any(isinstance(axis, int) for axis in named(params)):
+                why = "over axes of the mesh and of vmap together"
+                raise UnsupportedPrimitiveError(_refused(eqn, why))
             return [collective(self, eqn, *operands)]
         if any(isinstance(name, str) for name in named(params)):
             raise UnsupportedPrimitiveError(_refused(eqn, "between devices"))
@@ -427,5 +430,5 @@ def _refused(eqn: Any, why: str) -> str:
         f"`{eqn.primitive.name}` {why}, inside a shard_map, at "
         f"{_jax.scope_path(eqn.source_info) or 'top level'} ({where}), has no form in "
         "one program of all devices. Give the function around it a rule with "
-        "@jlrp.custom_relevance, or call jlrp.relevance inside of the shard_map."
+        "@jlrp.custom_relevance, or spell it with other collectives."
     )

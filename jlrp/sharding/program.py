@@ -43,18 +43,19 @@ def one_program(
     Raises:
       UnsupportedPrimitiveError: for a collective that has no such form.
     """
-    sharded = _jax.sharded_body(eqn)
+    sharded, reduction = _jax.sharded_body(eqn), _OF_VMAP.get(eqn.primitive)
+    if sharded is None and reduction is None:
+        return None
     shapes = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in eqn.invars]
     if sharded is not None:
         if mesh is not None:
             sharded = sharded._replace(mesh=mesh)
         return _laid_out(sharded, tuple(shapes), kernels, outer)
-    reduction = _OF_VMAP.get(eqn.primitive)
-    if reduction is None or not all(isinstance(a, int) for a in named(eqn.params)):
+    axes = [axis for axis in named(eqn.params) if isinstance(axis, int)]
+    if reduction is None or len(axes) < len(named(eqn.params)):
         return None
-    return _jax.open_jaxpr(
-        jax.make_jaxpr(lambda *x: [reduction(v, named(eqn.params)) for v in x])(*shapes)
-    )
+    reduced = jax.make_jaxpr(lambda *x: [reduction(v, axes) for v in x])(*shapes)
+    return _jax.open_jaxpr(reduced)
 
 
 _OF_VMAP = {

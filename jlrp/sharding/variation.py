@@ -19,8 +19,8 @@ _AGREED = ("psum", "psum_invariant", "pmax", "pmin", "all_gather")
 _AGREED += ("all_gather_invariant", "pbroadcast")
 
 
-def named(params: dict[str, Any]) -> tuple[str, ...]:
-    """The mesh axes that a collective names."""
+def named(params: dict[str, Any]) -> tuple[Any, ...]:
+    """The mesh axes that a collective names; a number, where ``vmap`` mapped one."""
     names = params.get("axes", params.get("axis_name", ()))
     return tuple(names) if isinstance(names, tuple | list) else (names,)
 
