@@ -429,6 +429,6 @@ def _refused(eqn: Any, why: str) -> str:
     return (
         f"`{eqn.primitive.name}` {why}, inside a shard_map, at "
         f"{_jax.scope_path(eqn.source_info) or 'top level'} ({where}), has no form in "
-        "one program of all devices. Give the function around it a rule with "
+        "one program of all devices. Give the shard_map as a whole a rule with "
         "@jlrp.custom_relevance, or spell it with other collectives."
     )
