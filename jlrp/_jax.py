@@ -7,20 +7,26 @@ No other module of jlrp may import from ``jax._src``; a test reads the imports.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives as p
+from jax.interpreters import batching
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 try:
     from jax._src import source_info_util as _source_info
 except ImportError:  # private: without it names and source lines are lost, no more
     _source_info = None
+try:
+    from jax._src.config import _check_vma
+except ImportError:  # private: without it, shard_map(check_vma=False) around jlrp
+    _check_vma = None
 
 # Source lines in messages are the user's, not those of jlrp's own primitives.
 source_info_util.register_exclusion(str(Path(__file__).parent / "primitives.py"))
@@ -56,6 +62,22 @@ def call_body(eqn: core.JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
     return open_jaxpr(eqn.params[parameter])
 
 
+def holds(jaxpr: Jaxpr, names: Collection[str]) -> bool:
+    """Whether a primitive of these names occurs in a jaxpr, or in a body in it."""
+    return any(
+        eqn.primitive.name in names
+        or any(holds(inner, names) for inner in core.jaxprs_in_params(eqn.params))
+        for eqn in open_jaxpr(jaxpr)[0].eqns
+    )
+
+
+def derives(eqn: core.JaxprEqn, names: Collection[str]) -> bool:
+    """Whether it is a ``custom_vjp`` or ``custom_jvp`` around primitives so named."""
+    if eqn.primitive not in (p.custom_vjp_call_p, p.custom_jvp_call_p):
+        return False
+    return holds(eqn.params["call_jaxpr"], names)
+
+
 def bodies(eqn: core.JaxprEqn) -> list[tuple[Jaxpr, Sequence[Any]]]:
     """The bodies of a loop or branch; of other equations, none."""
     names = _BODIES.get(eqn.primitive, ())
@@ -78,6 +100,142 @@ def scan_counts(params: Params) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     constants, carries, _ = (list(group) for group in params["ft_in"].unpack())
     return len(constants), len(carries)
+
+
+class Sharded(NamedTuple):
+    """The body of a ``shard_map`` over some axes of a mesh, in the mesh's order."""
+
+    jaxpr: Jaxpr
+    mesh: Any
+    axes: tuple[str, ...]
+    in_specs: tuple[Any, ...]
+    out_specs: tuple[Any, ...]
+
+
+def sharded_body(eqn: core.JaxprEqn) -> Sharded | None:
+    """The body of a ``shard_map``; of other equations, None."""
+    if eqn.primitive.name != "shard_map":  # there is no public object for it
+        return None
+    params = eqn.params
+    manual, mesh = params["newly_manual_axes"], params["mesh"]
+    axes = tuple(name for name in mesh.axis_names if name in manual)
+    jaxpr, _ = open_jaxpr(params["jaxpr"])
+    return Sharded(jaxpr, mesh, axes, params["in_specs"], params["out_specs"])
+
+
+def define_layout(primitive: core.Primitive, rule: Any) -> None:
+    """``rule(mapped, args, dims, **params)``: how ``vmap`` maps a primitive.
+
+    ``mapped`` has the ``name`` and ``size`` of the mapped axis.
+    """
+    batching.fancy_primitive_batchers[primitive] = rule
+
+
+def spread(x: Any, mesh: Any, axes: Sequence[str | None]) -> Any:
+    """Ask for an array's axes to be spread over the devices of these mesh axes."""
+    free = PartitionSpec.UNCONSTRAINED
+    spec = PartitionSpec(*(free if name is None else name for name in axes))
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if AxisType.Explicit in types.values():
+        automatic = dict.fromkeys(types, AxisType.Auto)
+        mesh = mesh.abstract_mesh.update_axis_types(automatic)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def unplaced(params: Params) -> Params:
+    """Parameters without the sharding that an equation's output was to have."""
+    asked = {name for name in _PLACEMENTS if params.get(name) is not None}
+    return {**params, **dict.fromkeys(asked)} if asked else params
+
+
+_PLACEMENTS = ("out_sharding", "sharding")
+
+
+def constrained(x: Any, params: Params) -> Any:
+    """An array under the sharding constraint of an equation with these parameters."""
+    (out,) = bind(p.sharding_constraint_p, params, [x])
+    return out
+
+
+def constrained_again(x: Any, params: Params, mesh: Any) -> Any:
+    """A sharding constraint of a ``shard_map``'s body, outside of it."""
+    spec = params["sharding"].spec
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def untyped(function: Callable[..., Any], like: Any, *args: Any) -> Any:
+    """``function(*args)`` on arrays whose types do not say how they are spread.
+
+    They do in a mesh of Explicit axes, and inside of a ``shard_map`` whose replication
+    is checked. A reverse pass makes many arrays, and there each would have to be told.
+    ``like`` are arrays or values of the program, by which the results are spread: a
+    prefix of their pytree.
+    """
+    types = [jax.typeof(x) for x in jax.tree.leaves(args) if isinstance(x, jax.Array)]
+    varying = frozenset().union(*map(_varies, types))
+    if varying and _check_vma is not None:
+        with _check_vma(False):
+            outs = function(*jax.tree.map(_retyped, args))
+        return jax.tree.map(lambda x: _varying(x, varying), outs)
+    meshes = [mesh for t in types if (mesh := _explicit_mesh(t.sharding.mesh))]
+    context = _explicit_mesh(jax.sharding.get_abstract_mesh())
+    mesh = next(iter(meshes), context)
+    if mesh is None:
+        return function(*args)
+    places = jax.tree.map(lambda x: NamedSharding(mesh, _spec(x)), like)
+    leaves, tree = jax.tree.flatten(args)
+    arrays = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+
+    def on_arrays(*found: Any) -> Any:
+        inside = list(leaves)
+        for i, x in zip(arrays, found, strict=True):
+            inside[i] = x
+        return function(*jax.tree.unflatten(tree, inside))
+
+    automatic = jax.sharding.auto_axes(
+        on_arrays, axes=mesh.axis_names, out_sharding=places
+    )
+    return automatic(*(leaves[i] for i in arrays))
+
+
+def _varies(kind: Any) -> frozenset[str]:
+    """The mesh axes along which an array may differ, inside of a ``shard_map``."""
+    return getattr(getattr(kind, "mat", None), "varying", frozenset())
+
+
+def _retyped(x: Any) -> Any:
+    """The same array, with the type that its context gives: lax would do nothing."""
+    if not isinstance(x, jax.Array) or not _varies(jax.typeof(x)):
+        return x
+    return p.reshape_p.bind(x, new_sizes=x.shape, dimensions=None, sharding=None)
+
+
+def _varying(x: Any, axes: frozenset[str]) -> Any:
+    missing = tuple(sorted(axes - _varies(jax.typeof(x))))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _explicit_mesh(mesh: Any) -> Any:
+    return mesh if AxisType.Explicit in mesh.axis_types else None
+
+
+def _spec(x: Any) -> PartitionSpec:
+    sharding = getattr(getattr(x, "aval", x), "sharding", None)
+    return getattr(sharding, "spec", PartitionSpec())
+
+
+def automatically() -> contextlib.AbstractContextManager[Any]:
+    """Trace with the axes of a mesh that are Explicit left to the compiler."""
+    mesh = jax.sharding.get_abstract_mesh()
+    explicit = [
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind is AxisType.Explicit
+    ]
+    if not explicit:
+        return contextlib.nullcontext()
+    types = dict.fromkeys(explicit, AxisType.Auto)
+    return jax.sharding.use_abstract_mesh(mesh.update_axis_types(types))
 
 
 def is_literal(atom: Any) -> bool:

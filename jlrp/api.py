@@ -125,14 +125,23 @@ def _explained(
     key: _Key, params: Any, x: Any, traced_target: Any, masks: dict[str, Any]
 ) -> Explanation:
     request = Request(key.fn, params, x, key.options, traced_target)
-    found = request.run(request.plan(), request.arguments, masks)
+    plan = request.plan()
     asks_for_params = "params" in key.options.wrt
-    return Explanation(
-        found.relevance(),
-        found.output(),
-        found.captured(),
-        found.parameters() if asks_for_params else None,
+
+    def explained(given: Any, masks: Any) -> Explanation:
+        request.given = given
+        found = request.run(plan, request.arguments, masks)
+        return Explanation(
+            found.relevance(),
+            found.output(),
+            found.captured(),
+            found.parameters() if asks_for_params else None,
+        )
+
+    like = Explanation(
+        x, request.output_like(), 0.0, params if asks_for_params else 0.0
     )
+    return _jax.untyped(explained, like, request.given, masks)
 
 
 def relevance(
@@ -364,11 +373,10 @@ def audit(
     plan = request.plan(for_ledger=True)
     steps: list[Step] = []
 
-    def run(arguments: Sequence[Any], target: Any) -> dict[str, Any]:
-        if not targets.is_static(request.target):
-            request.target = target
+    def run(given: Any) -> dict[str, Any]:
+        request.given = given
         auditor = _Auditor()  # holds tracers: it must not outlive the trace
-        explained = request.run(plan, arguments, masks, auditor.observe)
+        explained = request.run(plan, request.arguments, masks, auditor.observe)
         numbers, sources = explained.numbers, explained.delivered.sources
         steps[:] = auditor.steps
         return {
@@ -378,8 +386,15 @@ def audit(
             "finite": [_finite(step, numbers) for step in plan.steps],
         }
 
-    traced = None if targets.is_static(target) else target
-    found = jax.device_get(jax.jit(run)(request.arguments, traced))
+    static = targets.is_static(target)
+
+    def untyped(arguments: Sequence[Any], traced: Any) -> dict[str, Any]:
+        _, _, constants = request.given
+        given = (arguments, target if static else traced, constants)
+        return _jax.untyped(run, 0.0, given)
+
+    traced = None if static else target
+    found = jax.device_get(jax.jit(untyped)(request.arguments, traced))
     rows = [
         _ledger_row(step, row) for step, row in zip(steps, found["rows"], strict=True)
     ]

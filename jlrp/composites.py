@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 
 from jlrp.bodies import Body
 from jlrp.errors import SelectorError, UnsupportedPrimitiveError
-from jlrp.families import KINDS, why_missing
+from jlrp.families import COLLECTIVES, COLLECTIVES_BY_NAME, KERNELS, KINDS, why_missing
 from jlrp.graph import Value
 from jlrp.operations import Operation, View, with_inner
 from jlrp.planning import Step, parameters_inside, plan_body
@@ -476,7 +476,7 @@ def _assigned(
     rule = default_rule(op)
     if rule is not None:
         return Step(op, rule, fallback=not rule.is_exact(op))
-    if fallback is not None:
+    if fallback is not None and not (fallback == "gradient" and _is_kernel(op)):
         return Step(op, FALLBACKS[fallback], fallback=True)
     if not strict:
         return Step(op, Stop(), missing=True)
@@ -495,6 +495,10 @@ def _fits(rule: Rule, op: Operation) -> bool:
     return True
 
 
+def _is_kernel(op: Operation) -> bool:
+    return op.primitive.name in KERNELS
+
+
 def missing_rule(op: Operation) -> str:
     name = op.primitive.name
     equation = op.equations[-1]
@@ -504,6 +508,20 @@ def missing_rule(op: Operation) -> str:
         f"No rule for the primitive `{name}`, at {op.where()}{why}. Register one with "
         "jlrp.register_rule(primitive, rule)"
     )
+    if _is_kernel(op):
+        return (
+            f"{cause}, give the function around it a rule with @jlrp.custom_relevance, "
+            "or a derivative with jax.custom_vjp (first-order Taylor, as a fallback), "
+            'or pass fallback="stop" (its relevance is absorbed, and the ledger says '
+            "so)."
+        )
+    if op.primitive in COLLECTIVES or name in COLLECTIVES_BY_NAME:
+        return (
+            f"No form for the collective `{name}`, at {op.where()}: what other devices "
+            "compute is not in this program. Call jlrp.relevance around the shard_map, "
+            "not inside of it; inside, only what each device computes by itself can be "
+            "explained."
+        )
     return (
         f'{cause}, or pass fallback="gradient" (first-order Taylor) or fallback="stop" '
         "(its relevance is absorbed, and the ledger says so)."

@@ -378,11 +378,12 @@ NEEDS_RULE: dict[Any, str] = {
     p.custom_lin_p: "internal: no traced program holds it",
     **dict.fromkeys((p.get_p, p.swap_p), _REFERENCES),
 }
+KERNELS = (
+    *("custom_partitioning", "ffi_call", "io_callback", "pallas_call"),
+    "pure_callback",
+)
 NEEDS_RULE_BY_NAME: dict[str, str] = {
-    **dict.fromkeys(
-        ("custom_partitioning", "ffi_call", "io_callback", "pallas_call"), _OPAQUE
-    ),
-    "pure_callback": _OPAQUE,
+    **dict.fromkeys(KERNELS, _OPAQUE),
     **dict.fromkeys(("addupdate", "freeze", "free_ref", "new_ref"), _REFERENCES),
     **dict.fromkeys(
         ("cholesky_update", "geqp3", "geqrf", "ormqr", "symmetric_product"),
@@ -499,6 +500,11 @@ _OF_COMPLEX: dict[Any, Family] = {
     ),
     **dict.fromkeys(COMPLEX_POWERS, Family("function", "homogeneous", "of degree n")),
 }
+# Calls that are not looked into, since they hold an opaque kernel.
+_WITH_KERNEL = dict.fromkeys(
+    (p.custom_jvp_call_p, p.custom_vjp_call_p),
+    Family("function", "function", _TAYLOR + "by the user's derivative", exact=False),
+)
 HOMOGENEOUS[p.zeta_p] = (_each(Group((1,), 0)), FAMILIES[p.zeta_p].how)
 
 KINDS = (
@@ -535,6 +541,7 @@ def family_of(primitive: Any) -> Family | None:
         FAMILIES.get(primitive)
         or _BY_NAME.get(primitive.name)
         or _OF_COMPLEX.get(primitive)
+        or _WITH_KERNEL.get(primitive)
     )
 
 
@@ -639,7 +646,8 @@ def _degree_of(primitive: Any, x: list[int | None]) -> int | None:
 
 STATES = {  # beside the kinds
     "call": "looked into: its body is part of the program",
-    "collective": "not yet: exchanges values between devices",
+    "collective": "of a shard_map: all devices together compute one program, in which "
+    "it is a sum, a maximum or a movement",
     "control flow": "explained by the operations in its bodies",
     "name": "names a value, and is none of its own",
     "needs a rule": "an error, unless a rule is registered",

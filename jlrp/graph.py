@@ -18,6 +18,7 @@ from jax.extend.core import primitives
 
 from jlrp import _jax
 from jlrp.primitives import tag_p
+from jlrp.sharding.program import one_program
 
 Array = jax.Array
 
@@ -83,6 +84,16 @@ class Equation:
     fresh_bodies: Callable[[], tuple[Program, ...]] = tuple  # with values of their own
     regions: tuple[Region, ...] = ()  # the checkpoints around it, outermost first
     has_effects: bool = False
+    placements: dict[Value, dict[str, Any]] = field(default_factory=dict)
+
+    def placed(self, outs: Sequence[Any]) -> Sequence[Any]:
+        """The outputs, each on the devices that the user asked for."""
+        if not self.placements:
+            return outs
+        return [
+            _jax.constrained(out, self.placements[v]) if v in self.placements else out
+            for v, out in zip(self.outputs, outs, strict=True)
+        ]
 
     def __repr__(self) -> str:
         return f"{self.primitive.name} at {self.where()}"
@@ -107,6 +118,7 @@ class Program:
     constants: dict[Value, Any]
     tags: dict[str, list[Atom]] = field(default_factory=dict)
     boundaries: set[Value] = field(default_factory=set)  # no operation spans these
+    kernels: frozenset[str] = frozenset()  # a derivative around these is kept
     parent: Program | None = None  # of a loop's or branch's body
     origins: dict[Value, tuple[Atom, ...]] = field(default_factory=dict)
     sources: tuple[Value, ...] = ()
@@ -134,14 +146,19 @@ class Program:
         return len(self.uses.get(value, ())) == 1 and not kept_apart
 
 
-def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
+def trace(
+    fn: Callable[..., Any], *args: Any, kernels: frozenset[str] = frozenset()
+) -> tuple[Program, Any]:
     """Trace ``fn(*args)``; arguments are pytrees of arrays or ``ShapeDtypeStruct``.
+
+    A ``custom_vjp`` or ``custom_jvp`` is looked into, but for those around ``kernels``:
+    primitives, by name, about which its derivative is all that is known.
 
     Returns the program, whose inputs are the leaves of ``args`` in order, and the
     pytree of output avals.
     """
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-    return _body(*_jax.open_jaxpr(closed), "", ()), shapes
+    return _body(*_jax.open_jaxpr(closed), "", (), kernels), shapes
 
 
 def _flatten(
@@ -171,7 +188,16 @@ def _flatten(
             env[eqn.outvars[0]] = inputs[0]
             program.tags.setdefault(eqn.params["name"], []).append(inputs[0])
             continue
-        if (call := _jax.call_body(eqn)) is not None:
+        if eqn.primitive is primitives.sharding_constraint_p:  # no value of its own
+            (env[eqn.outvars[0]],) = (value,) = inputs
+            if isinstance(value, Value) and value.producer is not None:
+                value.producer.placements[value] = eqn.params
+            continue
+        if eqn.primitive.name in _PLACING:
+            env[eqn.outvars[0]] = inputs[0]
+            continue
+        call = _jax.call_body(eqn) or one_program(eqn, program.kernels)
+        if call is not None and not _jax.derives(eqn, program.kernels):
             body, body_consts = call
             fresh = dict(zip(body.invars, inputs, strict=True))
             within = regions
@@ -189,10 +215,10 @@ def _flatten(
             continue
         position = len(program.equations)
         values = tuple(Value(v.aval) for v in eqn.outvars)
-        fresh = partial(_bodies, _jax.bodies(eqn), path, sources)
+        fresh = partial(_bodies, _jax.bodies(eqn), path, sources, program.kernels)
         equation = Equation(
             eqn.primitive,
-            eqn.params,
+            _jax.unplaced(eqn.params),
             inputs,
             values,
             position,
@@ -213,15 +239,22 @@ def _flatten(
 
 
 def _bodies(
-    bodies: Sequence[tuple[Any, Sequence[Any]]], scope: str, callers: tuple[Any, ...]
+    bodies: Sequence[tuple[Any, Sequence[Any]]],
+    scope: str,
+    callers: tuple[Any, ...],
+    kernels: frozenset[str],
 ) -> tuple[Program, ...]:
-    return tuple(_body(jaxpr, consts, scope, callers) for jaxpr, consts in bodies)
+    return tuple(_body(*body, scope, callers, kernels) for body in bodies)
 
 
 def _body(
-    jaxpr: Any, consts: Sequence[Any], scope: str, callers: tuple[Any, ...]
+    jaxpr: Any,
+    consts: Sequence[Any],
+    scope: str,
+    callers: tuple[Any, ...],
+    kernels: frozenset[str],
 ) -> Program:
-    program = Program([], (), (), {})
+    program = Program([], (), (), {}, kernels=kernels)
     program.inputs = tuple(Value(v.aval) for v in jaxpr.invars)
     env: dict[Any, Atom] = dict(zip(jaxpr.invars, program.inputs, strict=True))
     program.outputs = _flatten(program, jaxpr, consts, env, scope, callers)
@@ -258,6 +291,7 @@ _MOVES = {
     primitives.transpose_p,
 }
 _NAMING = (tag_p, primitives.name_p)
+_PLACING = ("mesh_cast", "pvary", "reshard")  # types alone: numbers as they are
 
 
 def _reaching(equations: list[Equation], outputs: Iterable[Atom]) -> list[Equation]:
@@ -359,7 +393,7 @@ def evaluate(
     for equation in equations:
         args = [read(env, a) for a in equation.inputs]
         outs = _jax.bind(equation.primitive, params_of(equation), args)
-        env.update(zip(equation.outputs, outs, strict=True))
+        env.update(zip(equation.outputs, equation.placed(outs), strict=True))
 
 
 def read(env: Mapping[Value, Any], atom: Atom) -> Any:

@@ -68,7 +68,7 @@ def _run(
         else:
             operands = [read(env, a) for a in equation.inputs]
             outs, env[equation] = rule.record(equation, operands, forward)
-            env.update(zip(equation.outputs, outs, strict=True))
+            env.update(zip(equation.outputs, equation.placed(outs), strict=True))
 
 
 @dataclass(frozen=True)

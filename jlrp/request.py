@@ -15,7 +15,7 @@ from jlrp.composites import Composite, assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
 from jlrp.facts.activity import activate
 from jlrp.facts.embedding import embeddings
-from jlrp.families import NO_RELEVANCE
+from jlrp.families import KERNELS, NO_RELEVANCE
 from jlrp.graph import Equation, Program, Value, trace
 from jlrp.interpreter import (
     Delivered,
@@ -73,7 +73,8 @@ class Request:
         self.options = options
         self.target = options.target if target is None else target
         scored = targets.scored(fn, self.target)
-        self.program, (scores, output) = trace(scored, params, x)
+        kernels = frozenset(KERNELS) - {primitive.name for primitive in registered()}
+        self.program, (scores, output) = trace(scored, params, x, kernels=kernels)
         self.batch = batch_of(x)
         targets.check(scores, self.target, self.batch)
         self.n_scores = len(jax.tree.leaves(scores))
@@ -85,6 +86,22 @@ class Request:
         self.parameters = self.program.inputs[:n_params]
         self.sources = self.program.inputs[n_params:]
         self.scores = self.program.outputs[: self.n_scores]
+
+    @property
+    def given(self) -> Any:
+        """All arrays that come from outside: they can be replaced."""
+        return self.arguments, self.target, list(self.program.constants.values())
+
+    @given.setter
+    def given(self, arrays: Any) -> None:
+        self.arguments, self.target, constants = arrays
+        names = self.program.constants
+        self.program.constants = dict(zip(names, constants, strict=True))
+
+    def output_like(self) -> Any:
+        """The output, as values of the program."""
+        leaves = self.program.outputs[self.n_scores :]
+        return jax.tree.unflatten(self.output_tree, leaves)
 
     def plan(self, strict: bool = True, for_ledger: bool = False) -> Plan:
         """Annotate the program, assign the rules, decide what is kept."""

@@ -14,6 +14,7 @@ LAYERS = [
     ["errors"],
     ["_jax"],
     ["promise", "primitives"],
+    ["sharding"],
     ["graph"],
     ["bodies"],
     ["families"],

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+from jax.extend.core.primitives import custom_vjp_call_p
 
 from jlrp.families import family_of
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise
+from jlrp.promise import Promise, product
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 
 
@@ -40,6 +41,9 @@ class Gradient(Rule):
             multipliers.append(promise and promise.per_unit(ctx.read(out)))
         handed = ctx.vjp(op, multipliers)
 
+        if op.primitive is custom_vjp_call_p:  # it has no forward derivative
+            return self._of_backward(op, r, multipliers, handed, ctx)
+
         def causes() -> Causes:
             total = blocked = jnp.asarray(0, jnp.real(ctx.read(op.outputs[0])).dtype)
             linear = ctx.jvp(op)
@@ -54,6 +58,30 @@ class Gradient(Rule):
                 if promise.value is not None:
                     blocked = blocked + jnp.sum(jnp.where(y == 0, promise.value, 0))
             return {"taylor": total, "blocked": blocked}
+
+        return Propagation([Promise(multiplier=m) for m in handed], causes, multipliers)
+
+    def _of_backward(
+        self,
+        op: Operation,
+        r: Sequence[Promise | None],
+        multipliers: Sequence[Array | None],
+        handed: Sequence[Array],
+        ctx: Context,
+    ) -> Propagation:
+        """The remainder is what the user's derivative leaves over."""
+
+        def causes() -> Causes:
+            arrived = sum(
+                jnp.sum(promise.resolve(ctx.read(out)))
+                for out, promise in zip(op.outputs, r, strict=True)
+                if promise is not None
+            )
+            gone_on = sum(
+                jnp.sum(product(m, ctx.read(v)))
+                for v, m in zip(op.inputs, handed, strict=True)
+            )
+            return {"taylor": jnp.asarray(arrived - gone_on)}
 
         return Propagation([Promise(multiplier=m) for m in handed], causes, multipliers)
 
