@@ -129,14 +129,14 @@ def _explained(
     asks_for_params = "params" in key.options.wrt
 
     def explained(given: Any, masks: Any) -> Explanation:
-        request.given = given
-        found = request.run(plan, request.arguments, masks)
-        return Explanation(
-            found.relevance(),
-            found.output(),
-            found.captured(),
-            found.parameters() if asks_for_params else None,
-        )
+        with request.at(given):
+            found = request.run(plan, request.arguments, masks)
+            return Explanation(
+                found.relevance(),
+                found.output(),
+                found.captured(),
+                found.parameters() if asks_for_params else None,
+            )
 
     like = Explanation(
         x, request.output_like(), 0.0, params if asks_for_params else 0.0
@@ -374,17 +374,19 @@ def audit(
     steps: list[Step] = []
 
     def run(given: Any) -> dict[str, Any]:
-        request.given = given
-        auditor = _Auditor()  # holds tracers: it must not outlive the trace
-        explained = request.run(plan, request.arguments, masks, auditor.observe)
-        numbers, sources = explained.numbers, explained.delivered.sources
-        steps[:] = auditor.steps
-        return {
-            "seed": _total(explained.seeds.items(), numbers),
-            "relevance": _total(zip(request.sources, sources, strict=True), numbers),
-            "rows": auditor.rows,
-            "finite": [_finite(step, numbers) for step in plan.steps],
-        }
+        with request.at(given):
+            auditor = _Auditor()  # holds tracers: it must not outlive the trace
+            explained = request.run(plan, request.arguments, masks, auditor.observe)
+            numbers, sources = explained.numbers, explained.delivered.sources
+            steps[:] = auditor.steps
+            return {
+                "seed": _total(explained.seeds.items(), numbers),
+                "relevance": _total(
+                    zip(request.sources, sources, strict=True), numbers
+                ),
+                "rows": auditor.rows,
+                "finite": [_finite(step, numbers) for step in plan.steps],
+            }
 
     static = targets.is_static(target)
 

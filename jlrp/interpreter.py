@@ -198,6 +198,8 @@ class Promised:
             self._arrived = next(iter(jax.tree.leaves(arriving)), None)
 
     def __getitem__(self, value: Value) -> Array:
+        if value not in self._plan.promised:
+            raise KeyError(value)  # what a rule reads and does not declare
         if value not in self._made:
             self._make([value])
         return self._made[value]

@@ -49,7 +49,7 @@ class Plan:
     program: Program
     steps: tuple[Step, ...]
     kept: tuple[Value, ...]
-    promised: tuple[Value, ...] = ()
+    promised: Mapping[Value, None] = field(default_factory=dict)  # in order
     repeated: frozenset[Equation] = frozenset()
     captured: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     parameters: frozenset[Value] = frozenset()
@@ -151,7 +151,7 @@ def make_plan(
         program,
         tuple(steps),
         tuple(kept),
-        tuple(promised),
+        dict.fromkeys(promised),
         frozenset(repeated),
         captured,
         parameters,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +90,21 @@ class Request:
 
     @property
     def given(self) -> Any:
-        """All arrays that come from outside: they can be replaced."""
+        """All arrays that come from outside."""
         return self.arguments, self.target, list(self.program.constants.values())
 
-    @given.setter
-    def given(self, arrays: Any) -> None:
-        self.arguments, self.target, constants = arrays
+    @contextlib.contextmanager
+    def at(self, given: Any) -> Iterator[None]:
+        """With other arrays from outside; not for longer, since they may be tracers."""
+        before = self.given
+        try:
+            self._take(given)
+            yield
+        finally:
+            self._take(before)
+
+    def _take(self, given: Any) -> None:
+        self.arguments, self.target, constants = given
         names = self.program.constants
         self.program.constants = dict(zip(names, constants, strict=True))
 

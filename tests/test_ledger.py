@@ -358,7 +358,7 @@ def test_each_rule_reads_only_what_it_declares(name):
         for step in plan.steps:
             op = step.operation
             declared = {*op.constants, *step.rule.needs(op)}
-            own = Numbers({value: residuals[value] for value in declared})
+            own = Numbers(plan, {value: residuals[value] for value in declared})
             arriving = [pending.pop(v, None) for v in op.outputs]
             if any(promise is not None for promise in arriving):
                 handed = step.rule.propagate(op, arriving, own).promises
@@ -372,7 +372,7 @@ def test_each_rule_reads_only_what_it_declares(name):
 
 def test_poisoned_residuals_change_nothing():
     """Every value that no rule declares may be NaN."""
-    request, plan = request_of(model, X, "epsilon_plus", keep_all=True)
+    request, plan = request_of(model, X, "epsilon_plus", for_ledger=True)
 
     def explain(arguments, poison):
         outputs, residuals = forward(plan, arguments)
@@ -386,7 +386,7 @@ def test_poisoned_residuals_change_nothing():
                 for v, number in residuals.items()
             }
             assert any(v not in declared for v in residuals)
-        (promise,) = reverse(plan, Numbers(residuals), seeds).sources
+        (promise,) = reverse(plan, Numbers(plan, residuals), seeds).sources
         return promise.resolve(X)
 
     clean, poisoned = (
