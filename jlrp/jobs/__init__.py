@@ -14,6 +14,8 @@ from jlrp.jobs.artifact import export_artifact as export_artifact
 from jlrp.jobs.artifact import load_artifact as load_artifact
 from jlrp.jobs.batches import Buckets as Buckets
 from jlrp.jobs.errors import JobError as JobError
+from jlrp.jobs.parameters import load_params as load_params
+from jlrp.jobs.running import ON_FAILURE as ON_FAILURE
 from jlrp.jobs.running import run as run
 from jlrp.jobs.steps import Top as Top
 from jlrp.jobs.steps import sum_channels as sum_channels

@@ -196,7 +196,9 @@ def _per_example(array: Array) -> Array:
 
 def _total(relevance: Any, size: int) -> Array:
     amounts = [_per_example(r) for r in jax.tree.leaves(relevance)]
-    return sum((a.astype(jnp.float32) for a in amounts), start=jnp.zeros(size))
+    return sum(
+        (a.astype(jnp.float32) for a in amounts), start=jnp.zeros(size, jnp.float32)
+    )
 
 
 def _chosen_class(output: Any, target: Any, size: int) -> Array | None:
