@@ -317,8 +317,11 @@ class _Job:
                 rows = self.programs.placed.local(array)[: len(batch.places)]
                 inside = tuple(slice(0, size) for size in rows.shape[1:])
                 arrays[name][(batch.places, *inside)] = rows
-        for place in block.failures:
-            arrays["failure"][place] = UNREADABLE
+        arrays["failure"][list(block.failures)] = UNREADABLE
+        # Rules may turn a NaN of x into a relevance of 0, which would look like one.
+        failed = arrays["failure"] != 0
+        for name in arrays.keys() - {"failure"}:
+            arrays[name][failed] = storing.fill(arrays[name].dtype)
         if block.lengths is not None:
             arrays["length"] = block.lengths
             for name in self.programs.ragged:

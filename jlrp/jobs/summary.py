@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jlrp.jobs import store
-from jlrp.jobs.steps import FAILURES, UNREADABLE, UNWRITTEN
+from jlrp.jobs.steps import FAILURES, NAN_IN_X, NOT_FINITE, UNWRITTEN
 
 _ROWS_AT_A_TIME = 1 << 20
 _QUANTILES = (0.5, 0.9, 0.99)
@@ -28,7 +28,7 @@ class Summary:
       reasons: of the first failed examples, by index, what happened.
       conservation: the median, the 90 % and 99 % quantiles and the largest of
         ``|score - sum of relevance| / |score|``; empty if nothing was explained.
-      not_finite: how many examples have NaN or inf in their relevance.
+      not_finite: how many examples have NaN in x, or NaN or inf in their results.
       explained_now, seconds: what this run did, and in what time.
     """
 
@@ -60,7 +60,7 @@ class Summary:
         if self.conservation:
             errors = ", ".join(f"{k} {v:.1e}" for k, v in self.conservation.items())
             lines.append(f"absorbed share of the score: {errors}")
-        lines.append(f"relevance not finite: {self.not_finite}")
+        lines.append(f"not finite: {self.not_finite}")
         counts = ", ".join(f"{n} {name}" for name, n in self.failures.items())
         lines.append(f"failed: {counts or 'none'}")
         lines += [f"  example {index}: {why}" for index, why in self.reasons.items()]
@@ -89,16 +89,14 @@ def summary(path: str | Path) -> Summary:
         store.array(path, name) for name in ("failure", "score", "absorbed")
     )
     codes, errors = np.zeros(len(FAILURES), int), np.zeros(len(_EDGES) + 1, int)
-    largest, not_finite = 0.0, 0
+    largest = 0.0
     for start in range(0, failure.shape[0], _ROWS_AT_A_TIME):
         rows = slice(start, min(start + _ROWS_AT_A_TIME, failure.shape[0]))
         found = failure[rows].read().result()
         codes += np.bincount(found[found != UNWRITTEN], minlength=len(FAILURES))
         explained = found == 0
         scores = np.abs(score[rows].read().result()[explained])
-        lost = absorbed[rows].read().result()
-        not_finite += int(np.sum(~np.isfinite(lost) & (found > UNREADABLE)))
-        missing = np.abs(lost[explained])
+        missing = np.abs(absorbed[rows].read().result()[explained])
         error = missing / np.maximum(scores, np.finfo(np.float32).tiny)
         errors += np.bincount(np.searchsorted(_EDGES, error), minlength=len(errors))
         largest = max(largest, float(error.max(initial=0)))
@@ -109,7 +107,7 @@ def summary(path: str | Path) -> Summary:
         {FAILURES[c]: int(n) for c, n in enumerate(codes) if c and n},
         _first_reasons(path),
         _quantiles(errors, largest) if errors.sum() else {},
-        not_finite,
+        int(codes[NAN_IN_X] + codes[NOT_FINITE]),
     )
 
 
