@@ -261,8 +261,8 @@ def _join_processes() -> None:
         jax.distributed.initialize()
     except Exception as error:
         raise jobs.JobError(
-            f"jax.distributed found no cluster to join: {error} Run under SLURM, MPI or "
-            "on a TPU pod, or give each process its --part."
+            f"jax.distributed found no cluster to join: {error} Run under SLURM, "
+            "MPI or on a TPU pod, or give each process its --part."
         ) from error
 
 
