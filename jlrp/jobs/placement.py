@@ -102,10 +102,11 @@ def placement(devices: str | Mesh | None, batch: int) -> Placement:
     placed = Placement(mesh, axis)
     processes = len({d.process_index for d in mesh.devices.flat})
     shares, left = divmod(mesh.shape[axis], processes)
-    if left:
+    if left or _is_shared(mesh, axis):
         raise JobError(
-            f"The axis {axis!r} of the mesh has {mesh.shape[axis]} devices, which the "
-            f"{processes} processes cannot share. Make it a multiple."
+            f"Each place along the axis {axis!r} of the mesh, of {mesh.shape[axis]}, "
+            f"must be in one of the {processes} processes, with all other axes inside "
+            "it: a process reads and writes its own rows."
         )
     if batch % shares:
         raise JobError(
@@ -113,6 +114,12 @@ def placement(devices: str | Mesh | None, batch: int) -> Placement:
             "multiple."
         )
     return placed
+
+
+def _is_shared(mesh: Mesh, axis: str) -> bool:
+    """Whether the rows of a batch would be in several processes at once."""
+    places = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0)
+    return any(len({d.process_index for d in place.flat}) > 1 for place in places)
 
 
 def blocks_of(part: tuple[int, int], examples: int | None, rows: int) -> range | None:

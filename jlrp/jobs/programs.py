@@ -79,8 +79,12 @@ class Programs:
         target = batched(label) if self.batcher.has_targets else None
         sharded = self.placed.batches
         options: dict[str, Any] = {} if sharded is None else {"out_shardings": sharded}
+
+        def step(params: Any, x: Any, target: Any) -> dict[str, jax.Array]:
+            return self.step(params, x, target)  # which may be no hashable object
+
         try:
-            return jax.jit(self.step, **options).lower(self.params, x, target)
+            return jax.jit(step, **options).lower(self.params, x, target)
         except JlrpError:
             raise
         except Exception as error:

@@ -125,8 +125,8 @@ def run(
             'buckets out, or give each process its own devices, with devices="data".'
         )
     opened = open_source(source)
-    first, spec = first_example(opened, split)
     step, labels = _targeted(_step(explain, reduce, dtype), target, split, opened)
+    first, spec = first_example(opened, split)
     batcher = Batcher(opened, spec, batch, buckets, labels, split)
     blocks = blocks_of(part, opened.length, batcher.rows)
     programs = Programs(step, params, batcher, placed)

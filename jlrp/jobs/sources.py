@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -37,7 +38,8 @@ class Examples:
 class Source(Protocol):
     """A run of examples. ``length`` is None where only reading to the end tells."""
 
-    length: int | None
+    @property
+    def length(self) -> int | None: ...
 
     def read(self, start: int, stop: int) -> Examples:
         """Examples ``start`` to ``stop``; fewer only at the end of the source."""
@@ -53,10 +55,10 @@ class ArraySource:
 
     def __init__(self, array: Any):
         self.array = array
-        self.length: int | None = int(array.shape[0])
+        self.length: int = int(array.shape[0])
 
     def read(self, start: int, stop: int) -> Examples:
-        stop = min(stop, len(self.array))
+        stop = min(stop, self.length)
         try:
             return Examples(np.asarray(self.array[start:stop]), stop - start)
         except Exception:
@@ -72,10 +74,10 @@ class IndexedSource:
 
     def __init__(self, items: Any):
         self.items = items
-        self.length: int | None = len(items)
+        self.length: int = len(items)
 
     def read(self, start: int, stop: int) -> Examples:
-        stop = min(stop, len(self.items))
+        stop = min(stop, self.length)
         return _one_by_one(self.items.__getitem__, start, stop)
 
     def peek(self, count: int) -> Examples:
@@ -85,7 +87,7 @@ class IndexedSource:
 class StreamSource:
     """An iterator or iterable, read once and in order."""
 
-    length: int | None = None
+    length = None
 
     def __init__(self, items: Any):
         self._iterator: Iterator[Any] = iter(items)
@@ -206,6 +208,9 @@ def _spec(row: Any) -> Any:
 def reason(error: BaseException) -> str:
     """An exception in one line."""
     text = " ".join(str(error).split())
+    # TensorStore names the system's error after all that it was about.
+    if (system := re.search(r"OS error \d+: ([^\]]*)", text)) is not None:
+        text = system[1]
     text = text if len(text) <= 300 else text[:297] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
