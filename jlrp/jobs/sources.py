@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -208,9 +209,9 @@ def _spec(row: Any) -> Any:
 def reason(error: BaseException) -> str:
     """An exception in one line."""
     text = " ".join(str(error).split())
-    # TensorStore names the system's error after all that it was about.
-    if (system := re.search(r"OS error \d+: ([^\]]*)", text)) is not None:
-        text = system[1]
+    # TensorStore names the system's error in the midst of all that it was about.
+    if (system := re.search(r"os_error_code='(\d+)'", text)) is not None:
+        text = os.strerror(int(system[1]))
     text = text if len(text) <= 300 else text[:297] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
