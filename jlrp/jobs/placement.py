@@ -119,7 +119,8 @@ def placement(devices: str | Mesh | None, batch: int) -> Placement:
 def _is_shared(mesh: Mesh, axis: str) -> bool:
     """Whether the rows of a batch would be in several processes at once."""
     places = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0)
-    return any(len({d.process_index for d in place.flat}) > 1 for place in places)
+    places = places.reshape(mesh.shape[axis], -1)
+    return any(len({d.process_index for d in place}) > 1 for place in places)
 
 
 def blocks_of(part: tuple[int, int], examples: int | None, rows: int) -> range | None:
