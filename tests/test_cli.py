@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -177,3 +178,20 @@ def test_usage(jlrp):
     assert jlrp("explain --data x.npy --out r2.zarr").exit_code == 2
     for command in ("", "explain", "inspect", "show", "export"):
         assert jlrp(f"{command} --help").exit_code == 0
+
+
+def test_the_demo(tmp_path):
+    example = Path(__file__).parents[1] / "examples" / "batch_job.py"
+    options = ["--steps=20", "--examples=1500", "--output=digit.png"]
+    run = subprocess.run(
+        [sys.executable, example, *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    killed = int(re.search(r"killed after (\d+) examples", run.stdout)[1])
+    assert 750 <= killed < 1500
+    assert f"this run: {1500 - killed} in" in run.stdout
+    assert run.stdout.count("\x1b[48;2;") == 64
+    assert matplotlib.image.imread(tmp_path / "digit.png").shape[0] == 256
