@@ -61,7 +61,8 @@ class ArraySource:
     def read(self, start: int, stop: int) -> Examples:
         stop = min(stop, self.length)
         try:
-            return Examples(np.asarray(self.array[start:stop]), stop - start)
+            # A copy, so that a memory map is read here and not in the computation.
+            return Examples(np.array(self.array[start:stop]), stop - start)
         except Exception:
             # One unreadable chunk of a stored array is no reason to lose the others.
             return _one_by_one(self.array.__getitem__, start, stop)

@@ -91,7 +91,8 @@ class Store:
 
     def end_at(self, rows: int) -> None:
         """Cut off the room that was not needed."""
-        if rows != self._rows:
+        # A crash may have left some of them cut off, and others not.
+        if any(array.shape[0] != rows for array in self._arrays.values()):
             self._rows = rows
             self._resize()
         _write_group(self.path, attributes(self.path))
