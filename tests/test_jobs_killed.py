@@ -164,7 +164,12 @@ def test_resumed_as_if_undisturbed(where, number, undisturbed, tmp_path):
     child = context.Process(target=work, args=(tmp_path, "indexed", fate))
     child.start()
     if fate is None:
-        time.sleep(random.Random(number).uniform(0.2, 0.98) * seconds)
+        # From the start, where the store is made, to the last blocks.
+        rng = random.Random(number)
+        enough = round(number / 13 * BLOCKS)
+        while len(reported(path)) < enough and child.is_alive():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.01) if enough else rng.uniform(0.3, 1) * seconds)
         child.kill()
     child.join()
     assert child.exitcode in (-signal.SIGKILL, 0)
