@@ -1,5 +1,6 @@
 # make demo         the main job: train on digits, explain, write digits_relevance.png
 # make text-demo    train on sentences, explain which words decided, in colour
+# make job-demo     explain thousands of digits in a job, killed and resumed
 # make test         the tests, ruff and pyright included
 # make test-312     the same on Python 3.12, which means a newer JAX
 # make bench        the cost of relevance beside the cost of a gradient
@@ -19,13 +20,16 @@ DEMO_ARGS ?=
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install
 
-.PHONY: demo text-demo test test-312 bench lint format clean
+.PHONY: demo text-demo job-demo test test-312 bench lint format clean
 
 demo: $(VENV)/.demo
 	$(PY) examples/digits.py $(DEMO_ARGS)
 
 text-demo: $(VENV)/.demo
 	$(PY) examples/text.py $(DEMO_ARGS)
+
+job-demo: $(VENV)/.demo
+	$(PY) examples/batch_job.py $(DEMO_ARGS)
 
 test: $(VENV)/.test
 	$(PY) -m pytest $(PYTEST_ARGS)

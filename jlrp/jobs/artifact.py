@@ -1,0 +1,131 @@
+"""A compiled explanation as one file: it runs without the model's code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from jlrp.api import Explainer
+from jlrp.errors import IntegrationError
+from jlrp.jobs.errors import JobError
+from jlrp.jobs.fingerprint import digest
+from jlrp.jobs.sources import reason
+from jlrp.jobs.steps import Arrays, Reduction, Step
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported step: ``artifact(params, x, target=None)``.
+
+    Attributes:
+      exported: takes the leaves of params, x, and the class indices if it has labels.
+      made_by: what it was exported from, for the attributes of a store.
+    """
+
+    exported: export.Exported
+    made_by: dict[str, Any]
+
+    def __call__(self, params: Any, x: Any, target: Any = None) -> Arrays:
+        labels = () if target is None else (target,)
+        call: Any = self.exported.call
+        return call(jax.tree.leaves(params), x, *labels)
+
+    def with_target(self, target: int) -> Artifact:
+        raise JobError(
+            "An artifact has its target in it: leave it out, or export it with labels "
+            "and give one for each example."
+        )
+
+
+def export_artifact(
+    explain: Explainer,
+    params: Any,
+    example: Any,
+    path: str | Path,
+    *,
+    labels: bool = False,
+    reduce: Reduction | None = None,
+    dtype: str = "float32",
+) -> Artifact:
+    """Write the explanation of batches of any size to a file of ``jax.export``.
+
+    Args:
+      explain: made by ``jlrp.explain``.
+      params, example: pytrees of arrays or ``jax.ShapeDtypeStruct``: the parameters,
+        which are not stored, and one example without the batch axis.
+      labels: whether it takes a class index for each example.
+      reduce, dtype: as in ``jobs.run``.
+
+    Returns:
+      The artifact.
+
+    Raises:
+      JlrpError: if the function cannot be explained, or exported.
+
+    Example:
+      >>> import jlrp, numpy as np, tempfile
+      >>> from jlrp import jobs
+      >>> explain = jlrp.explain(lambda w, x: x @ w)
+      >>> w, path = np.ones((3, 2), np.float32), tempfile.mkdtemp() + "/explain.jlrp"
+      >>> _ = jobs.export_artifact(explain, w, np.ones(3, np.float32), path)
+      >>> jobs.load_artifact(path)(w, np.ones((5, 3), np.float32))["relevance"].shape
+      (5, 3)
+    """
+    step = Step(explain, reduce, dtype)
+    structure = jax.tree.structure(params)
+    (size,) = export.symbolic_shape("batch")
+
+    def one(leaves: list[Any], x: Any, *labels: Any) -> Arrays:
+        x, labels = jax.tree.map(lambda a: a[None], (x, labels))
+        found = step(jax.tree.unflatten(structure, leaves), x, *labels)
+        return {name: array[0] for name, array in found.items()}
+
+    def many(leaves: list[Any], x: Any, *labels: Any) -> Arrays:
+        # One example is traced, and vmap adds the batch: its size is no number yet.
+        axes = (None, 0, *(0 for _ in labels))
+        return jax.vmap(one, in_axes=axes)(leaves, x, *labels)
+
+    def shape(leaf: Any, *lead: Any) -> jax.ShapeDtypeStruct:
+        dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))
+        return jax.ShapeDtypeStruct((*lead, *jnp.shape(leaf)), dtype)
+
+    arguments = (
+        [shape(leaf) for leaf in jax.tree.leaves(params)],
+        jax.tree.map(lambda leaf: shape(leaf, size), example),
+        *([jax.ShapeDtypeStruct((size,), jnp.int32)] if labels else []),
+    )
+    exported = export.export(jax.jit(many), platforms=("cpu", "cuda", "tpu"))(
+        *arguments
+    )
+    try:
+        content = exported.serialize()
+    except ImportError as error:
+        raise IntegrationError(
+            "To write an artifact, jax.export needs flatbuffers. Install it with: "
+            "pip install 'jlrp[jobs]'"
+        ) from error
+    Path(path).write_bytes(content)
+    return Artifact(exported, _made_by(bytes(content)))
+
+
+def load_artifact(path: str | Path) -> Artifact:
+    """Read what ``export_artifact`` wrote.
+
+    Raises:
+      JobError: if the file cannot be read, or is no artifact.
+    """
+    try:
+        content = Path(path).read_bytes()
+        exported = export.deserialize(bytearray(content))
+        return Artifact(exported, _made_by(content))
+    except Exception as error:
+        raise JobError(f"{path} is no artifact: {reason(error)}.") from error
+
+
+def _made_by(content: bytes) -> dict[str, Any]:
+    return {"artifact": digest(content)}

@@ -1,0 +1,359 @@
+"""The job: read, explain, write, report, each while the others are at work."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jlrp.api import Explainer
+from jlrp.jobs import fingerprint
+from jlrp.jobs import store as storing
+from jlrp.jobs.artifact import Artifact
+from jlrp.jobs.batches import Batcher, Block, Buckets
+from jlrp.jobs.errors import JobError
+from jlrp.jobs.placement import blocks_of, placement
+from jlrp.jobs.programs import Programs
+from jlrp.jobs.sources import Source, first_example, open_source, reason
+from jlrp.jobs.steps import DTYPES, FAILURES, REASONS, UNREADABLE, Reduction, Step
+from jlrp.jobs.summary import Summary, summary
+
+ON_FAILURE = ("stop", "skip")
+
+# Blocks that are read ahead, that are computed but not yet written, and the threads
+# that write them: more than one, because they wait for the disk.
+_AHEAD, _IN_FLIGHT, _WRITERS = 2, 4, 2
+
+
+def run(
+    explain: Explainer | Artifact,
+    params: Any,
+    source: Any,
+    store: str | Path,
+    *,
+    target: Any = None,
+    split: Callable[[Any], tuple[Any, Any]] | None = None,
+    batch: int = 64,
+    buckets: Buckets | Sequence[int] | None = None,
+    reduce: Reduction | None = None,
+    dtype: str = "float32",
+    compression: str = "zstd",
+    on_failure: str = "stop",
+    resume: bool = False,
+    devices: str | Mesh | None = None,
+    part: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> Summary:
+    """Explain all examples of a source, and write the results to a Zarr store.
+
+    Compiles once; reading, computing and writing overlap, in constant memory. Killed at
+    any moment, the job goes on with ``resume=True`` and ends with the same results.
+
+    Args:
+      explain: made by ``jlrp.explain``, or loaded by ``jobs.load_artifact``. Its target
+        is static; examples are explained one by one, whatever batch they are in.
+      params: pytree of arrays, as the function takes it.
+      source: the examples along the first axis of an array (NumPy, memory map, Zarr,
+        TensorStore), anything with a length and an index (a list, a Grain data set), or
+        an iterator over examples.
+      store: the folder of the results; it must be on a file system.
+      target: class index of each example, ``int[examples]``, or one for all.
+      split: ``split(example) -> (x, target)``, where a source gives both.
+      batch: examples per call of the compiled function, in each process, and per chunk
+        of the store. The last batch is filled up, and cut.
+      buckets: lengths that ragged examples are padded to along their first axis, or
+        ``jobs.Buckets``; results are cut to each example's length.
+      reduce: function of the relevance of a batch, applied on the device before
+        anything is written: ``jobs.sum_channels``, ``jobs.Top(k)`` or one's own.
+      dtype: ``"float32"``, ``"float16"`` or ``"float64"``: of what is written.
+      compression: ``"zstd"``, ``"gzip"`` or ``"none"``.
+      on_failure: ``"stop"`` at an example that cannot be explained (unreadable, of
+        another shape, NaN), or ``"skip"`` it: its row stays NaN, its index and the
+        reason are recorded.
+      resume: go on with the interrupted job of this store, if there is one.
+      devices: ``"data"`` divides batches over the devices of this process; a mesh, over
+        its axis "data" or else its first. Params stay as they are sharded on that mesh,
+        and are replicated otherwise.
+      part: ``(index, parts)``: the part of the source to do. By default that of this
+        process among those of ``jax.distributed``.
+      progress: show a progress bar.
+
+    Returns:
+      A ``Summary``, which prints.
+
+    Raises:
+      JobError: before any work for arguments that do not fit, and a store that cannot
+        be written or belongs to another job; later if an example fails and
+        ``on_failure`` is ``"stop"``, or a write fails. What was reported as done is
+        safe.
+      JlrpError: for a function that cannot be explained, as ``jlrp.relevance``.
+
+    Example:
+      >>> import jlrp, numpy as np, tempfile
+      >>> from jlrp import jobs
+      >>> explain = jlrp.explain(lambda w, x: x @ w)
+      >>> w, x = np.ones((3, 2), np.float32), np.ones((10, 3), np.float32)
+      >>> folder = tempfile.mkdtemp() + "/r.zarr"
+      >>> jobs.run(explain, w, x, folder, batch=4, progress=False).examples
+      10
+    """
+    started = time.perf_counter()
+    _check_choice("on_failure", on_failure, ON_FAILURE)
+    _check_choice("dtype", dtype, DTYPES)
+    _check_choice("compression", compression, tuple(storing.COMPRESSIONS))
+    if not isinstance(batch, int) or batch < 1:
+        raise JobError(f"batch must be a whole number >= 1, got {batch!r}.")
+    if buckets is not None and not isinstance(buckets, Buckets):
+        buckets = Buckets(tuple(buckets))
+    part = part or (jax.process_index(), jax.process_count())
+    placed = placement(devices, batch)
+    if placed.is_global and buckets is not None:
+        raise JobError(
+            "Processes that share a mesh must compute batches of one shape: leave the "
+            'buckets out, or give each process its own devices, with devices="data".'
+        )
+    opened = open_source(source)
+    step, labels = _targeted(_step(explain, reduce, dtype), target, split, opened)
+    first, spec = first_example(opened, split)
+    batcher = Batcher(opened, spec, batch, buckets, labels, split)
+    blocks = blocks_of(part, opened.length, batcher.rows)
+    programs = Programs(step, params, batcher, placed)
+    made_by = {
+        **step.made_by,
+        "batch": batch,
+        "buckets": buckets and repr(buckets),
+        "compression": compression,
+        "examples": opened.length,
+        "example": str(jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", spec)),
+        "processes": part[1],
+        "devices": placed.devices,
+        **fingerprint.versions(),
+        "params": fingerprint.of_tree(programs.params),
+        "labels": fingerprint.of_tree(labels),
+        "first_example": fingerprint.of_tree(first),
+        "program": fingerprint.digest(programs.text().encode()),
+    }
+    shapes = dict(programs.results)
+    if buckets is not None:
+        shapes["length"] = jax.ShapeDtypeStruct((), np.int32)
+    layout = storing.Layout(shapes, opened.length, batch, compression, _NOTES)
+    path = Path(store)
+    with closing(
+        storing.open_for_writing(path, layout, made_by, part[0], resume)
+    ) as results:
+        job = _Job(programs, results, blocks, on_failure == "stop")
+        explained = job.work(progress)
+    return summary(path).of_run(explained, time.perf_counter() - started)
+
+
+_NOTES: dict[str, Any] = {
+    "failure": {
+        "flag_values": list(range(len(FAILURES))),
+        "flag_meanings": " ".join(FAILURES),
+    },
+    "score": {"long_name": "what was explained"},
+    "absorbed": {"long_name": "score less the sum of the relevance"},
+}
+
+
+def _step(explain: Any, reduce: Any, dtype: str) -> Any:
+    if isinstance(explain, Artifact):
+        if reduce is not None or dtype != "float32":
+            raise JobError(
+                "An artifact has its reduction and dtype in it: give them to "
+                "jobs.export_artifact."
+            )
+        return explain
+    if not isinstance(explain, Explainer):
+        raise JobError(
+            f"The first argument is a {type(explain).__name__}; it must be made by "
+            "jlrp.explain(fn, ...) or loaded by jobs.load_artifact."
+        )
+    if explain.wrt != ("x",):
+        raise JobError(f'A job needs an explainer with wrt="x", not {explain.wrt}.')
+    return Step(explain, reduce, dtype)
+
+
+def _targeted(
+    step: Any, target: Any, split: Any, source: Source
+) -> tuple[Any, np.ndarray | None]:
+    """The step with the target for all examples, and the labels of each, if given."""
+    length = source.length
+    if target is None:
+        return step, None
+    if split is not None:
+        raise JobError("The targets come from split or from target, not from both.")
+    labels = np.asarray(target)
+    if labels.dtype.kind not in "iu":
+        raise JobError(
+            f"target has dtype {labels.dtype}; it must be class indices. Other targets "
+            "are given to jlrp.explain(fn, target=...)."
+        )
+    if labels.ndim == 0:
+        return step.with_target(int(labels)), None
+    if length is None or labels.shape != (length,):
+        raise JobError(
+            f"target has shape {labels.shape} for {length or 'an unknown number of'} "
+            "examples: give one class index for each, or one for all. A stream gives "
+            "them itself, by split."
+        )
+    return step, labels.astype(np.int32)
+
+
+@dataclass
+class _Job:
+    """One part of a job at work.
+
+    Attributes:
+      blocks: of this part; None for all of a stream.
+      stop: whether the first failed example ends it.
+    """
+
+    programs: Programs
+    results: storing.Store
+    blocks: range | None
+    stop: bool
+    failed: int = 0
+
+    def work(self, progress: bool) -> int:
+        """Do all blocks that are not done; how many examples that were."""
+        batcher, placed = self.programs.batcher, self.programs.placed
+        finished = {r["block"]: r["count"] for r in self.results.done()}
+        before = sum(finished.values())
+        if self.blocks is None:
+            # A stream is read from its start: what is done is skipped after reading.
+            wanted, total = itertools.count(), None
+        else:
+            wanted = [block for block in self.blocks if block not in finished]
+            total = batcher.count(self.blocks)
+        idle = _idle_steps(wanted) if placed.is_global else 0
+        end = 0
+        writing: deque[Future[None]] = deque()
+        with (
+            tqdm(
+                total=total,
+                initial=before,
+                unit=" examples",
+                disable=not progress,
+            ) as bar,
+            ThreadPoolExecutor(1, "jlrp-reader") as reader,
+            ThreadPoolExecutor(_WRITERS, "jlrp-writer") as writers,
+        ):
+            for block in _ahead(reader, batcher.block, wanted):
+                end = block.start + block.count
+                if block.number in finished:
+                    continue
+                if self.blocks is None:
+                    self.results.grow(end)
+                found = [self.programs(batch) for batch in block.batches]
+                if placed.is_global and not found:
+                    self.programs(self.programs.blank())
+                writing.append(writers.submit(self._save, block, found, bar))
+                if len(writing) > _IN_FLIGHT:
+                    writing.popleft().result()
+            for _ in range(idle):
+                self.programs(self.programs.blank())
+            while writing:
+                writing.popleft().result()
+        if self.blocks is None:
+            self.results.end_at(end)
+        return sum(r["count"] for r in self.results.done()) - before
+
+    def _save(self, block: Block, found: list[dict[str, Any]], bar: Any) -> None:
+        """Write a block, then report it as done."""
+        arrays = self._assembled(block, found)
+        failed = {
+            block.start + place: block.failures.get(place) or REASONS[code]
+            for place, code in enumerate(arrays["failure"].tolist())
+            if code
+        }
+        if failed and self.stop:
+            index, why = next(iter(failed.items()))
+            raise JobError(
+                f"Example {index} cannot be explained: {why}. Correct it, or skip such "
+                'examples with on_failure="skip" (--on-failure skip); then resume.'
+            )
+        record = {"block": block.number, "count": block.count, "failed": failed}
+        try:
+            self.results.write(block.start, arrays)
+            self.results.report(record)
+        except Exception as error:
+            last = block.start + block.count - 1
+            raise JobError(
+                f"Examples {block.start} to {last} cannot be written to "
+                f"{self.results.path}: {reason(error)}. What was reported as done is "
+                "safe; remove the cause, then resume."
+            ) from error
+        with bar.get_lock():
+            self.failed += len(failed)
+        if self.failed:
+            bar.set_postfix(failed=self.failed, refresh=False)
+        bar.update(block.count)
+
+    def _assembled(
+        self, block: Block, found: list[dict[str, Any]]
+    ) -> dict[str, np.ndarray]:
+        """The rows of a block, from the results of its batches."""
+        arrays: dict[str, np.ndarray[Any, Any]] = {
+            name: np.full(
+                (block.count, *spec.shape), storing.fill(spec.dtype), spec.dtype
+            )
+            for name, spec in self.results.layout.shapes.items()
+        }
+        for batch, result in zip(block.batches, found, strict=True):
+            for name, array in result.items():
+                rows = self.programs.placed.local(array)[: len(batch.places)]
+                inside = tuple(slice(0, size) for size in rows.shape[1:])
+                arrays[name][(batch.places, *inside)] = rows
+        arrays["failure"][list(block.failures)] = UNREADABLE
+        # Rules may turn a NaN of x into a relevance of 0, which would look like one.
+        failed = arrays["failure"] != 0
+        for name in arrays.keys() - {"failure"}:
+            arrays[name][failed] = storing.fill(arrays[name].dtype)
+        if block.lengths is not None:
+            arrays["length"] = block.lengths
+            for name in self.programs.ragged:
+                whole = arrays[name]
+                beyond = np.arange(whole.shape[1]) >= block.lengths[:, None]
+                whole[beyond] = storing.fill(whole.dtype)
+        return arrays
+
+
+def _idle_steps(wanted: Iterable[int]) -> int:
+    """How many more batches the busiest process has: all must take every step."""
+    own = len(list(wanted))
+    counts = multihost_utils.process_allgather(np.array(own))
+    return int(np.max(counts)) - own
+
+
+def _ahead(
+    reader: ThreadPoolExecutor,
+    read: Callable[[int], Block | None],
+    wanted: Iterable[int],
+) -> Iterator[Block]:
+    """The blocks, the next ones being read meanwhile."""
+    numbers = iter(wanted)
+    reading = deque(reader.submit(read, n) for n in itertools.islice(numbers, _AHEAD))
+    while reading:
+        block = reading.popleft().result()
+        if block is None:
+            return
+        reading.extend(reader.submit(read, n) for n in itertools.islice(numbers, 1))
+        yield block
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise JobError(f"{name} must be one of {choices}; got {value!r}.")
