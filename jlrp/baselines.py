@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jlrp.errors import InputError
 from jlrp.metrics.parts import Parts
@@ -212,7 +213,7 @@ def _integrated(
         point = jax.tree.map(lambda b, w: b + share.astype(w.dtype) * w, baseline, way)
         return _gradient(score, point)
 
-    shares = (jnp.arange(steps) + 0.5) / steps
+    shares = jnp.asarray((np.arange(steps) + 0.5) / steps)
     return jax.tree.map(jnp.multiply, way, _mean_over(gradient_at, shares))
 
 

@@ -51,7 +51,7 @@ def relevance_rank(relevance: Any, mask: Any) -> Array:
     relevance, mask = _flat(relevance, mask)
     inside = _by_relevance(relevance, mask)
     size = mask.sum(1)
-    among = jnp.arange(mask.shape[1]) < size[:, None]
+    among = jnp.arange(mask.shape[1])[None] < size[:, None]
     return (inside & among).sum(1) / size
 
 

@@ -92,7 +92,7 @@ class Curves:
 
 def _trapezoids(curve: Array, at: Array) -> Array:
     heights = (curve[:, 1:] + curve[:, :-1]) / 2
-    return (heights * jnp.diff(at)).sum(-1)
+    return (heights * jnp.diff(at)[None]).sum(-1)
 
 
 def curves(
@@ -184,7 +184,7 @@ def _curves(
     place = jnp.broadcast_to(labels, (x.shape[0], *labels.shape[1:]))
     of_place = jax.vmap(jax.vmap(lambda rank, part: rank[part]), (0, None))
     order = of_place(ranks, place)
-    here = present.sum(-1).reshape(-1, *[1] * (x.ndim - 1))
+    here = present.sum(-1, dtype=jnp.int32).reshape(-1, *[1] * (x.ndim - 1))
     fill = _filling(removal, x)
 
     def at(point: Array) -> Array:
