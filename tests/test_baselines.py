@@ -67,7 +67,7 @@ def test_equals_captum(name, given):
         scores_of, params, x, target if given else None, **own
     )
     expected = of_captum(theirs, target, **options)
-    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)  # their float32
 
 
 def test_occlusion_equals_captum():
