@@ -132,10 +132,24 @@ def without_slow_convolutions(net):
     return net.eval()
 
 
+def called_back(net):
+    """The network run by torch from inside a JAX program."""
+
+    def forward(x):
+        with torch.no_grad():
+            return net(torch.from_numpy(np.array(x))).numpy()
+
+    def fn(_, x):
+        scores = jax.ShapeDtypeStruct((x.shape[0], 1000), jnp.float32)
+        return jax.pure_callback(forward, scores, x)
+
+    return fn
+
+
 class Case:
     """One network with its images."""
 
-    def __init__(self, number, photographs, count):
+    def __init__(self, number, photographs, count, in_torch=False):
         self.side = RESIZED.get(number, SIDES[number])
         self.images = np.concatenate(
             [views(path, self.side, count) for path in photographs]
@@ -145,6 +159,7 @@ class Case:
         self.fn, self.params = torchax.module(self.torch)
         self.fast = torchax.module(without_slow_convolutions(efficientnet(number)))
         self.target = self.predicted()
+        self.watched = (called_back(self.torch), ()) if in_torch else self.fast
         self.parts = metrics.patches((3, self.side, self.side), PATCH, channel_axis=0)
 
     def predicted(self):
@@ -172,7 +187,7 @@ class Case:
     def curves(self, relevance, pool):
         found = [
             metrics.curves(
-                *self.fast,
+                *self.watched,
                 x,
                 r,
                 target=t,
@@ -399,12 +414,13 @@ def main():
     add("--number", type=int, default=0, choices=SIDES, help="of EfficientNet-Lite")
     add("--views", type=int, default=1, help="of each photograph, 1 to 6")
     add("--methods", nargs="+", help="names, for a part of the table")
+    add("--in-torch", action="store_true", help="forward passes of the curves: faster")
     add("--steps", type=int, default=20, help="of rate")
     add("--json", metavar="PATH", help="also write the numbers to this file")
     options = parser.parse_args()
     print(machine())
     photographs = CHOSEN_ON if options.what == "choose" else REPORTED
-    case = Case(options.number, photographs, options.views)
+    case = Case(options.number, photographs, options.views, options.in_torch)
     if options.what == "rate":
         return rate(case, options.steps, 8)
     if options.what == "pictures":

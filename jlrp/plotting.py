@@ -219,8 +219,9 @@ def tokens(
     strip = list(zip(words, relevance, strict=True))
 
     def draw() -> Any:
-        figure, axes = _axes(1, 1, (9, 1.2))
-        return _draw_words(figure, axes[0][0], strip, limit, title)
+        rows = 1 + sum(len(word) + 2 for word in words) // 80  # at least as many
+        figure, axes = _axes(1, 1, (9, 0.25 + 0.3 * rows))
+        return _draw_words(figure, axes[0][0], strip, limit, title, 1 / rows)
 
     spans, cells = [], []
     for word, r in strip:
@@ -272,7 +273,7 @@ def layers(relevance: Mapping[str, Any], *, title: str = "") -> Picture:
         ax.invert_yaxis()
         ax.set_xlabel("relevance")
         ax.set_title(title)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         return figure
 
     return Picture(draw, f"Relevance for and against at {', '.join(values)}.")
@@ -399,10 +400,11 @@ def _colour_bar(figure: Any, shown: Any, axes: Any) -> None:
     bar.solids.set_alpha(1)
 
 
-def _draw_words(figure: Any, ax: Any, strip: Any, limit: float, title: str) -> Any:
+def _draw_words(
+    figure: Any, ax: Any, strip: Any, limit: float, title: str, row: float
+) -> Any:
     """Words side by side, on a new line where the figure ends."""
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.set_axis_off()
     ax.set_title(title, loc="left", fontsize=9)
     renderer = figure.canvas.get_renderer()
     left, line, width = 0.0, 1.0, ax.get_window_extent(renderer).width
@@ -417,7 +419,7 @@ def _draw_words(figure: Any, ax: Any, strip: Any, limit: float, title: str) -> A
         )
         size = (text.get_window_extent(renderer).width + 8) / width
         if left + size > 1 and left > 0:
-            left, line = 0.0, line - 0.35
+            left, line = 0.0, line - row
         text.set_position((left, line))
         text.set_transform(ax.transAxes)
         text.set_verticalalignment("top")
