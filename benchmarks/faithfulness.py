@@ -218,6 +218,19 @@ def ours(composite):
     return method
 
 
+def in_two_parts(upper, lower, share):
+    """A rule for the last ``share`` of the convolutions, and one for those below."""
+
+    def method(case, x, target):
+        report = jlrp.inspect(case.fn, case.params, x)
+        convs = [op.scope for op in report.operations if op.kind == "conv"]
+        last = convs[len(convs) - round(share * len(convs)) :]
+        pairs = [*((scope, upper) for scope in last), ("conv", lower)]
+        return ours(jlrp.Composite(pairs, base="epsilon_plus"))(case, x, target)
+
+    return method
+
+
 def baseline(name, **options):
     def method(case, x, target):
         given = dict(options)
@@ -299,11 +312,18 @@ CANDIDATES = {
     "gamma 2": with_gamma(2.0),
     "gamma 5": with_gamma(5.0),
 }
+IN_PARTS = {
+    f"epsilon above {1 - share:.0%}, gamma {gamma:g} below": in_two_parts(
+        rules.Epsilon(), rules.Gamma(gamma), share
+    )
+    for share, gamma in ((1 / 49, 1.0), (1 / 7, 1.0), (1 / 3, 1.0))
+}
 
 METHODS = {
     "auto": ours("auto"),
     "epsilon_plus": ours("epsilon_plus"),
     "gamma 1": ours(with_gamma(1.0)),
+    "in two parts": in_two_parts(rules.Epsilon(), rules.Gamma(1.0), 1 / 7),
     "random": random,
     "gradient": baseline("gradient"),
     "gradient x input": baseline("gradient_input"),
@@ -426,7 +446,7 @@ def main():
     if options.what == "pictures":
         return pictures(case)
     every = (
-        {name: ours(c) for name, c in CANDIDATES.items()}
+        {**{name: ours(c) for name, c in CANDIDATES.items()}, **IN_PARTS}
         if options.what == "choose"
         else METHODS
     )

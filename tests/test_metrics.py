@@ -263,6 +263,24 @@ def test_a_given_target_is_watched(as_array):
     np.testing.assert_allclose(found.morf[:, 0], expected)
 
 
+def test_a_target_of_multipliers_is_watched():
+    params, x = network(), batch(2, 12)
+    shares = batch(2, 5, seed=9)
+    found = metrics.curves(
+        scores_of,
+        params,
+        x,
+        x,
+        parts=metrics.features((12,)),
+        removal=metrics.Constant(0),
+        steps=2,
+        score="output",
+        target=shares,
+    )
+    expected = (np.asarray(scores_of(params, x)) * np.asarray(shares)).sum(1)
+    np.testing.assert_allclose(found.morf[:, 0], expected)
+
+
 def test_a_target_function_is_watched_as_it_is():
     params, x = network(), batch(2, 12)
     found = metrics.curves(
@@ -331,6 +349,7 @@ def test_curves_under_jit_and_vmap():
 
 REFUSED = {
     "shape of relevance": ({"relevance": jnp.ones((2, 11))}, "one number for each"),
+    "NaN": ({"relevance": jnp.full((2, 12), jnp.nan)}, "holds NaN"),
     "pool": ({"pool": "median"}, "pool must be one of"),
     "score": ({"score": "loss"}, "score must be one of"),
     "steps": ({"steps": 0}, "steps must be at least 1"),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlrp import _jax
 from jlrp.errors import InputError
 from jlrp.metrics.parts import Parts, check_pool, pooled, sizes
 from jlrp.metrics.removal import Inpaint, Removal
@@ -160,6 +161,11 @@ def curves(
         raise InputError(
             f"Relevance has shape {jnp.shape(relevance)}, x {x.shape}: one number for "
             "each element of x is needed."
+        )
+    if not _jax.is_tracer(relevance) and not np.isfinite(relevance).all():
+        raise InputError(
+            "Relevance holds NaN or inf, which has no rank. jlrp.audit says where they "
+            "began."
         )
     if steps < 1:
         raise InputError(f"steps must be at least 1; got {steps}.")

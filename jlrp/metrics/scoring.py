@@ -117,4 +117,6 @@ class Score:
 
 def split_target(target: Any) -> tuple[Any, Any]:
     """(static, traced): one of them is None."""
-    return (target, None) if targets.is_static(target) else (None, jnp.asarray(target))
+    if targets.is_static(target):
+        return target, None
+    return None, jax.tree.map(jnp.asarray, target)
