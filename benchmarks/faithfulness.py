@@ -242,17 +242,13 @@ def baseline(name, **options):
     return method
 
 
-def zennit(name, merged=False, **options):
-    """Zennit's composite; ``merged``: with batch norms merged by its canonizer."""
+def zennit(name, **options):
+    """Without canonizers: they find no batch norm of this network to merge."""
 
     def method(case, x, target):
         from peers import import_zennit
 
-        composite = import_zennit()[name]
-        from zennit.canonizers import SequentialMergeBatchNorm
-
-        merge = [SequentialMergeBatchNorm()] if merged else []
-        composite = composite(canonizers=merge, **options)
+        composite = import_zennit()[name](**options)
         x = torch.tensor(x).requires_grad_()
         with composite.context(case.torch) as net:
             out = net(x)
@@ -331,7 +327,6 @@ METHODS = {
     "SmoothGrad": baseline("smoothgrad", samples=8),
     "occlusion": baseline("occlusion"),
     "Zennit EpsilonPlus": zennit("epsilon_plus"),
-    "Zennit EpsilonPlus, merged": zennit("epsilon_plus", merged=True),
     "Zennit EpsilonPlusFlat": zennit("epsilon_plus_flat"),
     "Zennit EpsilonAlpha2Beta1": zennit("epsilon_alpha2_beta1"),
     "Zennit EpsilonGammaBox": zennit("epsilon_gamma_box", **BOX),
@@ -412,12 +407,14 @@ def pictures(case):
     shown = [case.names.index(n) for n in ("chelsea", "coffee", "rocket", "flower")]
     images = {case.names[i]: case.images[i] for i in shown}
     rows = {case.names[i]: {n: r[i] for n, r in found.items()} for i in shown}
-    plotting.comparison(rows, images, channel_axis=0).save(folder / "comparison.png")
+    plotting.comparison(rows, images, channel_axis=0).save(folder / "comparison.jpg")
     cat = case.names.index("chelsea")
     heat = plotting.heatmap(
         found["auto"][cat], case.images[cat], title="relevance", channel_axis=0
     )
-    heat.save(folder / "heatmap.png")
+    heat.save(folder / "heatmap.jpg")
+    strip = plotting.tokens(["not", "a", "good", "film"], [2.0, 0.1, -1.0, 0.3])
+    strip.save(folder / "tokens.png")  # as in docs/how-to/plot.md
     measured = {name: case.curves(r, "sum") for name, r in found.items()}
     drawn = plotting.curves(measured, score="probability of the class")
     drawn.save(folder / "curves.png")
