@@ -23,7 +23,6 @@ import io
 import json
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -370,31 +369,50 @@ def table(case, methods, reference):
     return rows
 
 
-def rate(case, steps, examples):
-    """One program of many steps beside as many bare forward passes."""
-    x = jnp.asarray(np.resize(case.images, (examples, *case.images.shape[1:])))
-    measure = partial(
-        metrics.curves,
-        *case.fast,
-        parts=metrics.patches(x.shape[1:], 4, channel_axis=0),
-        removal=metrics.Blur(51, 20.0, axes=(2, 3)),
-    )
-    forward = jax.jit(case.fast[0])
-    jax.block_until_ready(forward(case.fast[1], x))
-    points = 2 * (steps + 1)
-    start = time.perf_counter()
-    jax.block_until_ready(measure(x, x, steps=steps))
-    first = time.perf_counter() - start
-    start = time.perf_counter()
-    jax.block_until_ready(measure(x, x, steps=steps))
-    curve = time.perf_counter() - start
-    start = time.perf_counter()
-    for _ in range(points):
-        jax.block_until_ready(forward(case.fast[1], x))
-    bare = time.perf_counter() - start
+def rate(steps, examples):
+    """One program of many steps beside as many bare forward passes of a small CNN."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = ((3, 3, 3, 32), (3, 3, 32, 32), (32, 10))
+    params = [0.1 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=False)]
+    x = jax.random.normal(keys[3], (examples, 32, 32, 3))
+
+    def fn(params, x):
+        *kernels, dense = params
+        for kernel in kernels:
+            layout = ("NHWC", "HWIO", "NHWC")
+            x = jax.nn.relu(
+                jax.lax.conv_general_dilated(
+                    x, kernel, (1, 1), "SAME", dimension_numbers=layout
+                )
+            )
+        return x.mean((1, 2)) @ dense
+
+    def curve():
+        return metrics.curves(
+            fn,
+            params,
+            x,
+            x,
+            parts=metrics.pixels(x.shape[1:]),
+            removal=metrics.Constant(0),
+            steps=steps,
+        )
+
+    forward, points = jax.jit(fn), 2 * (steps + 1)
+
+    def bare():
+        for _ in range(points):
+            jax.block_until_ready(forward(params, x))
+
+    jax.block_until_ready((curve(), forward(params, x)))
+    seconds = []
+    for call in (curve, bare):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
     print(
-        f"{steps} steps x {examples} images: {curve:.1f} s (first call {first:.1f} s); "
-        f"{points} forward passes {bare:.1f} s; rate {bare / curve:.0%}"
+        f"{steps} steps x {examples} images, one program: {seconds[0]:.1f} s; {points} "
+        f"forward passes: {seconds[1]:.1f} s; rate {seconds[1] / seconds[0]:.0%}"
     )
 
 
@@ -420,6 +438,7 @@ def pictures(case):
     drawn.save(folder / "curves.png")
     explain = jlrp.explain(case.fn, capture=tuple(f"_blocks/{i}" for i in range(16)))
     captured = explain(case.params, case.images[[cat]], case.target[[cat]]).captured
+    captured = {f"block {i}": captured[f"_blocks/{i}"] for i in range(16)}
     layers = plotting.layers(captured, title="relevance at the blocks")
     layers.save(folder / "layers.png")
 
@@ -432,14 +451,14 @@ def main():
     add("--views", type=int, default=1, help="of each photograph, 1 to 6")
     add("--methods", nargs="+", help="names, for a part of the table")
     add("--in-torch", action="store_true", help="forward passes of the curves: faster")
-    add("--steps", type=int, default=20, help="of rate")
+    add("--steps", type=int, default=1000, help="of rate")
     add("--json", metavar="PATH", help="also write the numbers to this file")
     options = parser.parse_args()
     print(machine())
+    if options.what == "rate":
+        return rate(options.steps, 64)
     photographs = CHOSEN_ON if options.what == "choose" else REPORTED
     case = Case(options.number, photographs, options.views, options.in_torch)
-    if options.what == "rate":
-        return rate(case, options.steps, 8)
     if options.what == "pictures":
         return pictures(case)
     every = (
