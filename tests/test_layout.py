@@ -31,6 +31,8 @@ LAYERS = [
     ["request"],
     ["reports"],
     ["api"],
+    ["metrics"],
+    ["baselines", "plotting"],
     ["__init__"],
     ["integrations"],
     ["jobs"],
@@ -41,8 +43,9 @@ LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 
 DEPENDENCIES = {"jax", "numpy"}
 
-# What an integration may import besides, inside its functions.
+# What an integration or a picture may import besides, inside its functions.
 FRAMEWORKS = {
+    "plotting": {"matplotlib"},
     "integrations/equinox": {"equinox"},
     "integrations/flax": {"flax"},
     "integrations/haiku": {"haiku"},

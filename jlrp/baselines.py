@@ -1,0 +1,267 @@
+"""The field's other attributions, to compare with: as ``jlrp.relevance`` is called.
+
+``method(fn, params, x, target=None, ...)`` returns an attribution like x, of any
+function and any target. They differentiate as JAX does, and know nothing of LRP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlrp.errors import InputError
+from jlrp.metrics.parts import Parts
+from jlrp.metrics.removal import Constant, Removal
+from jlrp.metrics.scoring import Callee, Function, Score, split_target
+
+Array = jax.Array
+
+
+def gradient(fn: Function, params: Any, x: Any, target: Any = None) -> Any:
+    """The derivative of the explained score with respect to each element of x.
+
+    Args:
+      fn, params, target: as in ``jlrp.relevance``.
+      x: pytree of float arrays of shape (batch, ...).
+
+    Returns:
+      A pytree like x, in units of score per unit of x.
+
+    Raises:
+      InputError: for an x that is not floating point.
+      TargetError: for a target that does not fit the output.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jlrp import baselines
+      >>> w, x = jnp.array([1.0, 2.0]), jnp.array([[3.0, 4.0]])
+      >>> baselines.gradient(lambda w, x: x @ w, w, x).tolist()
+      [[1.0, 2.0]]
+
+    Source: Simonyan et al. 2014.
+    """
+    return _run(_gradient, fn, params, x, target)
+
+
+def gradient_input(fn: Function, params: Any, x: Any, target: Any = None) -> Any:
+    """Gradient times input, the first-order Taylor term at zero.
+
+    Args, Returns, Raises: as ``gradient``; in units of the score.
+
+    Source: Shrikumar et al. 2016.
+    """
+    return _run(_gradient_input, fn, params, x, target)
+
+
+def integrated_gradients(
+    fn: Function,
+    params: Any,
+    x: Any,
+    target: Any = None,
+    *,
+    baseline: Any = 0.0,
+    steps: int = 32,
+) -> Any:
+    """``(x - b) int_0^1 grad f(b + a (x - b)) da``, by the midpoint rule.
+
+    One compiled program; the path's points are visited one after the other.
+
+    Args:
+      fn, params, x, target: as in ``gradient``.
+      baseline: b: a number, or a pytree like x of arrays that broadcast to its leaves.
+      steps: gradients taken along the path.
+
+    Returns:
+      A pytree like x; its sum tends to ``f(x) - f(b)``.
+
+    Raises:
+      InputError, TargetError: as ``gradient``, and for less than one step.
+
+    Source: Sundararajan et al. 2017, eq. 1.
+    """
+    _at_least_one("steps", steps)
+    if jnp.ndim(baseline) == 0 and not isinstance(baseline, dict | list | tuple):
+        baseline = jax.tree.map(lambda leaf: jnp.full_like(leaf, baseline), x)
+    return _run(_integrated, fn, params, x, target, (baseline,), (steps,))
+
+
+def smoothgrad(
+    fn: Function,
+    params: Any,
+    x: Any,
+    target: Any = None,
+    *,
+    noise: float = 0.15,
+    samples: int = 32,
+    seed: int = 0,
+) -> Any:
+    """The mean gradient at noisy copies of x. One compiled program.
+
+    Args:
+      fn, params, x, target: as in ``gradient``.
+      noise: deviation of the normal noise, as a share of each example's range.
+      samples: noisy copies, one after the other.
+      seed: of the noise.
+
+    Returns:
+      A pytree like x, in units of score per unit of x.
+
+    Raises:
+      InputError, TargetError: as ``gradient``, and for less than one sample.
+
+    Source: Smilkov et al. 2017.
+    """
+    _at_least_one("samples", samples)
+    key = jax.random.key(seed)
+    return _run(_smoothed, fn, params, x, target, (key, noise), (samples,))
+
+
+def occlusion(
+    fn: Function,
+    params: Any,
+    x: Any,
+    target: Any = None,
+    *,
+    parts: Parts,
+    removal: Removal = Constant(0),  # noqa: B008  (a frozen value)
+) -> Any:
+    """How much the score falls when one part alone is removed.
+
+    One compiled program of one forward pass per part.
+
+    Args:
+      fn, params, target: as in ``jlrp.relevance``.
+      x: one array of shape (batch, ...), integers too.
+      parts: what is removed together.
+      removal: what takes its place.
+
+    Returns:
+      Float array like x: each element of a part has the part's number, elements of no
+      part have 0.
+
+    Raises:
+      InputError: for parts that do not fit.
+      TargetError: for a target that does not fit the output.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jlrp import baselines, metrics
+      >>> w, x = jnp.array([1.0, 2.0]), jnp.array([[3.0, 4.0]])
+      >>> parts = metrics.features((2,))
+      >>> baselines.occlusion(lambda w, x: x @ w, w, x, parts=parts).tolist()
+      [[3.0, 8.0]]
+
+    Source: Zeiler and Fergus 2014.
+    """
+    labels = parts.for_batch(jnp.shape(x))
+    return _run(
+        _occluded, fn, params, x, target, (labels,), (Callee(removal), parts.count)
+    )
+
+
+def _run(
+    method: Callable[..., Any],
+    fn: Function,
+    params: Any,
+    x: Any,
+    target: Any,
+    traced: tuple[Any, ...] = (),
+    static: tuple[Any, ...] = (),
+) -> Any:
+    """Refuse what does not fit, then run ``method`` compiled."""
+    if method is not _occluded:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(x):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                raise InputError(
+                    f"x{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}: what "
+                    "is not floating point has no gradient. Explain the embeddings, "
+                    "or use occlusion or jlrp.relevance."
+                )
+    static_target, traced_target = split_target(target)
+    score = Score(Callee(fn), "output", static_target)
+    score.check(params, x, traced_target)
+    return _compiled((method, score, static), params, x, traced_target, traced)
+
+
+@partial(jax.jit, static_argnums=0)
+def _compiled(key: Any, params: Any, x: Any, target: Any, traced: Any) -> Any:
+    method, score, static = key
+    multipliers = score.multipliers(params, x, target)
+    watched = partial(score, params, multipliers=multipliers)
+    return method(watched, x, *traced, *static)
+
+
+def _gradient(score: Callable[[Any], Array], x: Any) -> Any:
+    return jax.grad(lambda x: score(x).sum())(x)
+
+
+def _gradient_input(score: Callable[[Any], Array], x: Any) -> Any:
+    return jax.tree.map(jnp.multiply, x, _gradient(score, x))
+
+
+def _integrated(
+    score: Callable[[Any], Array], x: Any, baseline: Any, steps: int
+) -> Any:
+    way = jax.tree.map(jnp.subtract, x, baseline)
+
+    def gradient_at(share: Array) -> Any:
+        point = jax.tree.map(lambda b, w: b + share.astype(w.dtype) * w, baseline, way)
+        return _gradient(score, point)
+
+    shares = jnp.asarray((np.arange(steps) + 0.5) / steps)
+    return jax.tree.map(jnp.multiply, way, _mean_over(gradient_at, shares))
+
+
+def _smoothed(
+    score: Callable[[Any], Array], x: Any, key: Any, noise: Any, samples: int
+) -> Any:
+    leaves, tree = jax.tree.flatten(x)
+
+    def noisy(leaf: Array, key: Any) -> Array:
+        axes = tuple(range(1, leaf.ndim))
+        span = leaf.max(axes, keepdims=True) - leaf.min(axes, keepdims=True)
+        random = jax.random.normal(key, leaf.shape, leaf.dtype)
+        return leaf + jnp.asarray(noise, leaf.dtype) * span * random
+
+    def gradient_at(key: Any) -> Any:
+        keys = jax.random.split(key, len(leaves))
+        point = [noisy(leaf, k) for leaf, k in zip(leaves, keys, strict=True)]
+        return _gradient(score, jax.tree.unflatten(tree, point))
+
+    return _mean_over(gradient_at, jax.random.split(key, samples))
+
+
+def _mean_over(gradient_at: Callable[[Any], Any], points: Array) -> Any:
+    """The mean over points, whose gradients are never all kept at once."""
+    shapes = jax.eval_shape(gradient_at, points[0])
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def add(total: Any, point: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient_at(point)), None
+
+    total, _ = jax.lax.scan(add, start, points)
+    return jax.tree.map(lambda t: t / points.shape[0], total)
+
+
+def _occluded(
+    score: Callable[[Any], Array], x: Array, labels: Array, removal: Callee, count: int
+) -> Array:
+    before, replacement = score(x), removal.fn(x)
+
+    def fall(part: Array) -> Array:
+        return before - score(jnp.where(labels == part, replacement, x))
+
+    falls = jax.lax.map(fall, jnp.arange(count, dtype=labels.dtype)).T  # batch, parts
+    place = jnp.broadcast_to(labels, (x.shape[0], *labels.shape[1:]))
+    spread = jax.vmap(lambda fall, part: fall[part])(falls, place)
+    return jnp.broadcast_to(jnp.where(place < 0, 0, spread), x.shape)
+
+
+def _at_least_one(name: str, number: int) -> None:
+    if number < 1:
+        raise InputError(f"{name} must be at least 1; got {number}.")

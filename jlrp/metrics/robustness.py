@@ -1,0 +1,201 @@
+"""Infidelity and sensitivity: relevance under perturbations of x at random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jlrp.errors import InputError
+from jlrp.metrics.scoring import Callee, Function, Score, split_target
+
+Array = jax.Array
+Method = Callable[[Function, Any, Any, Any], Any]
+
+
+def infidelity(
+    fn: Function,
+    params: Any,
+    x: Any,
+    relevance: Any,
+    *,
+    perturb: float | Callable[[Any, Any], Any] = 0.1,
+    contributions: bool = True,
+    score: str = "output",
+    target: Any = None,
+    samples: int = 100,
+    seed: int = 0,
+) -> Array:
+    """``E_I (I . phi - (f(x) - f(x - I)))^2``: low is good. One compiled program.
+
+    Args:
+      fn, params, x, score, target: as in ``curves``; x is one float array.
+      relevance: float array like x.
+      perturb: what is subtracted from x: the deviation of normal noise, or a function
+        ``(key, x) -> I`` that returns an array like x.
+      contributions: whether relevance is an amount (LRP, gradient x input), so that phi
+        is relevance / x (0 where x is 0), or is phi itself (a gradient).
+      samples: perturbations drawn.
+      seed: of the draws.
+
+    Returns:
+      Shape (batch,), in squared units of the score.
+
+    Raises:
+      InputError, TargetError: for arguments that do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jlrp import metrics
+      >>> w, x = jnp.array([1.0, 2.0]), jnp.array([[3.0, 4.0]])
+      >>> found = metrics.infidelity(lambda w, x: x @ w, w, x, x * w)
+      >>> bool(found[0] < 1e-9)  # what is linear is explained fully
+      True
+
+    Source: Yeh et al. 2019, definition 2.1; Captum ``infidelity``.
+    """
+    if jnp.shape(relevance) != jnp.shape(x) or not _is_float(x):
+        raise InputError(
+            f"infidelity() takes a float array x and relevance like it; got x "
+            f"{jnp.shape(x)} of {jnp.result_type(x)}, relevance {jnp.shape(relevance)}."
+        )
+    _check_samples(samples)
+    if not callable(perturb):
+        perturb = _Normal(float(perturb))
+    static, traced = split_target(target)
+    score_of = Score(Callee(fn), score, static)
+    score_of.check(params, x, traced)
+    options = (score_of, Callee(perturb), contributions, samples)
+    return _infidelity(options, params, x, relevance, traced, jax.random.key(seed))
+
+
+class _Normal:
+    def __init__(self, scale: float):
+        self.scale = scale
+
+    def __call__(self, key: Any, x: Array) -> Array:
+        return self.scale * jax.random.normal(key, x.shape, x.dtype)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Normal) and self.scale == other.scale
+
+    def __hash__(self) -> int:
+        return hash(self.scale)
+
+
+@partial(jax.jit, static_argnums=0)
+def _infidelity(
+    options: Any, params: Any, x: Array, relevance: Array, target: Any, key: Any
+) -> Array:
+    score, perturb, contributions, samples = options
+    multipliers = score.multipliers(params, x, target)
+    before = score(params, x, multipliers)
+    slope = relevance
+    if contributions:
+        slope = jnp.where(x == 0, 0, relevance / jnp.where(x == 0, 1, x))
+
+    def squared_gap(key: Any) -> Array:
+        step = perturb.fn(key, x)
+        said = (slope * step).reshape(x.shape[0], -1).sum(1)
+        return (said - (before - score(params, x - step, multipliers))) ** 2
+
+    return jax.lax.map(squared_gap, jax.random.split(key, samples)).mean(0)
+
+
+def sensitivity(
+    method: Method,
+    fn: Function,
+    params: Any,
+    x: Any,
+    target: Any = None,
+    *,
+    radius: float = 0.02,
+    samples: int = 10,
+    seed: int = 0,
+) -> Array:
+    """The largest relative change of relevance in a cube around x: low is good.
+
+    ``max_d |R(x + d) - R(x)| / |R(x)|`` in the Euclidean norm, d uniform in
+    [-radius, radius]. One compiled program.
+
+    Args:
+      method: ``method(fn, params, x, target) -> relevance``, such as
+        ``jlrp.relevance``, one of ``jlrp.baselines``, or a ``functools.partial``.
+      fn, params, x, target: as in ``jlrp.relevance``; x is one float array of shape
+        (batch, ...). The class predicted for x stays the target of its neighbours.
+      radius: in units of x.
+      samples: neighbours drawn.
+      seed: of the draws.
+
+    Returns:
+      Shape (batch,).
+
+    Raises:
+      InputError: for a radius or number of samples that is not positive, or such an x.
+
+    Example:
+      >>> import jax.numpy as jnp, jlrp
+      >>> from jlrp import metrics
+      >>> w, x = jnp.array([1.0, 2.0]), jnp.array([[3.0, 4.0]])
+      >>> found = metrics.sensitivity(jlrp.relevance, lambda w, x: x @ w, w, x)
+      >>> bool(found[0] <= 0.02)
+      True
+
+    Source: Yeh et al. 2019, definition 3.1 (max-sensitivity); Captum
+    ``sensitivity_max``.
+    """
+    if not _is_float(x) or jnp.ndim(x) < 2 or radius <= 0:
+        raise InputError(
+            "sensitivity() needs a float array x of shape (batch, ...) and a positive "
+            f"radius; got x {jnp.shape(x)} and radius={radius}."
+        )
+    _check_samples(samples)
+    static, traced = split_target(target)
+    options = (Callee(method), Callee(fn), static, samples)
+    return _sensitivity(options, params, x, traced, radius, jax.random.key(seed))
+
+
+@partial(jax.jit, static_argnums=0)
+def _sensitivity(
+    options: Any, params: Any, x: Array, target: Any, radius: Any, key: Any
+) -> Array:
+    method, callee, static, samples = options
+    target = static if target is None else target
+    if target is None:
+        target = predicted(callee.fn, params, x)
+
+    def explained(x: Array) -> Array:
+        relevance = method.fn(callee.fn, params, x, target)
+        return relevance.reshape(x.shape[0], -1)
+
+    here = explained(x)
+
+    def distance(key: Any) -> Array:
+        step = jax.random.uniform(key, x.shape, x.dtype, -1, 1) * radius
+        return jnp.linalg.norm(explained(x + step.astype(x.dtype)) - here, axis=1)
+
+    distances = jax.lax.map(distance, jax.random.split(key, samples))
+    return distances.max(0) / jnp.linalg.norm(here, axis=1)
+
+
+def predicted(fn: Function, params: Any, x: Any) -> Any:
+    """The classes that ``fn`` predicts; None where its output has no classes."""
+    output = fn(params, x)
+    return output.argmax(-1) if jnp.ndim(output) == 2 else None
+
+
+def _is_float(x: Any) -> bool:
+    leaves = jax.tree.leaves(x)
+    return (
+        len(leaves) == 1
+        and leaves[0] is x
+        and jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    )
+
+
+def _check_samples(samples: int) -> None:
+    if samples < 1:
+        raise InputError(f"samples must be at least 1; got {samples}.")

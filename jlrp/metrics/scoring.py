@@ -1,0 +1,122 @@
+"""The number per example that a metric watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jlrp import targets
+from jlrp.errors import InputError, TargetError
+from jlrp.request import batch_of
+
+Array = jax.Array
+Function = Callable[[Any, Any], Any]
+SCORES = ("probability", "output", "hit")
+
+
+class Callee:
+    """A function as a static argument of ``jit``: hashable even if it is not.
+
+    A bound method of an unhashable object (a Linen module with a list for a field)
+    counts as the same while it is the same method of the same object.
+    """
+
+    def __init__(self, fn: Callable[..., Any]):
+        self.fn = fn
+        try:
+            hash(fn)
+            self._identity: Any = fn
+        except TypeError:
+            owner = getattr(fn, "__self__", fn)
+            self._identity = (id(owner), getattr(fn, "__func__", None))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Callee) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What of ``fn(params, x)`` is watched, with the classes that an original x chose.
+
+    Attributes:
+      kind: one of ``SCORES``.
+      target: static target of ``jlrp.relevance``, or None beside a traced one.
+    """
+
+    callee: Callee
+    kind: str = "output"
+    target: Any = None
+
+    def check(self, params: Any, x: Any, target: Any = None) -> None:
+        """Refuse what does not fit, before any work.
+
+        Raises:
+          InputError, TargetError: as said.
+        """
+        if self.kind not in SCORES:
+            raise InputError(f"score must be one of {SCORES}; got {self.kind!r}.")
+        target = self.target if target is None else target
+        output = jax.eval_shape(self.callee.fn, params, x)
+        watched = target if callable(target) else self._watched
+        scores = jax.eval_shape(watched, output)
+        batch = jax.tree.leaves(x)[0].shape[0]
+        for leaf in jax.tree.leaves(scores):
+            if leaf.shape[:1] != (batch,):
+                raise InputError(
+                    f"The watched scores have shape {leaf.shape} for a batch of "
+                    f"{batch}; a metric needs one row per example."
+                )
+        targets.check(scores, target, batch_of(x))
+
+    def multipliers(self, params: Any, x: Any, target: Any = None) -> Any:
+        """The share of each watched output, chosen at ``x``: a pytree like them."""
+        target = self.target if target is None else target
+        scores = self._scores(params, x)
+        seeds = targets.seeds(jax.tree.leaves(scores), target, batch_of(x), "score")
+        shares = [lax.stop_gradient(seed.multiplier) for seed in seeds]
+        return jax.tree.unflatten(jax.tree.structure(scores), shares)
+
+    def __call__(self, params: Any, x: Any, multipliers: Any) -> Array:
+        """Shape (batch,)."""
+        batch = jax.tree.leaves(x)[0].shape[0]
+
+        def summed(score: Array, share: Array) -> Array:
+            return (score * share).reshape(batch, -1).sum(1)
+
+        parts = jax.tree.map(summed, self._scores(params, x), multipliers)
+        return sum(jax.tree.leaves(parts), start=jnp.zeros(()))
+
+    def _scores(self, params: Any, x: Any) -> Any:
+        output = self.callee.fn(params, x)
+        if callable(self.target):
+            return self.target(output)
+        return self._watched(output)
+
+    def _watched(self, output: Any) -> Any:
+        if self.kind == "output":
+            return output
+        if len(jax.tree.leaves(output)) != 1 or jnp.ndim(output) != 2:
+            shapes = jax.tree.map(jnp.shape, output)
+            raise TargetError(
+                f"score={self.kind!r} needs scores of shape (batch, classes); the "
+                f'output has {shapes}. Say score="output", or give a target function '
+                "that returns one number per example."
+            )
+        if self.kind == "probability":
+            return jax.nn.softmax(output)
+        return jax.nn.one_hot(output.argmax(-1), output.shape[-1], dtype=output.dtype)
+
+
+def split_target(target: Any) -> tuple[Any, Any]:
+    """(static, traced): one of them is None."""
+    if targets.is_static(target):
+        return target, None
+    return None, jax.tree.map(jnp.asarray, target)

@@ -1,0 +1,447 @@
+"""Pictures of relevance: heat maps, token strips, layers, comparisons, curves.
+
+Each function returns a ``Picture``: shown in a notebook by itself, ``save(path)`` for a
+file, ``figure()`` for matplotlib. Colours: blue speaks against, white is zero, red
+speaks for; the map is the same for both kinds of colour blindness. matplotlib is
+imported when a picture is drawn (``pip install 'jlrp[plot]'``).
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jlrp.errors import InputError, IntegrationError
+
+COLOURS = "RdBu_r"
+ROBUST = 99.0  # percentile of |relevance| that has the full colour
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Something drawn on demand.
+
+    Attributes:
+      draw: makes a matplotlib figure.
+      description: what it shows, for those who do not see it.
+      markup: HTML shown instead of the drawing in notebooks, if there is any.
+      terminal: text with ANSI colours that says the same, if there is any.
+    """
+
+    draw: Callable[[], Any]
+    description: str
+    markup: str | None = None
+    terminal: str | None = None
+
+    def figure(self) -> Any:
+        """A new ``matplotlib.figure.Figure``."""
+        return self.draw()
+
+    def save(self, path: Any, dpi: int = 120) -> None:
+        """Write it to a file, of the type that the name ends in; html is text."""
+        if str(path).endswith((".html", ".htm")):
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(self._repr_html_())
+            return
+        self.draw().savefig(path, dpi=dpi, bbox_inches="tight")
+
+    def _repr_html_(self) -> str:
+        if self.markup is not None:
+            return self.markup
+        data = io.BytesIO()
+        self.draw().savefig(data, format="png", dpi=90, bbox_inches="tight")
+        encoded = base64.b64encode(data.getvalue()).decode()
+        alt = html.escape(self.description, quote=True)
+        return f'<img alt="{alt}" src="data:image/png;base64,{encoded}">'
+
+    def __str__(self) -> str:
+        return self.description if self.terminal is None else self.terminal
+
+
+def heatmap(
+    relevance: Any,
+    image: Any = None,
+    *,
+    title: str = "",
+    channel_axis: int | None = -1,
+    per_channel: bool = False,
+    robust: float = ROBUST,
+) -> Picture:
+    """The relevance of one image: zero is white, whatever the range.
+
+    Args:
+      relevance: float (height, width, channels), in the order that ``channel_axis``
+        says, or (height, width) with None. Channels are summed.
+      image: what to show beside it and, in grey, under it; shape of relevance or
+        (height, width). Any range.
+      title: of the figure.
+      channel_axis: which axis holds channels.
+      per_channel: one map for each channel instead of their sum.
+      robust: percentile of |relevance| at which the colour saturates; 100: the largest.
+
+    Raises:
+      InputError: for other shapes, NaN or inf, or a percentile outside (0, 100].
+
+    Example:
+      >>> import numpy as np
+      >>> from jlrp import plotting
+      >>> relevance = np.array([[1.0, -2.0], [0.0, 0.5]])
+      >>> print(plotting.heatmap(relevance, channel_axis=None))
+      Relevance of 2 x 2 pixels, from -2 to 1, sum -0.5.
+    """
+    relevance = _finite(relevance, "relevance")
+    channels = _channels_last(relevance, channel_axis)
+    maps = [channels.sum(-1)]
+    names = [title]
+    if per_channel:
+        maps = [channels[..., i] for i in range(channels.shape[-1])]
+        names = [f"{title} channel {i}".strip() for i in range(len(maps))]
+    background = None if image is None else _image(image, channel_axis)
+    if background is not None and background.shape[:2] != maps[0].shape:
+        raise InputError(
+            f"The image has {background.shape[:2]} pixels, relevance {maps[0].shape}."
+        )
+    limit = scale_of(np.stack(maps), robust)
+
+    def draw() -> Any:
+        columns = len(maps) + (background is not None)
+        figure, axes = _axes(1, columns, (3.2 * columns + 0.8, 3.3))
+        axes = list(axes[0])
+        if background is not None:
+            axes[0].imshow(background, cmap="gray")
+            axes[0].set_title("image")
+        shown: Any = None
+        for ax, one, name in zip(axes[-len(maps) :], maps, names, strict=True):
+            shown = _draw_map(ax, one, limit, background)
+            ax.set_title(name)
+        _colour_bar(figure, shown, axes)
+        return figure
+
+    total = channels.sum(-1)
+    return Picture(
+        draw,
+        f"Relevance of {total.shape[0]} x {total.shape[1]} pixels, from "
+        f"{total.min():.3g} to {total.max():.3g}, sum {total.sum():.3g}.",
+    )
+
+
+def comparison(
+    rows: Mapping[str, Mapping[str, Any]],
+    images: Mapping[str, Any] | None = None,
+    *,
+    channel_axis: int | None = -1,
+    robust: float = ROBUST,
+) -> Picture:
+    """A grid of maps: one row per image, one column per method.
+
+    Every map has a scale of its own: methods differ in units (a gradient is no
+    relevance), so colours are compared within a map, not across.
+
+    Args:
+      rows: by image's name, by method's name: relevance as in ``heatmap``.
+      images: by name, shown first in their rows.
+      channel_axis, robust: as in ``heatmap``.
+
+    Raises:
+      InputError: for no rows, or rows of different methods.
+    """
+    methods = list(next(iter(rows.values()), {}))
+    if not methods or any(list(row) != methods for row in rows.values()):
+        raise InputError(
+            "comparison() needs rows with the same methods; got "
+            f"{ {name: list(row) for name, row in rows.items()} }."
+        )
+    maps = {
+        name: [
+            _channels_last(_finite(r, f"{name} {m}"), channel_axis).sum(-1)
+            for m, r in row.items()
+        ]
+        for name, row in rows.items()
+    }
+    shown = {
+        name: _image(image, channel_axis) for name, image in (images or {}).items()
+    }
+
+    def draw() -> Any:
+        first = int(bool(shown))
+        columns = len(methods) + first
+        figure, grid = _axes(len(maps), columns, (2.1 * columns, 2.15 * len(maps)))
+        for axes, (name, row) in zip(grid, maps.items(), strict=True):
+            background = shown.get(name)
+            if background is not None:
+                axes[0].imshow(background, cmap="gray")
+            axes[0].set_ylabel(name)
+            for ax, one in zip(axes[first:], row, strict=True):
+                _draw_map(ax, one, scale_of(one, robust), background)
+        for ax, method in zip(grid[0][first:], methods, strict=True):
+            ax.set_title(method, fontsize=9)
+        return figure
+
+    return Picture(
+        draw,
+        f"Relevance of {', '.join(maps)} in rows, by {', '.join(methods)}.",
+    )
+
+
+def tokens(
+    words: Sequence[str], relevance: Any, *, title: str = "", robust: float = 100.0
+) -> Picture:
+    """A strip of tokens on the colour of their relevance, for terminal, HTML and file.
+
+    Args:
+      words: of each token.
+      relevance: float (tokens,).
+      title: before the strip.
+      robust: percentile of |relevance| at which the colour saturates.
+
+    Raises:
+      InputError: for another number of relevances, NaN or inf.
+
+    Example:
+      >>> from jlrp import plotting
+      >>> strip = plotting.tokens(["not", "bad"], [2.0, -1.0])
+      >>> '<span title="2"' in strip._repr_html_()
+      True
+    """
+    relevance = _finite(relevance, "relevance")
+    if relevance.shape != (len(words),):
+        raise InputError(
+            f"{len(words)} tokens need relevance of shape ({len(words)},); got "
+            f"{relevance.shape}."
+        )
+    limit = scale_of(relevance, robust)
+    strip = list(zip(words, relevance, strict=True))
+
+    def draw() -> Any:
+        rows = 1 + sum(len(word) + 2 for word in words) // 80  # at least as many
+        figure, axes = _axes(1, 1, (9, 0.25 + 0.3 * rows))
+        return _draw_words(figure, axes[0][0], strip, limit, title, 1 / rows)
+
+    spans, cells = [], []
+    for word, r in strip:
+        red, green, blue = colour(r / limit)
+        spans.append(
+            f'<span title="{r:.3g}" style="background:rgb({red},{green},{blue});'
+            f'color:{_ink(r / limit)};padding:1px 3px">{html.escape(word)}</span>'
+        )
+        ink = "38;2;255;255;255" if _ink(r / limit) == "#fff" else "38;2;0;0;0"
+        cells.append(f"\x1b[48;2;{red};{green};{blue};{ink}m {word} \x1b[0m")
+    heading = f"<b>{html.escape(title)}</b> " if title else ""
+    most = [str(words[int(i)]) for i in np.argsort(-relevance)[:3]]
+    return Picture(
+        draw,
+        f"Relevance of {len(words)} tokens; most relevant: {', '.join(most)}.",
+        f'<div style="font-family:monospace;line-height:1.9">{heading}'
+        f"{''.join(spans)}</div>",
+        (f"{title} " if title else "") + "".join(cells),
+    )
+
+
+def layers(relevance: Mapping[str, Any], *, title: str = "") -> Picture:
+    """What relevance passes each named place, such as ``Explanation.captured``.
+
+    Two bars each: the sum for, and the sum against.
+
+    Args:
+      relevance: by name, arrays of any shape, in the order to be shown.
+      title: of the figure.
+
+    Raises:
+      InputError: for no names, NaN or inf.
+    """
+    if not relevance:
+        raise InputError("layers() needs at least one captured relevance.")
+    values = {name: _finite(r, name) for name, r in relevance.items()}
+    positive = [float(np.maximum(r, 0).sum()) for r in values.values()]
+    negative = [float(np.minimum(r, 0).sum()) for r in values.values()]
+
+    def draw() -> Any:
+        figure, axes = _axes(1, 1, (6.5, 0.9 + 0.34 * len(values)), ticks=True)
+        ax, at = axes[0][0], np.arange(len(values))
+        ax.barh(at, positive, color=_hex(1.0), label="for")
+        ax.barh(at, negative, color=_hex(-1.0), label="against")
+        net = np.add(positive, negative)
+        ax.plot(net, at, "k|", markersize=12, label="sum")
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set_yticks(at, list(values))
+        ax.invert_yaxis()
+        ax.set_xlabel("relevance")
+        ax.set_title(title)
+        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+    return Picture(draw, f"Relevance for and against at {', '.join(values)}.")
+
+
+def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
+    """Perturbation curves of several methods, with the area between.
+
+    Args:
+      found: by method, ``jlrp.metrics.Curves``: means over examples are drawn.
+      score: name of the vertical axis.
+
+    Raises:
+      InputError: for no methods.
+    """
+    if not found:
+        raise InputError("curves() needs the curves of at least one method.")
+
+    def draw() -> Any:
+        figure, axes = _axes(1, len(found), (3.0 * len(found) + 0.5, 2.9), ticks=True)
+        top = max(float(np.mean(c.morf, 0).max()) for c in found.values())
+        top = max(top, *(float(np.mean(c.lerf, 0).max()) for c in found.values()))
+        for ax, (name, curve) in zip(axes[0], found.items(), strict=True):
+            removed = np.asarray(curve.removed)
+            morf, lerf = np.mean(curve.morf, 0), np.mean(curve.lerf, 0)
+            ax.fill_between(removed, morf, lerf, color="0.9")
+            ax.plot(removed, morf, color=_hex(1.0), label="most relevant first")
+            ax.plot(removed, lerf, color=_hex(-1.0), ls="--", label="least first")
+            ax.set_ylim(0, 1.05 * top)
+            ax.set_xlabel("removed")
+            ax.set_title(f"{name}\nABPC {float(np.mean(curve.abpc)):.3f}", fontsize=9)
+        axes[0][0].set_ylabel(score)
+        axes[0][0].legend(fontsize=7)
+        return figure
+
+    areas = ", ".join(
+        f"{name} {float(np.mean(c.abpc)):.3f}" for name, c in found.items()
+    )
+    return Picture(draw, f"Perturbation curves; area between them: {areas}.")
+
+
+def scale_of(relevance: np.ndarray, robust: float = ROBUST) -> float:
+    """The |relevance| that has the full colour: a percentile, so that one pixel does
+    not make all others white.
+
+    Args:
+      relevance: finite, of any shape.
+      robust: the percentile, above 0 and up to 100.
+
+    Raises:
+      InputError: for another percentile.
+    """
+    if not 0 < robust <= 100:
+        raise InputError(f"robust is a percentile above 0, up to 100; got {robust}.")
+    amounts = np.abs(relevance)
+    # Of a map that is mostly zero the percentile may be 0: then the largest.
+    return float(np.percentile(amounts, robust) or amounts.max() or 1.0)
+
+
+def colour(share: float) -> tuple[int, int, int]:
+    """The colour of a relevance in -1 to 1, without matplotlib: red, green, blue."""
+    share = float(np.clip(share, -1, 1))
+    end = np.array([178, 24, 43]) if share > 0 else np.array([33, 102, 172])
+    red, green, blue = np.rint(255 + abs(share) * (end - 255)).astype(int)
+    return int(red), int(green), int(blue)
+
+
+def _hex(share: float) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour(share))
+
+
+def _ink(share: float) -> str:
+    return "#fff" if abs(share) > 0.6 else "#000"
+
+
+def _finite(array: Any, name: str) -> np.ndarray:
+    array = np.asarray(array, np.float64)
+    if array.size == 0 or not np.isfinite(array).all():
+        raise InputError(
+            f"{name} of shape {array.shape} holds NaN or inf, or nothing. jlrp.audit "
+            "says where they began."
+        )
+    return array
+
+
+def _channels_last(array: np.ndarray, channel_axis: int | None) -> np.ndarray:
+    wanted = 2 if channel_axis is None else 3
+    if array.ndim != wanted:
+        raise InputError(
+            f"One image with channel_axis={channel_axis} has {wanted} axes; got shape "
+            f"{array.shape}. Of a batch, take one: relevance[0]."
+        )
+    return (
+        array[..., None]
+        if channel_axis is None
+        else np.moveaxis(array, channel_axis, -1)
+    )
+
+
+def _image(image: Any, channel_axis: int | None) -> np.ndarray:
+    """Colours or greys in 0 to 1, channels last."""
+    image = _finite(image, "image")
+    if image.ndim == 3:
+        image = _channels_last(image, channel_axis)
+    if image.ndim == 3 and image.shape[-1] not in (3, 4):
+        image = image.mean(-1)
+    low, high = image.min(), image.max()
+    return (image - low) / (high - low or 1.0)
+
+
+def _draw_map(ax: Any, relevance: Any, limit: float, image: Any) -> Any:
+    """A map, over the grey image where it is white."""
+    if image is None:
+        return ax.imshow(relevance, cmap=COLOURS, vmin=-limit, vmax=limit)
+    grey = image if image.ndim == 2 else image[..., :3].mean(-1)
+    ax.imshow(0.55 + 0.45 * grey, cmap="gray", vmin=0, vmax=1)
+    opacity = np.clip(np.abs(relevance) / limit, 0, 1) ** 0.5
+    return ax.imshow(relevance, cmap=COLOURS, vmin=-limit, vmax=limit, alpha=opacity)
+
+
+def _colour_bar(figure: Any, shown: Any, axes: Any) -> None:
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, extend="both")
+    bar.set_label("relevance")
+    bar.solids.set_alpha(1)
+
+
+def _draw_words(
+    figure: Any, ax: Any, strip: Any, limit: float, title: str, row: float
+) -> Any:
+    """Words side by side, on a new line where the figure ends."""
+    ax.set_axis_off()
+    ax.set_title(title, loc="left", fontsize=9)
+    renderer = figure.canvas.get_renderer()
+    left, line, width = 0.0, 1.0, ax.get_window_extent(renderer).width
+    for word, r in strip:
+        text = ax.text(
+            0,
+            0,
+            word,
+            family="monospace",
+            color=_ink(r / limit),
+            bbox={"facecolor": _hex(r / limit), "pad": 2, "edgecolor": "none"},
+        )
+        size = (text.get_window_extent(renderer).width + 8) / width
+        if left + size > 1 and left > 0:
+            left, line = 0.0, line - row
+        text.set_position((left, line))
+        text.set_transform(ax.transAxes)
+        text.set_verticalalignment("top")
+        left += size
+    return figure
+
+
+def _axes(rows: int, columns: int, size: tuple[float, float], ticks: bool = False):
+    """A figure that no window manager knows, and its axes by row and column."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise IntegrationError(
+            "Pictures are drawn by matplotlib, which is not installed: "
+            "pip install 'jlrp[plot]'."
+        ) from error
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    if not ticks:
+        for ax in axes.flat:
+            ax.set_xticks([])
+            ax.set_yticks([])
+    return figure, axes
