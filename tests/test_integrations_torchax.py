@@ -319,3 +319,16 @@ def test_a_missing_library(monkeypatch, name):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(IntegrationError, match=rf"needs {name}.*pip install"):
         torchax.load()
+
+
+def test_a_replaced_submodule_makes_another_function():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    fn, params = torchax.module(model)
+    again, _ = torchax.module(model)
+    assert again == fn and hash(again) == hash(fn)  # compiled once
+    x = jnp.ones((2, 3))
+    before = jax.jit(fn)(params, x)
+    model[1] = nn.Sigmoid()
+    other, params = torchax.module(model)
+    assert other != fn
+    assert not np.allclose(jax.jit(other)(params, x), before)

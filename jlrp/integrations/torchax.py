@@ -82,7 +82,7 @@ def module(
             )
             return _arrays(out if output is None else output(out), torch, env)
 
-    key = (model, static_kwargs, output)
+    key = (tuple(model.modules()), static_kwargs, output)  # one may be replaced later
     params = {name: _array(held[name]) for name in first.values()}
     return Function(run, key), params
 
