@@ -317,7 +317,8 @@ def test_inspect_prints_a_table():
     assert repr(report) == text and lines[0].startswith("3 operations")
     for word in ("kind", "scope", "rule", "dense", "encoder/layer_0", "head", "5x4"):
         assert word in text
-    assert "Epsilon(epsilon=1e-06" in text and "3 covered" in lines[-1]
+    assert "Epsilon(epsilon=1e-06" in text and "3 covered" in lines[-2]
+    assert lines[-1].startswith("activations: ")
     html = report._repr_html_()
     assert html.count("<tr>") == 4 and "<caption>" in html
 
