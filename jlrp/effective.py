@@ -1,12 +1,12 @@
 """The effective kernel and bias of an affine operation.
 
 Scales behind the dot or convolution (batch norm) are moved onto the kernel, so that
-rules
-that look at weights see one linear map: what other libraries call a canonizer.
+rules that look at weights see one linear map: what other libraries call a canonizer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -85,8 +85,17 @@ def effective_kernel(affine: Affine, numbers: Reader) -> Array:
         if step.kind == "scale" and step.constant is not None:
             scale = _on_kernel(affine, index, numbers.read(step.constant))
             divides = step.equation.primitive is p.div_p
-            kernel = kernel / scale if divides else kernel * scale
+            kernel = _scaled(kernel, scale, lax.div if divides else lax.mul)
     return kernel
+
+
+def _scaled(
+    kernel: Array, scale: Array, combine: Callable[[Array, Array], Array]
+) -> Array:
+    """Plain lax: jnp's operators would be a noticeable part of the tracing time."""
+    axes = range(kernel.ndim - scale.ndim, kernel.ndim)
+    scale = lax.broadcast_in_dim(scale, kernel.shape, axes)
+    return combine(kernel, lax.convert_element_type(scale, kernel.dtype))
 
 
 def _on_kernel(affine: Affine, index: int, scale: Array) -> Array:
