@@ -9,6 +9,8 @@ convolution, a shift by a parameter) makes it a gate, however it is broadcast.
 
 from __future__ import annotations
 
+import heapq
+
 from jax.extend.core import primitives as p
 
 from jlrp.facts.scalar import scalar_of
@@ -48,7 +50,7 @@ def statistic_of(program: Program, equation: Equation) -> int | None:
         candidates = [
             i
             for i, (operand, other) in enumerate([(a, b), (b, a)])
-            if not _is_linear(program, operand, _cone(program, other))
+            if not _is_linear(program, operand, _Cone(program, other))
         ]
     return candidates[0] if len(candidates) == 1 else None
 
@@ -78,7 +80,7 @@ def unscaled(program: Program, statistic: Value) -> tuple[Value, list[Equation]]
 
 def _measures(program: Program, operand: Value, signal: Value) -> bool:
     """Whether every path back from ``operand`` reduces the signal or its source."""
-    sources = _cone(program, signal)
+    sources = _Cone(program, signal)
     stack, seen = [(operand, False)], set()
     while stack:
         value, reduced = stack.pop()
@@ -95,17 +97,32 @@ def _measures(program: Program, operand: Value, signal: Value) -> bool:
     return True
 
 
-def _cone(program: Program, value: Value) -> set[Value]:
-    """``value`` and what it comes from through elementwise, moving, reducing steps."""
-    stack, cone = [value], set()
-    while stack:
-        v = stack.pop()
-        if v in cone:
-            continue
-        cone.add(v)
-        if v.producer is not None and _is_measuring(program, v.producer):
-            stack += program.active_inputs(v.producer)
-    return cone
+class _Cone:
+    """A value and what it comes from through elementwise, moving, reducing steps.
+
+    Looked for only as far back as it is asked about: through a residual stream it goes
+    back to the first layer, and all cones together would grow as depth squared.
+    """
+
+    def __init__(self, program: Program, value: Value):
+        self._program = program
+        self._found: set[Value] = set()
+        self._latest_first: list[tuple[int, int, Value]] = []
+        self._add(value)
+
+    def __contains__(self, value: Value) -> bool:
+        while self._latest_first and -self._latest_first[0][0] > value.position:
+            producer = heapq.heappop(self._latest_first)[2].producer
+            if producer is not None and _is_measuring(self._program, producer):
+                for operand in self._program.active_inputs(producer):
+                    self._add(operand)
+        return value in self._found
+
+    def _add(self, value: Value) -> None:
+        if value not in self._found:
+            self._found.add(value)
+            entry = (-value.position, len(self._found), value)
+            heapq.heappush(self._latest_first, entry)
 
 
 def _is_measuring(program: Program, equation: Equation) -> bool:
@@ -128,7 +145,7 @@ def _reduces(program: Program, equation: Equation) -> bool:
     return equation.primitive in _REDUCTIONS or equation.primitive is p.dot_general_p
 
 
-def _is_linear(program: Program, operand: Atom, sources: set[Value]) -> bool:
+def _is_linear(program: Program, operand: Atom, sources: _Cone) -> bool:
     """Whether an operand is linear in the sources that it was computed from."""
     stack, seen = [operand], set()
     while stack:
