@@ -79,16 +79,14 @@ def nothing(program: Program, needed: Sequence[Value]) -> Saves:
     return lambda v: False
 
 
-def sqrt(
-    program: Program, needed: Sequence[Value], segments: int | None = None
-) -> Saves:
+def sqrt(program: Program, needed: Sequence[Value]) -> Saves:
     """What is alive at about sqrt(n) cuts through the program, n operations long.
 
     Each cut is made where the least is alive. Between two cuts all is made again, once.
     Source: Chen et al. 2016 (arXiv 1604.06174).
     """
     made = [e for e in program.equations if any(v in program.active for v in e.outputs)]
-    segments = segments or max(1, round(math.sqrt(len(made))))
+    segments = max(1, round(math.sqrt(len(made))))
     alive = _Alive(program)
     saved: set[Value] = set()
     for i in range(1, segments):
