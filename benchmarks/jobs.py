@@ -102,7 +102,7 @@ def rate(repeats):
         "| model | batch | bare loop /s | job /s | job / bare | CPU time job / bare |"
     )
     print("|---|---|---|---|---|---|")
-    for make, examples, batch in ((digits, 16384, 1024), (tokens, 4096, 256)):
+    for make, examples, batch in ((digits, 65536, 1024), (tokens, 16384, 256)):
         model, x, composite = make(examples)
         params = model.init(jax.random.key(0), x[:1])
         explain = jlrp.explain(model.apply, composite=composite)
@@ -162,7 +162,7 @@ def memory(output):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=["rate", "memory"])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", default="jobs_memory.png")
     args = parser.parse_args()
     rate(args.repeats) if args.what == "rate" else memory(args.output)
