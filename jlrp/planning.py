@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from jlrp.bodies import Body
 from jlrp.facts.activity import flow, with_carries
+from jlrp.facts.rectified import vanishes_below_zero
 from jlrp.graph import Equation, Program, Value, computing
 from jlrp.operations import Operation
 from jlrp.residuals import Policy, keep, kept_and_promised, saved_by_user
-from jlrp.rules import Rule
+from jlrp.rules import Pass, Rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,13 +150,34 @@ def make_plan(
     kept.update(dict.fromkeys(more))
     return Plan(
         program,
-        tuple(steps),
+        _marked_rectified(program, steps),
         tuple(kept),
         dict.fromkeys(promised),
         frozenset(repeated),
         captured,
         parameters,
     )
+
+
+def _marked_rectified(program: Program, steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Mark the affine operations of whose output only the positive part is read."""
+    others = {*program.explained, *program.outputs}
+    rectifying: set[Value] = set()
+    for step in steps:
+        region = step.operation.region
+        if type(step.rule) is Pass and region and vanishes_below_zero(region):
+            rectifying.update(step.operation.inputs)
+        else:
+            others.update(step.operation.inputs)
+    rectified = rectifying - others
+
+    def marked(step: Step) -> Step:
+        op = step.operation
+        if op.affine is None or rectified.isdisjoint(op.outputs):
+            return step
+        return replace(step, operation=replace(op, facts=op.facts | {"rectified"}))
+
+    return tuple(map(marked, steps))
 
 
 def _behind_parameters(

@@ -27,9 +27,9 @@ EXACT = jlrp.composites.epsilon(0.0)
 relu = jax.nn.relu
 
 
-def rows(fn, x=X):
+def rows(fn, x=X, composite=EXACT):
     seed = jnp.ones(jax.eval_shape(fn, P, x).shape)
-    return jlrp.inspect(fn, P, x, seed, composite=EXACT).operations
+    return jlrp.inspect(fn, P, x, seed, composite=composite).operations
 
 
 def kinds(fn, x=X):
@@ -161,17 +161,92 @@ def test_other_inputs_are_not_marked_nonnegative(case):
     assert dense.kind == "dense" and "nonnegative" not in dense.facts
 
 
-def test_nonnegative_inputs_halve_the_work():
-    def maps(model):
-        rule = jlrp.Composite([("dense", jlrp.rules.Gamma(0.25))], base="epsilon")
-        program = jax.make_jaxpr(
-            lambda x: jlrp.relevance(model, P, x, jnp.ones((3, 5)), composite=rule)
-        )
-        return str(program(X)).count("dot_general[")
+RECTIFYING = {
+    "ReLU": relu,
+    "ReLU6": jax.nn.relu6,
+    "where": lambda x: jnp.where(x > 0, x, 0.0),
+    "where not": lambda x: jnp.where(x <= 0, 0.0, x),
+    "mask": lambda x: x * (x >= 0),
+    "clip": lambda x: jnp.clip(x, 0.0, 2.0),
+    "hard, scaled": lambda x: jnp.minimum(jnp.maximum(x, 0.0), 6.0) * 2.0,
+    "cast": lambda x: relu(x).astype(jnp.float32),
+    "twice": lambda x: relu(x) + jnp.clip(x, 0.0, 1.0) ** 2,
+}
+NOT_RECTIFYING = {
+    "leaky ReLU": jax.nn.leaky_relu,
+    "GELU": jax.nn.gelu,
+    "ReLU from below": lambda x: jnp.maximum(x, -0.1),
+    "ReLU upside down": lambda x: relu(-x),
+    "hard swish": jax.nn.hard_swish,
+    "ELU": jax.nn.elu,
+    "exp": jnp.exp,
+    "read beside": lambda x: relu(x) + x,
+    "read beside by another": lambda x: relu(x) + jnp.tanh(x[::-1]),
+    "negative part": lambda x: jnp.where(x > 0, 0.0, x),
+    "shifted": lambda x: relu(x + 0.5),
+}
 
-    any_sign = maps(lambda p, x: jnp.tanh(x) @ p["u"])
-    nonnegative = maps(lambda p, x: relu(x) @ p["u"])
-    assert nonnegative - 1 <= (any_sign - 1) / 2  # 1: the forward pass
+
+def facts_before(activation, composite="epsilon"):
+    def model(p, x):
+        return activation(x @ p["u"]).sum(1)
+
+    (row,) = (r for r in rows(model, composite=composite) if r.kind == "dense")
+    return row.facts
+
+
+@table(RECTIFYING)
+def test_maps_before_a_rectifier_are_marked(case):
+    assert "rectified" in facts_before(case)
+
+
+@table(NOT_RECTIFYING)
+def test_maps_before_something_else_are_not_marked(case):
+    assert "rectified" not in facts_before(case)
+
+
+def test_a_rule_that_may_hand_on_more_is_no_rectifier():
+    native = jlrp.Composite(
+        [("activation", jlrp.rules.NativeGradient())], base="epsilon"
+    )
+    assert "rectified" not in facts_before(relu, native)
+
+
+def test_what_is_explained_itself_is_not_marked():
+    def model(p, x):
+        z = x @ p["u"]
+        return z, relu(z)
+
+    shapes = jax.eval_shape(model, P, X)
+    ones = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), shapes)
+    facts = [o.facts for o in jlrp.inspect(model, P, X, ones).operations]
+    assert all("rectified" not in f for f in facts)
+
+
+ANY, ABOVE, BETWEEN = "any sign", "non-negative", "non-negative, ReLU behind"
+MAPS = {  # dot products of an explanation, the forward pass included
+    (jlrp.rules.Epsilon(), ANY): 2,
+    (jlrp.rules.ZPlus(), ANY): 5,
+    (jlrp.rules.ZPlus(), ABOVE): 3,
+    (jlrp.rules.Gamma(), ANY): 4,
+    (jlrp.rules.Gamma(), ABOVE): 4,
+    (jlrp.rules.Gamma(), BETWEEN): 3,
+    (jlrp.rules.AlphaBeta(2, 1), ANY): 9,
+    (jlrp.rules.AlphaBeta(2, 1), ABOVE): 5,  # one of them where signs are rare only
+}
+
+
+@pytest.mark.parametrize(("rule", "signs"), MAPS, ids=str)
+def test_signs_save_maps(rule, signs):
+    def model(p, x):
+        z = (jnp.tanh(x) if signs == ANY else relu(x)) @ p["u"]
+        return relu(z) if signs == BETWEEN else z
+
+    composite = jlrp.Composite([("dense", rule)], base="epsilon")
+    program = jax.make_jaxpr(
+        lambda x: jlrp.relevance(model, P, x, jnp.ones((3, 5)), composite=composite)
+    )
+    assert str(program(X)).count("dot_general[") == MAPS[rule, signs]
 
 
 # Affine operations: kinds here; test_rules and test_spellings compare the relevance.

@@ -255,6 +255,77 @@ def test_linear_rules(name, before):
             )
 
 
+@pytest.mark.parametrize("before", ["any sign", "behind a ReLU"])
+@pytest.mark.parametrize("name", EVERY_OPTION)
+@pytest.mark.parametrize("arrives_as", ["score", "one"])
+def test_rules_before_a_relu(name, before, arrives_as):
+    """Of a multiplier only z > 0 gets anything; a value passes a ReLU for every z."""
+    shape, *_, fn = MAPS[name]
+    kind = "conv" if name.startswith("conv") else "dense"
+    table = rule_values(shape, every_option=True)
+    relu = jax.nn.relu
+
+    def model(p, x):
+        return relu(fn(p, relu(x) if before == "behind a ReLU" else x))
+
+    p, x = sample(name, 3)
+    h = np.maximum(x, 0) if before == "behind a ReLU" else np.asarray(x)
+    w, b = replicas.dense_form(fn, p, x)
+    z = (w @ h.reshape(-1) + b).reshape(jax.eval_shape(fn, p, x).shape)
+    target = normal(np.random.default_rng(4), z.shape)
+    r = target * np.maximum(z, 0) if arrives_as == "score" else target
+
+    @jax.jit
+    def explain(p, x):
+        return {
+            key: jlrp.relevance(
+                model,
+                p,
+                x,
+                target,
+                composite=jlrp.Composite([(kind, rule)], base="epsilon"),
+                seed=arrives_as,
+            )
+            for key, (rule, _) in table.items()
+        }
+
+    for key, ours in explain(p, x).items():
+        expected = table[key][1](h.reshape(-1), w, b, np.asarray(r).reshape(-1))
+        assert_close(ours, expected.reshape(shape), err_msg=key)
+
+
+@pytest.mark.parametrize("rare", ["positive", "negative"])
+@pytest.mark.parametrize(
+    "rule", [rules.Gamma(0.25), rules.AlphaBeta(2, 1), rules.ZPlus()], ids=repr
+)
+@pytest.mark.parametrize("before", ["any sign", "behind a ReLU"])
+def test_rare_signs_keep_their_digits(rule, rare, before):
+    """One product of 300 has the other sign and is small, in float32."""
+    rng = np.random.default_rng(0)
+    x, w = rng.uniform(0.5, 1.5, (4, 300)), rng.uniform(0.5, 1.5, (300, 5))
+    if before == "any sign":
+        signs = np.where(np.arange(300) % 2, 1.0, -1.0)
+        x, w = x * signs, w * signs[:, None]
+    w[7] *= -1e-3
+    w = w if rare == "negative" else -w
+
+    def model(w, x):
+        return (jax.nn.relu(x) if before == "behind a ReLU" else x) @ w
+
+    composite = jlrp.Composite([("dense", rule)], base="epsilon")
+    single, double = (
+        jlrp.relevance(
+            model,
+            w.astype(dtype),
+            x.astype(dtype),
+            np.ones((4, 5), dtype),
+            composite=composite,
+        )
+        for dtype in (np.float32, np.float64)
+    )
+    np.testing.assert_allclose(single, double, rtol=3e-5, atol=3e-6)
+
+
 def test_sign_fact_is_used_by_these_models():
     """The tables above test both forms of the rules: of any sign, and halved."""
     for name, (*_, fn) in MAPS.items():

@@ -18,7 +18,7 @@ from jax import lax
 
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, product, safe_divide, signed, zero, zeros_like
+from jlrp.promise import Promise, number, product, safe_divide, signed, zero, zeros_like
 from jlrp.rules.base import (
     Array,
     Causes,
@@ -182,11 +182,14 @@ class _KernelRule(Rule):
         kernel_map = ctx.kernel_map(op)
         bias = kernel_map.bias
         relevance = promise.resolve(z)
-        nonnegative = "nonnegative" in op.facts
-        split = _Split(
-            kernel_map, ctx.read(op.inputs[0]), nonnegative, self._stabilizer
-        )
         option = getattr(self, "bias", "absorb")
+        facts = op.facts
+        if promise.value is not None or option == "split":  # z is another one there
+            facts -= {"rectified"}
+        x = ctx.read(op.inputs[0])
+        split = _Split(kernel_map, x, facts, self._stabilizer)
+        if op.outputs[0].dtype == z.dtype:  # or z was rounded
+            split.plain = z if bias is None else lax.sub(z, bias)
         if option == "split" and bias is not None:
             z = z - bias
             lost = relevance * _bias_fraction(z, bias, self._stabilizer)
@@ -202,7 +205,7 @@ class _KernelRule(Rule):
             def shared(*numbers: Array) -> Array:
                 moved = ctx.replaced(dict(zip(wanted, numbers, strict=True)))
                 kernel_map = moved.kernel_map(op)
-                parts = _Split(kernel_map, split.x, nonnegative, self._stabilizer)
+                parts = _Split(kernel_map, x, facts, self._stabilizer)
                 bias = kernel_map.bias if option == "absorb" else None
                 self._distribute(parts, relevance, z, bias)
                 totals = [
@@ -231,15 +234,27 @@ class _Split:
     """Shares relevance by parts of the kernel, and remembers what was absorbed."""
 
     def __init__(
-        self, kernel_map: KernelMap, x: Array, nonnegative: bool, stabilizer: float
+        self,
+        kernel_map: KernelMap,
+        x: Array,
+        facts: frozenset[str],
+        stabilizer: float,
     ):
         self.map = kernel_map
         self.kernel = kernel_map.kernel
         self.x = x
-        self.nonnegative = nonnegative
+        self.nonnegative = "nonnegative" in facts
+        self.rectified = "rectified" in facts  # no relevance where z < 0
         self.stabilizer = stabilizer
+        self.plain: Array | None = None  # W x, if the forward pass has it
         self.absorbed: list[Callable[[], Causes]] = []
         self.shared: list[tuple[Array, Array]] = []  # per unit, and all that is shared
+
+    def linear(self) -> Array:
+        """``W x``."""
+        if self.plain is None:
+            self.plain = self.map.apply(self.x, self.kernel)
+        return self.plain
 
     def per_unit(self, relevance: Array, z: Array, bias: Array | None) -> Array:
         """``R / (z + bias + stabiliser)``, the absorbed parts noted."""
@@ -262,20 +277,39 @@ class _Split:
     def by_sign(
         self, relevance: Array, upper: Array, lower: Array, bias: Array | None
     ) -> Array:
-        """Multiplier of shares ``(x+ upper + x- lower) / (sum + bias) R``.
+        """Multiplier of shares ``(x+ upper + x- lower) / (sum + bias) R``."""
+        s = self.per_unit(relevance, self.sum_by_sign(upper, lower), bias)
+        return self.back_by_sign(upper, lower, s)
 
-        Separate sums for the two signs of x: taking one from the difference of the
-        whole and the other loses digits where the kept sign is rare.
+    def sum_by_sign(self, upper: Array, lower: Array) -> Array:
+        """``x+ upper + x- lower``, by separate sums for the two signs of x.
+
+        Taking one from the difference of the whole and the other loses digits where the
+        kept sign is rare.
         """
         if self.nonnegative:
-            z = self.map.apply(self.x, upper)
-            s = self.per_unit(relevance, z, bias)
-            return self.map.transpose(upper, s)
+            return self.map.apply(self.x, upper)
         z = self.map.apply(positive(self.x), upper)
-        z = lax.add(z, self.map.apply(negative(self.x), lower))
-        s = self.per_unit(relevance, z, bias)
+        return lax.add(z, self.map.apply(negative(self.x), lower))
+
+    def back_by_sign(self, upper: Array, lower: Array, s: Array) -> Array:
+        """The transpose of ``upper`` where x is positive, of ``lower`` elsewhere."""
+        if self.nonnegative:
+            return self.map.transpose(upper, s)
         above, below = self.map.transpose(upper, s), self.map.transpose(lower, s)
         return lax.select(lax.gt(self.x, zero(self.x)), above, below)
+
+    def rest(self, part: Array, kernel: Array) -> Array:
+        """``x kernel``, of which ``W x - part`` gives all digits unless it is small."""
+        if self.plain is None:
+            return self.map.apply(self.x, kernel)
+        rest = lax.sub(self.plain, part)
+        small = lax.lt(lax.abs(rest), lax.mul(lax.abs(part), number(part, _SMALL)))
+        exact = lambda: self.map.apply(self.x, kernel)  # noqa: E731
+        return lax.cond(jnp.any(small), exact, lambda: rest)
+
+
+_SMALL = 1 / 32
 
 
 def positive(x: Array) -> Array:
@@ -311,16 +345,31 @@ class Gamma(_KernelRule):
         self, split: _Split, relevance: Array, z: Array, bias: Array | None
     ) -> Promise:
         w, g = split.kernel, self.gamma
-        more_positive = w + g * positive(w)
-        more_negative = w + g * negative(w)
+        upper, lower = w + g * positive(w), w + g * negative(w)
         b_positive = None if bias is None else bias + g * positive(bias)
         b_negative = None if bias is None else bias + g * negative(bias)
-        above = jnp.where(z > 0, relevance, 0)
-        below = jnp.where(z < 0, relevance, 0)
+        if split.nonnegative and split.rectified:
+            m = split.by_sign(relevance, upper, lower, b_positive)
+            return Promise(multiplier=m)
         split.absorbed.append(lambda: {"blocked": jnp.where(z == 0, relevance, 0)})
-        m = split.by_sign(above, more_positive, more_negative, b_positive)
-        n = split.by_sign(below, more_negative, more_positive, b_negative)
-        return Promise(multiplier=m + n)
+        above, below = (jnp.where(kept, relevance, 0) for kept in (z > 0, z < 0))
+        # With z > 0, z + g z+ loses no digits, nor z + g z- with z < 0: so z+ and z-,
+        # the sums of positive and of negative products, may come from one map.
+        z = split.linear()
+        if split.nonnegative:
+            z_positive = split.map.apply(split.x, positive(w))
+            z_negative = z - z_positive
+        else:
+            size = split.map.apply(jnp.abs(split.x), jnp.abs(w))
+            z_positive, z_negative = (z + size) / 2, (z - size) / 2
+        s = split.per_unit(above, z + g * z_positive, b_positive)
+        t = split.per_unit(below, z + g * z_negative, b_negative)
+        if split.nonnegative:
+            m = split.map.transpose(upper, s) + split.map.transpose(lower, t)
+            return Promise(multiplier=m)
+        shared = split.map.transpose(w, s + t)
+        odd = jnp.sign(split.x) * split.map.transpose(jnp.abs(w), s - t)
+        return Promise(multiplier=shared + g / 2 * (shared + odd))
 
 
 @dataclass(frozen=True)
@@ -388,11 +437,18 @@ class AlphaBeta(_KernelRule):
         w_positive, w_negative = positive(split.kernel), negative(split.kernel)
         b = None if bias is None else positive(bias)
         r_positive = self.alpha * relevance if self.beta else relevance
-        m = split.by_sign(r_positive, w_positive, w_negative, b)
-        if self.beta:
-            b = None if bias is None else negative(bias)
-            m = m + split.by_sign(-self.beta * relevance, w_negative, w_positive, b)
-        return Promise(multiplier=m)
+        z = split.sum_by_sign(w_positive, w_negative)
+        s = split.per_unit(r_positive, z, b)
+        m = split.back_by_sign(w_positive, w_negative, s)
+        if not self.beta:
+            return Promise(multiplier=m)
+        b = None if bias is None else negative(bias)
+        if split.nonnegative:
+            z = split.rest(z, w_negative)
+        else:
+            z = split.sum_by_sign(w_negative, w_positive)
+        s = split.per_unit(-self.beta * relevance, z, b)
+        return Promise(multiplier=m + split.back_by_sign(w_negative, w_positive, s))
 
 
 @dataclass(frozen=True)
