@@ -12,12 +12,14 @@ from jlrp.composites import Composite as Composite
 from jlrp.errors import InputError as InputError
 from jlrp.errors import IntegrationError as IntegrationError
 from jlrp.errors import JlrpError as JlrpError
+from jlrp.errors import MemoryLimitError as MemoryLimitError
 from jlrp.errors import NoRelevanceError as NoRelevanceError
 from jlrp.errors import SelectorError as SelectorError
 from jlrp.errors import TargetError as TargetError
 from jlrp.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
 from jlrp.primitives import custom_relevance as custom_relevance
 from jlrp.primitives import tag as tag
+from jlrp.residuals import KeepWhere as KeepWhere
 from jlrp.rules import register_rule as register_rule
 from jlrp.rules import unregister_rule as unregister_rule
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax, reports, targets
+from jlrp import _jax, budget, reports, targets
 from jlrp import residuals as policies
 from jlrp.composites import FALLBACKS, Composite, resolve
 from jlrp.errors import InputError
@@ -64,6 +64,7 @@ class Explainer:
     capture: tuple[str, ...] = ()
     condition: Conditions = None
     residuals: Any = "keep"
+    memory_limit: int | None = None
 
     def __call__(
         self, params: Any, x: Any, target: Any = None, condition: Conditions = None
@@ -89,7 +90,17 @@ class Explainer:
             tuple(masks),
             self.residuals,
         )
-        return _explained(_Key(self.fn, options), params, x, traced, masks)
+        key = _Key(self.fn, options)
+        if self.memory_limit is not None:
+            leaves, tree = jax.tree.flatten((params, x, traced, masks))
+            shapes = tuple(jax.ShapeDtypeStruct(*_type_of(leaf)) for leaf in leaves)
+            policy = _fitting(key, self.memory_limit, tree, shapes)
+            key = _Key(self.fn, replace(options, residuals=policy))
+        return _explained(key, params, x, traced, masks)
+
+
+def _type_of(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    return np.shape(leaf), jnp.result_type(leaf)
 
 
 class _Key:
@@ -144,6 +155,21 @@ def _explained(
     return _jax.untyped(explained, like, request.given, masks)
 
 
+@lru_cache(maxsize=64)
+def _fitting(key: _Key, limit: int, tree: Any, shapes: tuple[Any, ...]) -> Any:
+    """The cheapest residual policy for some shapes under a limit of memory."""
+    arguments = jax.tree.unflatten(tree, shapes)
+
+    def bytes_of(policy: Any) -> int:
+        options = replace(key.options, residuals=policy)
+        lowered = _explained.lower(_Key(key.fn, options), *arguments)
+        if (found := lowered.compile().memory_analysis()) is None:
+            raise InputError("This backend does not tell memory: no memory_limit here.")
+        return found.temp_size_in_bytes
+
+    return budget.fitting(bytes_of, limit)
+
+
 def relevance(
     fn: Function,
     params: Any,
@@ -156,6 +182,7 @@ def relevance(
     wrt: str | Sequence[str] = "x",
     condition: Conditions = None,
     residuals: Any = "keep",
+    memory_limit: int | None = None,
 ) -> Any:
     """How much each element of ``x`` contributed to an output of ``fn(params, x)``.
 
@@ -181,7 +208,7 @@ def relevance(
         outputs: asking for them does not change the relevance of x.
       condition: masks by the name of a scope or tag; relevance is multiplied by them
         there, then goes on (CRP). Arrays that broadcast to the value named.
-      residuals: which activations are kept, as in ``explain``.
+      residuals, memory_limit: which activations are kept, as in ``explain``.
 
     Returns:
       Relevance: a pytree like ``x`` (or like ``params``, or a tuple of both, as ``wrt``
@@ -208,6 +235,7 @@ def relevance(
         wrt=wrt,
         condition=condition,
         residuals=residuals,
+        memory_limit=memory_limit,
     )
     found = explainer(params, x, target)
     if isinstance(wrt, str):
@@ -226,6 +254,7 @@ def explain(
     capture: str | Iterable[str] = (),
     condition: Conditions = None,
     residuals: Any = "keep",
+    memory_limit: int | None = None,
 ) -> Explainer:
     """An explainer of ``fn``: call it with ``(params, x, target=None)``.
 
@@ -240,15 +269,20 @@ def explain(
       residuals: which activations the reverse pass gets from the forward pass:
         ``"keep"``: those that rules read; ``"promise"``: those of them that cheap
         operations cannot make from others again; ``"sqrt"``: what is alive at about
-        sqrt(n) places of a program of n operations, all else is run again, once; or a
-        policy of ``jax.checkpoint_policies``. Relevance is the same, to rounding.
+        sqrt(n) places of a program of n operations, all else is run again, once;
+        ``jlrp.KeepWhere(...)``: by operation; or a policy of
+        ``jax.checkpoint_policies``. Relevance is the same, to rounding.
+      memory_limit: bytes of temporary memory that the compiled explanation may take, on
+        each device: the residuals are chosen that run least again and keep it. Some
+        programs are compiled for this at the first call with new shapes.
 
     Returns:
       A function that returns an ``Explanation`` with ``relevance``, ``output``,
       ``captured`` and ``params``.
 
     Raises:
-      JlrpError: for an unknown composite, seed or fallback.
+      JlrpError: for an unknown composite, seed or fallback. Calls of the explainer
+        raise ``MemoryLimitError`` if no choice of residuals keeps the limit.
 
     Example:
       >>> import jax.numpy as jnp, jlrp
@@ -269,6 +303,7 @@ def explain(
     capture = (capture,) if isinstance(capture, str) else tuple(capture)
     _masks(condition)
     policies.resolve(residuals)
+    _check_limit(memory_limit, residuals)
     return Explainer(
         fn,
         resolve(composite),
@@ -279,7 +314,22 @@ def explain(
         capture,
         condition,
         residuals,
+        memory_limit,
     )
+
+
+def _check_limit(limit: Any, residuals: Any) -> None:
+    if limit is None:
+        return
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise InputError(
+            f"memory_limit is a number of bytes, at least 1; got {limit!r}."
+        )
+    if residuals != "keep":
+        raise InputError(
+            "memory_limit chooses the residuals itself: leave residuals out, or the "
+            "limit."
+        )
 
 
 def _masks(condition: Conditions) -> dict[str, Any]:

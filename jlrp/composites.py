@@ -21,7 +21,7 @@ from jlrp.families import COLLECTIVES, COLLECTIVES_BY_NAME, KERNELS, KINDS, why_
 from jlrp.graph import Value
 from jlrp.operations import Operation, View, with_inner
 from jlrp.planning import Step, parameters_inside, plan_body
-from jlrp.residuals import Policy, keep, within
+from jlrp.residuals import Policy, in_chunks, keep, within
 from jlrp.rules import (
     Absolute,
     AlphaBeta,
@@ -442,7 +442,8 @@ def assign(
             plan_body(body, assigned(inner, inside), inside, policy_of(op, body))
             for (body, inner), inside in zip(op.bodies, free, strict=True)
         ]
-        return Step(op, CONTROL_FLOW[op.kind](bodies, tuple(plans)))
+        options = {"chunked": in_chunks(policy)} if op.kind == "scan" else {}
+        return Step(op, CONTROL_FLOW[op.kind](bodies, tuple(plans), **options))
 
     return assigned(operations, parameters)
 

@@ -25,5 +25,9 @@ class InputError(JlrpError, TypeError):
     """An argument has a type, dtype or value that jlrp cannot explain."""
 
 
+class MemoryLimitError(JlrpError, MemoryError):
+    """No residual policy keeps an explanation within the memory that it may take."""
+
+
 class IntegrationError(JlrpError):
     """A framework is missing, or a model of it is not in a state to be explained."""

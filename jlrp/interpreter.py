@@ -206,7 +206,9 @@ class Promised:
 
     def recorded(self, equation: Equation) -> Any:
         if equation not in self._made:
-            self._make(equation.outputs)
+            # Its outputs may be kept, what it records is not.
+            self._make([a for a in equation.inputs if isinstance(a, Value)])
+            _run([equation], self._made, self._plan.recorders)
         return self._made[equation]
 
     def _make(self, values: Sequence[Value]) -> None:

@@ -14,7 +14,13 @@ from jlrp.facts.activity import flow, with_carries
 from jlrp.facts.rectified import vanishes_below_zero
 from jlrp.graph import Equation, Program, Value, computing
 from jlrp.operations import Operation
-from jlrp.residuals import Policy, keep, kept_and_promised, saved_by_user
+from jlrp.residuals import (
+    KeepWhere,
+    Policy,
+    keep,
+    kept_and_promised,
+    saved_by_user,
+)
 from jlrp.rules import Pass, Rule
 
 
@@ -146,6 +152,8 @@ def make_plan(
             repeated.add(op.equations[0])
             needed += tuple(v for v in op.equations[0].inputs if isinstance(v, Value))
         read.update(dict.fromkeys(needed))
+    if isinstance(policy, KeepWhere):
+        policy = policy.among(step.operation for step in steps)
     more, promised = kept_and_promised(program, read, kept, policy or keep)
     kept.update(dict.fromkeys(more))
     return Plan(

@@ -8,8 +8,11 @@ every policy; random numbers never are.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from jlrp.facts.activity import everything, flow
 from jlrp.facts.unary import ELEMENTWISE, NONLINEAR_UNARY
 from jlrp.families import MOVEMENT, MOVEMENT_BY_NAME, RANDOM
 from jlrp.graph import Equation, Program, Value, computing
+from jlrp.operations import Operation
 
 Saves = Callable[[Value], bool]
 Policy = Callable[[Program, Sequence[Value]], Saves]
@@ -79,23 +83,107 @@ def nothing(program: Program, needed: Sequence[Value]) -> Saves:
     return lambda v: False
 
 
-def sqrt(program: Program, needed: Sequence[Value]) -> Saves:
-    """What is alive at about sqrt(n) cuts through the program, n operations long.
+@dataclass(frozen=True)
+class Again:
+    """A share of the program is run again, by segments of about sqrt(n) operations.
 
-    Each cut is made where the least is alive. Between two cuts all is made again, once.
-    Source: Chen et al. 2016 (arXiv 1604.06174).
+    Between segments the least is alive. Those are run again that save most bytes for
+    their work; of the others is kept what ``promise`` keeps. The last is never run
+    again: its activations are read first. Source: Chen et al. 2016 (arXiv 1604.06174).
     """
+
+    share: float
+
+    def __call__(self, program: Program, needed: Sequence[Value]) -> Saves:
+        segments = _segments(program, needed)
+        by_gain = sorted(segments[:-1], key=lambda s: s.saves / s.work, reverse=True)
+        again = by_gain[: math.ceil(self.share * len(by_gain))]
+        saved = {v for s in again for v in (*s.alive_before, *s.alive_behind)}
+        places = [range(s.first, s.last) for s in again]
+        kept_elsewhere = promise(program, needed)
+
+        def keeps(v: Value) -> bool:
+            if v in saved:
+                return True
+            # By bisection: there may be many segments.
+            return not _within(places, v.position) and kept_elsewhere(v)
+
+        places.sort(key=lambda place: place.start)
+        return keeps
+
+
+def _within(places: Sequence[range], position: int) -> bool:
+    index = bisect.bisect(places, position, key=lambda place: place.start) - 1
+    return index >= 0 and position in places[index]
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Equations from position ``first`` until ``last``.
+
+    Attributes:
+      saves: bytes that rules read of it and that are not alive around it.
+      work: about how many multiplications it takes.
+    """
+
+    first: int
+    last: int
+    alive_before: frozenset[Value]
+    alive_behind: frozenset[Value]
+    saves: int
+    work: int
+
+
+def _segments(program: Program, needed: Sequence[Value]) -> list[_Segment]:
     made = [e for e in program.equations if any(v in program.active for v in e.outputs)]
-    segments = max(1, round(math.sqrt(len(made))))
+    count = max(1, round(math.sqrt(len(made))))
     alive = _Alive(program)
-    saved: set[Value] = set()
-    for i in range(1, segments):
-        low, high = (len(made) * (2 * i + d) // (2 * segments) for d in (-1, 1))
+    cuts = [0]
+    for i in range(1, count):
+        low, high = (len(made) * (2 * i + d) // (2 * count) for d in (-1, 1))
         window = made[low:high]
-        if window:
-            best = min(window, key=lambda e: alive.size_at(e.position))
-            saved |= alive.at(best.position)
-    return saved.__contains__
+        best = min(window, key=lambda e: alive.size_at(e.position), default=None)
+        if best is not None and best.position > cuts[-1]:
+            cuts.append(best.position)
+    cuts.append(program.equations[-1].position + 1 if program.equations else 1)
+    sets = [frozenset(alive.at(cut)) for cut in cuts[:-1]] + [frozenset()]
+    saves, work = [0] * len(cuts), [1] * len(cuts)
+    for value in needed:
+        index = bisect.bisect(cuts, value.position) - 1
+        if value.producer is not None and value not in sets[index + 1]:
+            saves[index] += size_of(value)
+    for equation in program.equations:
+        work[bisect.bisect(cuts, equation.position) - 1] += _work(equation)
+    return [
+        _Segment(first, last, sets[i], sets[i + 1], saves[i], work[i])
+        for i, (first, last) in enumerate(itertools.pairwise(cuts))
+    ]
+
+
+sqrt = Again(1.0)
+
+
+@dataclass(frozen=True)
+class KeepWhere:
+    """Keep what some operations hand out, by the user's word; promise all else.
+
+    Args:
+      chosen: ``chosen(operation) -> bool``, as a predicate of a composite: it looks at
+        ``kind``, ``scope``, ``primitive``, ``facts``.
+
+    Example:
+      >>> import jax.numpy as jnp, jlrp
+      >>> dots = jlrp.KeepWhere(lambda op: op.kind in ("dense", "conv"))
+      >>> w, x = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
+      >>> r = jlrp.relevance(lambda w, x: x @ w, w, x, residuals=dots)
+    """
+
+    chosen: Callable[[Operation], bool]
+
+    def among(self, operations: Iterable[Operation]) -> Policy:
+        """The policy for a program with these operations."""
+        kept = {v for op in operations if self.chosen(op) for v in op.outputs}
+        return lambda program, needed: kept.__contains__
 
 
 def saving(decide: Callable[..., Any]) -> Policy:
@@ -115,6 +203,8 @@ def within(policy: Policy, body: Body) -> Policy:
     carries: ``epsilon`` reads the output of every dense, of which the derivative of a
     recurrent cell reads none.
     """
+    if isinstance(policy, Again):  # chunks of iterations are run again instead
+        policy = keep if in_chunks(policy) else promise
     if policy is not keep:
         return policy
 
@@ -132,6 +222,11 @@ def within(policy: Policy, body: Body) -> Policy:
 _SLACK = 1.2
 
 
+def in_chunks(policy: Policy | None) -> bool:
+    """Whether scans are run again chunk by chunk, rather than stacked."""
+    return isinstance(policy, Again) and policy.share > 0
+
+
 def resolve(residuals: Any) -> Policy:
     """The policy of a name, or of a function of ``jax.checkpoint_policies``.
 
@@ -140,11 +235,13 @@ def resolve(residuals: Any) -> Policy:
     """
     if isinstance(residuals, str) and residuals in POLICIES:
         return POLICIES[residuals]
+    if isinstance(residuals, Again | KeepWhere):
+        return residuals  # type: ignore[return-value]  (make_plan binds the second)
     if callable(residuals):
         return saving(residuals)
     raise InputError(
-        f"residuals is one of {', '.join(map(repr, POLICIES))}, or a policy of "
-        f"jax.checkpoint_policies; got {residuals!r}."
+        f"residuals is one of {', '.join(map(repr, POLICIES))}, jlrp.KeepWhere(...), "
+        f"or a policy of jax.checkpoint_policies; got {residuals!r}."
     )
 
 
@@ -248,10 +345,32 @@ def _read_by_derivative(program: Program) -> set[Value]:
 _PRODUCTS = {p.mul_p, p.div_p, p.dot_general_p, p.conv_general_dilated_p, p.pow_p}
 
 
+def _work(equation: Equation) -> int:
+    """About how many multiplications an equation takes, or elements it writes."""
+    written = sum(_count(v.shape) for v in equation.outputs)
+    prim, params = equation.primitive, equation.params
+    if prim is p.dot_general_p:
+        (contracted, _), _ = params["dimension_numbers"]
+        shape = equation.inputs[0].shape
+        return written * _count([shape[axis] for axis in contracted])
+    if prim is p.conv_general_dilated_p:
+        kernel = equation.inputs[1].shape
+        features = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return written * _count(kernel) // max(1, features)
+    if equation.bodies:
+        inside = max(sum(map(_work, body.equations)) for body in equation.bodies)
+        return written + inside * params.get("length", 1)
+    return written
+
+
 def size_of(value: Value) -> int:
     """Bytes; of a dimension that is only known by name, for one element along it."""
     itemsize = getattr(value.dtype, "itemsize", 4)
-    return math.prod(n for n in value.shape if isinstance(n, int)) * itemsize
+    return _count(value.shape) * itemsize
+
+
+def _count(shape: Sequence[Any]) -> int:
+    return math.prod(n for n in shape if isinstance(n, int))
 
 
 def _bytes(values: Iterable[Value]) -> int:

@@ -22,6 +22,7 @@ LAYERS = [
     ["operations"],
     ["rules"],
     ["residuals"],
+    ["budget"],
     ["planning"],
     ["composites"],
     ["effective", "transposes"],

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import jlrp
-from jlrp import residuals
+from jlrp import budget, residuals
 from jlrp.composites import resolve
 from jlrp.planning import Plan
 from jlrp.request import Options, Request
@@ -33,6 +33,7 @@ POLICIES = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
     "everything": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "where": jlrp.KeepWhere(lambda op: op.kind == "dense"),
 }
 COMPOSITES = ("attnlrp", "epsilon", "epsilon_plus", "epsilon_alpha2_beta1")
 table = functools.partial(pytest.mark.parametrize, "policy")
@@ -271,6 +272,175 @@ def test_a_recurrent_loop_stacks_its_carry_alone():
 def test_a_checkpointed_body_stacks_its_carry_alone():
     fn = functools.partial(scanned, block=jax.checkpoint(block))
     assert set(stacks(fn)) == {(len(X), WIDTH)}
+
+
+def recurrent(p, x, length, reverse):
+    """Relevance through carries, scanned inputs and outputs, and constants."""
+
+    def step(h, t):
+        inputs, i = t
+        h = jnp.tanh(h @ p["up"][0][:, :WIDTH] + inputs @ p["in"] + p["bias"][0, 0])
+        return h, jax.nn.relu(h * i)
+
+    xs = jnp.stack([x * (i + 1) for i in range(length)])
+    h, ys = lax.scan(
+        step, x @ p["in"], (xs, jnp.arange(length) / length - 0.3), reverse=reverse
+    )
+    return (h + ys.sum(0)) @ p["out"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [3, 4, 7, 12])  # 7 and 12 leave some over
+def test_a_scan_in_chunks_gives_the_same(length, reverse):
+    fn = functools.partial(recurrent, length=length, reverse=reverse)
+    for composite in (*COMPOSITES, "epsilon_plus_flat"):
+        wrt = ("x", "params") if composite == "epsilon" else "x"
+        both = (
+            explained(fn, composite, wrt=wrt, residuals=r) for r in ("keep", "sqrt")
+        )
+        assert_same(*both)
+
+
+def test_a_scan_in_chunks_composes():
+    fn = functools.partial(recurrent, length=7, reverse=False)
+
+    def total(x, residuals):
+        explain = jlrp.explain(fn, composite="epsilon", residuals=residuals)
+        return jnp.sum(explain(P, x[None], 1).relevance ** 2)
+
+    both = (
+        jax.jit(jax.vmap(jax.grad(functools.partial(total, residuals=r))))(X)
+        for r in ("keep", "sqrt")
+    )
+    assert_same(*both)
+
+
+def temporary(fn, x, **options):
+    """Bytes of temporary memory of a compiled explanation."""
+    explain = jlrp.explain(fn, composite="epsilon_plus", **options)
+    compiled = jax.jit(lambda x: explain(P, x, 1).relevance).lower(x).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_a_scan_in_chunks_needs_the_square_root_of_memory():
+    wide = jnp.ones((200, 6))
+
+    def need(length, residuals):
+        def fn(p, x):
+            step = lambda h, i: (block(h, layers(p, 0)) / (1 + i), None)  # noqa: E731
+            return lax.scan(step, x @ p["in"], jnp.arange(float(length)))[0] @ p["out"]
+
+        return temporary(fn, wide, residuals=residuals)
+
+    lengths = (64, 256)
+    keep, chunks = ([need(n, r) for n in lengths] for r in ("keep", "sqrt"))
+    assert keep[1] > 3.5 * keep[0]
+    assert chunks[1] < 2.4 * chunks[0] and chunks[0] < keep[0] / 2
+
+
+def test_a_checkpointed_scan_in_a_scan():
+    def fn(p, x, wrap):
+        def inner(h, layer):
+            return block(h, layer), None
+
+        def outer(h, i):
+            run = lambda h: lax.scan(inner, h, layers(p, slice(None)))[0]  # noqa: E731
+            return wrap(run)(h) * (1 - i / 9), None
+
+        return lax.scan(outer, x @ p["in"], jnp.arange(3.0))[0] @ p["out"]
+
+    for composite in COMPOSITES:
+        plain, again = (
+            explained(functools.partial(fn, wrap=w), composite)
+            for w in (lambda f: f, jax.checkpoint)
+        )
+        assert_same(plain, again)
+
+
+# A limit of memory.
+
+
+def test_the_first_rung_that_fits_is_taken():
+    sizes = dict(
+        zip(budget.LADDER, (90, 80, 70, 60, 50, 40, 30, 20, 15, 10), strict=True)
+    )
+    for limit in range(10, 100, 5):
+        chosen = budget.fitting(sizes.__getitem__, limit)
+        assert sizes[chosen] == max(s for s in sizes.values() if s <= limit)
+    with pytest.raises(jlrp.MemoryLimitError, match="least possible .* 10 bytes"):
+        budget.fitting(sizes.__getitem__, 9)
+    crooked = dict.fromkeys(budget.LADDER, 50) | {budget.LADDER[4]: 20}
+    assert budget.fitting(crooked.__getitem__, 30) == budget.LADDER[4]
+
+
+def test_shares_of_the_program_are_run_again():
+    kept = [bytes_made(plan_of(deep(64), policy=r)) for r in budget.LADDER]
+    assert kept == sorted(kept, reverse=True) and kept[-1] < kept[0] / 3
+    dots = [dots_in(deep(16), residuals=r) for r in budget.LADDER]
+    assert dots == sorted(dots) and dots[1] == dots[0]
+
+
+def test_a_limit_of_memory_is_kept():
+    wide = jnp.ones((300, 6))
+
+    def fn(p, x):
+        step = lambda h, i: (block(h, layers(p, 0)) / (1 + i), None)  # noqa: E731
+        return lax.scan(step, x @ p["in"], jnp.arange(64.0))[0] @ p["out"]
+
+    most = temporary(fn, wide)
+    least = temporary(fn, wide, residuals="sqrt")
+    for share in (1.0, 0.8, 0.6):
+        limit = int(least + share * (most - least))
+        assert temporary(fn, wide, memory_limit=limit) <= limit
+    explain = jlrp.explain(fn, composite="epsilon_plus", memory_limit=limit)
+    np.testing.assert_allclose(
+        explain(P, wide).relevance,
+        jlrp.relevance(fn, P, wide, composite="epsilon_plus"),
+        rtol=1e-9,
+    )
+    message = f"memory_limit is {least // 2} bytes; the least possible .* bytes"
+    with pytest.raises(jlrp.MemoryLimitError, match=message):
+        jlrp.relevance(fn, P, wide, composite="epsilon_plus", memory_limit=least // 2)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "1GB", True])
+def test_limits_that_are_no_bytes_are_refused(wrong):
+    with pytest.raises(jlrp.InputError, match="memory_limit is a number of bytes"):
+        jlrp.explain(stacked, memory_limit=wrong)
+    with pytest.raises(jlrp.InputError, match="chooses the residuals itself"):
+        jlrp.explain(stacked, memory_limit=10**6, residuals="sqrt")
+
+
+def test_operations_are_kept_by_the_users_word():
+    dense = jlrp.KeepWhere(lambda op: op.kind == "dense")
+    plan = plan_of(stacked, policy=dense)
+    made = [v.producer.primitive.name for v in plan.kept if v.producer is not None]
+    assert set(made) <= {"dot_general", "add"}  # with its bias
+    assert plan.promised
+
+
+# Several targets.
+
+
+def test_targets_share_the_forward_pass():
+    explain = jlrp.explain(stacked, composite="epsilon_plus")
+
+    def one(x, target):
+        return explain(P, x, target).relevance
+
+    def runs(fn, *args):
+        return str(jax.make_jaxpr(fn)(*args)).count("dot_general")
+
+    classes = jnp.eye(3)[:, None] * jnp.ones((3, len(X), 3))
+    all_classes = jax.vmap(one, (None, 0))
+    assert runs(all_classes, X, classes) == runs(one, X, classes[0])
+    text = jax.jit(all_classes).lower(X, classes).as_text()
+    batched = [line for line in text.splitlines() if "dot_general" in line]
+    width = f"tensor<3x{len(X)}x"
+    forward = [line for line in batched if width not in line]
+    assert len(forward) >= 2 * DEPTH + 2
+    each = jnp.stack([one(X, c) for c in classes])
+    assert_same(all_classes(X, classes), each)
 
 
 # What is never run again.

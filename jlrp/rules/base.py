@@ -160,6 +160,9 @@ class BodyPlan(Protocol):
     @property
     def recorders(self) -> Mapping[Equation, Any]: ...
 
+    @property
+    def repeated(self) -> frozenset[Equation]: ...
+
 
 class KernelMap(Protocol):
     """``y = apply(x, kernel) + bias``, bilinear in x and kernel."""

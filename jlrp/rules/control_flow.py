@@ -8,6 +8,7 @@ before it has run, so that nothing can be stacked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -239,7 +240,8 @@ class _Part:
     def stacked(self) -> list[Any]:
         slices = set(self.body.slices)
         kept = [v for v in self.plan.kept if v in self._varying and v not in slices]
-        return [*kept, *self.plan.recorders]
+        recorded = [e for e in self.plan.recorders if e not in self.plan.repeated]
+        return [*kept, *recorded]
 
     @cached_property
     def invariant(self) -> list[Value]:
@@ -254,19 +256,28 @@ class _Part:
         return slices.union(starts)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Scan(_Bodies):
     """``lax.scan``: relevance by the reverse scan over stacked residuals.
 
     Stacked is only what the body's rules read and what differs between iterations;
     slices are read from the scanned arrays, invariants made again from constants. First
     iterations that have a plan of their own are run before the scan.
+
+    A ``chunked`` scan of n iterations keeps the carries before each of about sqrt(n)
+    chunks instead, and runs a chunk again where relevance comes back. Source: Chen et
+    al. 2016 (arXiv 1604.06174).
     """
+
+    chunked: bool = False
 
     def _parts(self) -> list[_Part]:
         return [_Part(b, p) for b, p in zip(self.bodies, self.plans, strict=True)]
 
     def needs(self, op: Operation) -> tuple[Value, ...]:
         (equation,) = op.equations
+        if self.chunked:
+            return super().needs(op)
         needed: dict[Value, None] = {}
         for part in self._parts():
             operands = part.body.operands(equation)
@@ -278,46 +289,47 @@ class Scan(_Bodies):
     def record(
         self, equation: Equation, operands: Sequence[Array], forward: Any
     ) -> tuple[list[Array], list[Any]]:
-        """Run the scan; its outputs, and what is stacked for the reverse pass."""
+        """Run the scan; its outputs, and what is kept for the reverse pass."""
         *peeled, main = self._parts()
         n, c = main.body.n_carries, main.body.n_constants
         constants, carry = operands[:c], list(operands[c : c + n])
-
-        def step(part: _Part, carry: Any, xs: Any) -> tuple[Any, Any]:
-            outs, residuals = forward(part.plan, [*constants, *carry, *xs])
-            return outs[:n], (outs[n:], [residuals[key] for key in part.stacked])
-
-        order = _Order(equation)
-        first, rest = order.taken(list(operands[c + n :]), len(peeled))
+        order = _Order(equation, len(peeled))
+        first, rest = order.taken(list(operands[c + n :]))
         kept, first_ys = [], []
         for part, xs in zip(peeled, first, strict=False):
-            carry, (ys, residuals) = step(part, carry, xs)
+            run = _iteration(part, constants, forward)
+            carry, (ys, residuals) = run(carry, xs)
             kept.append(residuals)
             first_ys.append(ys)
-        carry, (ys, residuals) = lax.scan(
-            partial(step, main),
-            carry,
-            rest,
-            length=order.length - len(first),
-            reverse=order.reverse,
-            unroll=equation.params["unroll"],
-        )
-        return [*carry, *order.joined(first_ys, ys)], [*kept, residuals]
+        run = _iteration(main, constants, forward)
+        rest_ys = []
+        for span in order.spans(self.chunked):
+            carry, (ys, residuals) = span.forward(run, carry, rest)
+            rest_ys.append(ys)
+            kept.append(residuals)
+        return [*carry, *order.joined(first_ys, order.concatenated(rest_ys))], kept
 
     def _reverse(
         self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
         *peeled, main = self._parts()
-        n = main.body.n_carries
-        order = _Order(equation)
-        first_ys, rest_ys = order.taken(arriving[n:], len(peeled))
-        *kept, residuals = ctx.recorded(equation)
+        n, c = main.body.n_carries, main.body.n_constants
+        order = _Order(equation, len(peeled))
+        first_ys, rest_ys = order.taken(arriving[n:])
+        recorded = ctx.recorded(equation)
+        kept, residuals = recorded[: len(first_ys)], recorded[len(first_ys) :]
         runs = [_PartInReverse(part, equation, ctx, extra) for part in (*peeled, main)]
         *first_runs, run = runs
-        slices = [order.taken(r.arrays, len(peeled)) for r in runs]
+        slices = [order.taken(r.arrays) for r in runs]
 
-        xs = (rest_ys, residuals, slices[-1][1])
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
+        again = None
+        if self.chunked:
+            operands = [ctx.original(a) for a in equation.inputs]
+            constants, xs = operands[:c], order.taken(operands[c + n :])[1]
+            again = (_iteration(main, constants, ctx.forward_body), xs)
+        spans = order.spans(self.chunked)
+        of_ys, of_slices = _shapes_of_one((rest_ys, slices[-1][1]))
+        one = (of_ys, spans[0].shapes(residuals[0], again), of_slices)
         carried = _settled(lambda s: run(s, _zeros(one))[0], arriving[:n])
         totals = _zeros(jax.eval_shape(run, carried, one)[1])
 
@@ -326,15 +338,15 @@ class Scan(_Bodies):
             handed, amounts, out = run(carried, xs)
             return (_all_like(handed, carried), _plus(totals, amounts)), out
 
-        (carried, totals), rest_out = lax.scan(
-            step,
-            (carried, totals),
-            xs,
-            length=order.length - len(first_ys),
-            reverse=not order.reverse,
-            unroll=equation.params["unroll"],
-        )
-        constants, causes, multipliers = totals
+        state, outs = (carried, totals), []
+        for span, kept_of_span in zip(
+            reversed(spans), reversed(residuals), strict=True
+        ):
+            arrays = (rest_ys, slices[-1][1])
+            state, out = span.reverse(step, state, arrays, kept_of_span, again)
+            outs.insert(0, out)
+        carried, (constants, causes, multipliers) = state
+        rest_out = order.concatenated(outs)
         found: dict[Value, Array] = {}
         first_out = []
         for i in reversed(range(len(first_ys))):
@@ -356,6 +368,22 @@ class Scan(_Bodies):
             _added(found, outer, amount)
         runs[0].iteration.add_initial(found, carried)
         return _Found([*constants, *carried, *of_slices], causes, found)
+
+
+def _iteration(part: _Part, constants: Sequence[Array], forward: Any) -> Any:
+    """One iteration as ``lax.scan`` has it; beside its ys, what rules read of it."""
+    n = part.body.n_carries
+
+    def run(carry: Any, xs: Any) -> tuple[Any, Any]:
+        outs, residuals = forward(part.plan, [*constants, *carry, *xs])
+        return outs[:n], (outs[n:], [residuals[key] for key in part.stacked])
+
+    return run
+
+
+def _shapes_of_one(arrays: Any) -> Any:
+    """Shapes of the slices along the first axis."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), arrays)
 
 
 class _PartInReverse:
@@ -403,13 +431,34 @@ class _PartInReverse:
 class _Order:
     """The order of a scan's iterations along the arrays that it reads and writes."""
 
-    def __init__(self, equation: Equation):
+    def __init__(self, equation: Equation, n_first: int):
         self.length = equation.params["length"]
         self.reverse = equation.params["reverse"]
+        self.unroll = equation.params["unroll"]
+        self.n_first = min(n_first, self.length)
 
-    def taken(self, arrays: Any, count: int) -> tuple[list[Any], Any]:
+    def spans(self, chunked: bool) -> list[_Whole | _Chunks]:
+        """What is scanned at once of all iterations but the first."""
+        length = self.length - self.n_first
+        if not chunked or length < _FEWEST_CHUNKED:
+            return [_Whole(length, self.reverse, self.unroll)]
+        size = math.isqrt(length)
+        count, rest = divmod(length, size)
+        spans: list[_Whole | _Chunks] = [_Chunks(0, count, size, length, self.reverse)]
+        if rest:
+            spans.append(_Chunks(length - rest, 1, rest, length, self.reverse))
+        return spans
+
+    def concatenated(self, of_spans: list[Any]) -> Any:
+        """The arrays of all spans."""
+        if len(of_spans) == 1:
+            return of_spans[0]
+        of_spans = of_spans[::-1] if self.reverse else of_spans
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *of_spans)
+
+    def taken(self, arrays: Any) -> tuple[list[Any], Any]:
         """The slices of the first iterations, and the arrays of the others."""
-        count = min(count, self.length)
+        count = self.n_first
         if not count:
             return [], arrays
         rest = slice(0, self.length - count) if self.reverse else slice(count, None)
@@ -452,10 +501,109 @@ class _Order:
         return joined, self.joined([out[1] for out in first], multipliers)
 
 
+_FEWEST_CHUNKED = 4
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Iterations of which all that rules read is stacked."""
+
+    length: int
+    reversed: bool
+    unroll: Any
+
+    def forward(self, run: Any, carry: Any, xs: Any) -> Any:
+        return lax.scan(run, carry, xs, self.length, self.reversed, self.unroll)
+
+    def reverse(
+        self, step: Any, state: Any, arrays: Any, residuals: Any, again: Any
+    ) -> Any:
+        xs = (arrays[0], residuals, arrays[1])
+        return lax.scan(step, state, xs, self.length, not self.reversed, self.unroll)
+
+    def shapes(self, residuals: Any, again: Any) -> Any:
+        """Of what rules read of one iteration."""
+        return _shapes_of_one(residuals)
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """Iterations in chunks, of which the carries before each are kept.
+
+    ``start`` is the first of them in time, ``length`` how many there are with those of
+    other spans: they index the whole arrays, since a slice of all weights of a chunk
+    would be a copy.
+    """
+
+    start: int
+    count: int
+    size: int
+    length: int
+    reversed: bool
+
+    def _times(self) -> Array:
+        return self.start + jnp.arange(self.count * self.size).reshape(-1, self.size)
+
+    def _at(self, arrays: Any, time: Array) -> Any:
+        index = self.length - 1 - time if self.reversed else time
+        return jax.tree.map(
+            lambda a: lax.dynamic_index_in_dim(a, index, 0, False), arrays
+        )
+
+    def _flat(self, stacked: Any) -> Any:
+        def flat(a: Array) -> Array:
+            a = a.reshape(-1, *a.shape[2:])
+            return jnp.flip(a, 0) if self.reversed else a
+
+        return jax.tree.map(flat, stacked)
+
+    def forward(self, run: Any, carry: Any, xs: Any) -> Any:
+        def one(carry: Any, time: Array) -> Any:
+            carry, (ys, _) = run(carry, self._at(xs, time))
+            return carry, ys
+
+        def chunk(start: Any, times: Array) -> Any:
+            carry, ys = lax.scan(one, start, times)
+            return carry, (ys, start)
+
+        carry, (ys, starts) = lax.scan(chunk, carry, self._times())
+        return carry, (self._flat(ys), starts)
+
+    def reverse(
+        self, step: Any, state: Any, arrays: Any, starts: Any, again: Any
+    ) -> Any:
+        run, xs = again
+
+        def one(carry: Any, time: Array) -> Any:
+            carry, (_, residuals) = run(carry, self._at(xs, time))
+            return carry, residuals
+
+        def back(state: Any, at_time: Any) -> Any:
+            time, residuals = at_time
+            ys, slices = self._at(arrays, time)
+            return step(state, (ys, residuals, slices))
+
+        def chunk(state: Any, of_chunk: Any) -> Any:
+            start, times = of_chunk
+            _, residuals = lax.scan(one, start, times)
+            return lax.scan(back, state, (times, residuals), reverse=True)
+
+        state, out = lax.scan(chunk, state, (starts, self._times()), reverse=True)
+        return state, self._flat(out)
+
+    def shapes(self, starts: Any, again: Any) -> Any:
+        """Of what rules read of one iteration."""
+        run, xs = again
+        _, (_, residuals) = jax.eval_shape(
+            run, _shapes_of_one(starts), _shapes_of_one(xs)
+        )
+        return residuals
+
+
 def _stacked_parts(promises: Promises) -> Promise | None:
     """Shapes of one slice of the parts that any of these promises has."""
     whole, *ones = promises
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), whole)
+    like = _shapes_of_one(whole)
     for one in ones:
         if one is None:
             continue
