@@ -144,7 +144,7 @@ def make_plan(
     repeated = set()
     for step in steps:
         op = step.operation
-        needed = op.constants + step.rule.needs(op)
+        needed = read_by(step)
         asked = not parameters.isdisjoint(op.constants)
         if (policy is None or asked) and not op.bodies:
             needed += op.inputs + op.outputs
@@ -165,6 +165,11 @@ def make_plan(
         captured,
         parameters,
     )
+
+
+def read_by(step: Step) -> tuple[Value, ...]:
+    """The values that the rule of a step reads."""
+    return step.operation.constants + step.rule.needs(step.operation)
 
 
 def _marked_rectified(program: Program, steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jlrp.graph import Equation, Value, computing
-from jlrp.planning import Plan, Step
+from jlrp.planning import Plan, Step, read_by
 from jlrp.residuals import size_of
 
 CAUSES = ("bias", "stabilizer", "taylor", "constants", "blocked")
@@ -118,10 +118,14 @@ class Activations:
     Attributes:
       values: the activations.
       equations: of the program.
+      peak_bytes: the most that is there at once in the reverse pass, kept ones until
+        they are read the last time, promised ones from when they are made. What XLA
+        needs besides is not in it.
     """
 
     values: tuple[Activation, ...]
     equations: int
+    peak_bytes: int
 
     @property
     def kept_bytes(self) -> int:
@@ -144,7 +148,10 @@ class Activations:
 
     def __str__(self) -> str:
         kept = len(self.values) - self.promises
-        text = f"activations: {kept} kept ({self.kept_bytes / 1e6:.3g} MB)"
+        text = (
+            f"activations: {kept} kept ({self.kept_bytes / 1e6:.3g} MB, "
+            f"at most {self.peak_bytes / 1e6:.3g} MB at once)"
+        )
         if not self.promises:
             return text
         return (
@@ -216,7 +223,31 @@ def activations(plan: Plan) -> Activations:
     for value in plan.promised:
         again, _ = computing(plan.program, [value], lambda v: v not in kept)
         found.append(_activation(value, len(again)))
-    return Activations(tuple(found), len(plan.program.equations))
+    return Activations(tuple(found), len(plan.program.equations), _peak_bytes(plan))
+
+
+def _peak_bytes(plan: Plan) -> int:
+    """By a walk through the reverse pass."""
+    kept = set(plan.kept)
+    last: dict[Value, int] = {}  # the step that reads a value last
+    for time, step in enumerate(plan.steps):
+        for value in read_by(step):
+            if value in plan.promised and value not in last:
+                _, starts = computing(plan.program, [value], lambda v: v not in kept)
+                last.update(dict.fromkeys(starts, time))
+            last[value] = time
+    ends: dict[int, list[Value]] = {}
+    for value, time in last.items():
+        ends.setdefault(time, []).append(value)
+    there = {v for v in kept if v.producer is not None}
+    size = peak = sum(map(size_of, there))
+    for time, step in enumerate(plan.steps):
+        made = {v for v in read_by(step) if v in plan.promised} - there
+        gone = (there | made).intersection(ends.get(time, ()))
+        peak = max(peak, size := size + sum(map(size_of, made)))
+        size -= sum(map(size_of, gone))
+        there = (there | made) - gone
+    return peak
 
 
 def _activation(value: Value, chain: int) -> Activation:

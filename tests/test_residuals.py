@@ -494,5 +494,11 @@ def test_the_report_says_what_is_kept_and_what_is_promised():
     assert found.density == found.promises / found.equations
     assert f"{found.promises} promised" in str(promise)
     assert "promised" not in str(keep)
+    deepest = [
+        jlrp.inspect(deep(64), P, X, 1, composite="epsilon", residuals=r).activations
+        for r in ("keep", "sqrt")
+    ]
+    assert deepest[0].peak_bytes == deepest[0].kept_bytes
+    assert deepest[1].kept_bytes < deepest[1].peak_bytes < deepest[0].peak_bytes / 2
     kept = [v for v in found.values if not v.chain]
     assert sum(8 * np.prod(v.shape) for v in kept) == found.kept_bytes
