@@ -320,3 +320,33 @@ def naming(source_info: Any, scope: str) -> contextlib.AbstractContextManager[An
     for name in filter(None, scope.split("/")):
         stack = stack.extend(name)
     return _source_info.user_context(source_info.traceback, name_stack=stack)
+
+
+def has_host_memory() -> bool:
+    """Whether devices can put arrays into the memory of their host."""
+    kinds = {memory.kind for memory in jax.devices()[0].addressable_memories()}
+    return "pinned_host" in kinds
+
+
+def _moving(to: str, back: str) -> Callable[[jax.Array], jax.Array]:
+    """A move whose cotangent moves back, which that of ``device_put`` does not."""
+
+    def put(x: jax.Array, where: str) -> jax.Array:
+        return jax.device_put(x, getattr(jax.memory.Space, where))
+
+    moving = jax.custom_vjp(lambda x: put(x, to))
+    moving.defvjp(lambda x: (put(x, to), None), lambda _, ct: (put(ct, back),))
+    return moving
+
+
+_to_host, _to_device = _moving("Host", "Device"), _moving("Device", "Host")
+
+
+class OnHost:
+    """An array in the memory of the host, until it comes back."""
+
+    def __init__(self, array: jax.Array):
+        self._array = _to_host(array)
+
+    def back(self) -> jax.Array:
+        return _to_device(self._array)

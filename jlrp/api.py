@@ -270,6 +270,7 @@ def explain(
         ``"keep"``: those that rules read; ``"promise"``: those of them that cheap
         operations cannot make from others again; ``"sqrt"``: what is alive at about
         sqrt(n) places of a program of n operations, all else is run again, once;
+        ``"offload"``: all in the memory of the host until then;
         ``jlrp.KeepWhere(...)``: by operation; or a policy of
         ``jax.checkpoint_policies``. Relevance is the same, to rounding.
       memory_limit: bytes of temporary memory that the compiled explanation may take, on

@@ -53,7 +53,13 @@ def forward(plan: Plan, arguments: Sequence[Any]) -> tuple[list[Any], Residuals]
     recorded = {e: r for e, r in plan.recorders.items() if e not in plan.repeated}
     _run(program.equations, env, recorded)
     outputs = [read(env, atom) for atom in program.outputs]
-    return outputs, {key: env[key] for key in (*plan.kept, *recorded)}
+    kept = {key: env[key] for key in (*plan.kept, *recorded)}
+    kept |= {value: _jax.OnHost(env[value]) for value in plan.offloaded}
+    return outputs, kept
+
+
+def _on_device(number: Any) -> Any:
+    return number.back() if isinstance(number, _jax.OnHost) else number
 
 
 def _run(
@@ -222,7 +228,7 @@ class Promised:
         _run(equations, self._made, self._plan.recorders)
 
     def _behind_barrier(self, starts: Sequence[Value]) -> list[Array]:
-        numbers = [self._kept[v] for v in starts]
+        numbers = [_on_device(self._kept[v]) for v in starts]
         floats = [i for i, v in enumerate(starts) if is_float(v)]
         if self._guarded and floats and self._arrived is not None:
             held = [*(numbers[i] for i in floats), self._arrived]
@@ -271,7 +277,7 @@ class Numbers:
 
     def original(self, atom: Atom) -> Array:
         if isinstance(atom, Literal) or atom in self._residuals:
-            return read(self._residuals, atom)
+            return _on_device(read(self._residuals, atom))
         return self._promised[atom]
 
     def forward_body(

@@ -19,6 +19,7 @@ from jlrp.residuals import (
     Policy,
     keep,
     kept_and_promised,
+    offloaded,
     saved_by_user,
 )
 from jlrp.rules import Pass, Rule
@@ -47,6 +48,7 @@ class Plan:
       program: the traced program.
       steps: from the explained outputs back to the sources.
       kept: the values that the forward pass hands to the reverse pass, nothing else.
+      offloaded: those of them that wait in the memory of the host.
       promised: values that rules read and that are made again from kept ones.
       repeated: the loops that are run again where relevance comes back.
       captured: the values whose relevance is asked for, by name.
@@ -56,6 +58,7 @@ class Plan:
     program: Program
     steps: tuple[Step, ...]
     kept: tuple[Value, ...]
+    offloaded: frozenset[Value] = frozenset()
     promised: Mapping[Value, None] = field(default_factory=dict)  # in order
     repeated: frozenset[Equation] = frozenset()
     captured: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
@@ -116,7 +119,9 @@ def plan_body(
     policy: Policy | None = keep,
 ) -> Plan:
     """The plan of a loop's or branch's body."""
-    return make_plan(body.program, steps, {}, parameters, policy)
+    plan = make_plan(body.program, steps, {}, parameters, policy)
+    # What a loop stacks stays where it is: its slices are read one by one.
+    return replace(plan, offloaded=frozenset())
 
 
 def is_float(value: Value) -> bool:
@@ -160,6 +165,7 @@ def make_plan(
         program,
         _marked_rectified(program, steps),
         tuple(kept),
+        offloaded(program, kept, policy) - parameters,
         dict.fromkeys(promised),
         frozenset(repeated),
         captured,

@@ -142,13 +142,19 @@ class Request:
             policy,
         )
         captured = captures.matching(named, options.capture, inside)
-        return make_plan(
+        plan = make_plan(
             program,
             _with_conditions(steps, self.conditions),
             captures.at_operations(captured, operations),
             parameters,
             policy,
         )
+        if plan.offloaded and not _jax.has_host_memory():
+            raise InputError(
+                "residuals asks for the memory of the host, which this backend does "
+                'not offer. Take residuals="sqrt", or a memory_limit.'
+            )
+        return plan
 
     def run(
         self,

@@ -186,14 +186,43 @@ class KeepWhere:
         return lambda program, needed: kept.__contains__
 
 
-def saving(decide: Callable[..., Any]) -> Policy:
+@dataclass(frozen=True)
+class Saving:
     """A policy of JAX's: ``decide(primitive, *avals, **params)`` says what is saved."""
 
-    def policy(program: Program, needed: Sequence[Value]) -> Saves:
-        named = _saved_by_name(program, decide)
-        return lambda v: v in named or _says_yes(decide, v.producer)
+    decide: Callable[..., Any]
 
-    return policy
+    def __call__(self, program: Program, needed: Sequence[Value]) -> Saves:
+        named = _named(program, self.decide, _saves)
+        return lambda v: v in named or _says(self.decide, v.producer, _saves)
+
+    def offloads(self, program: Program) -> Saves:
+        named = _named(program, self.decide, _offloads)
+        return lambda v: v in named or _says(self.decide, v.producer, _offloads)
+
+
+class _Offload:
+    """All that rules need, in the memory of the host."""
+
+    def __call__(self, program: Program, needed: Sequence[Value]) -> Saves:
+        return keep(program, needed)
+
+    def offloads(self, program: Program) -> Saves:
+        return lambda v: True
+
+
+def offloaded(
+    program: Program, kept: Iterable[Value], policy: Policy | None
+) -> frozenset[Value]:
+    """What the policy wants to be in the memory of the host between the passes."""
+    if not hasattr(policy, "offloads"):
+        return frozenset()
+    wanted = policy.offloads(program)  # type: ignore[union-attr]
+    return frozenset(
+        v
+        for v in kept
+        if v.producer is not None and v not in program.outputs and wanted(v)
+    )
 
 
 def within(policy: Policy, body: Body) -> Policy:
@@ -238,14 +267,19 @@ def resolve(residuals: Any) -> Policy:
     if isinstance(residuals, Again | KeepWhere):
         return residuals  # type: ignore[return-value]  (make_plan binds the second)
     if callable(residuals):
-        return saving(residuals)
+        return Saving(residuals)
     raise InputError(
         f"residuals is one of {', '.join(map(repr, POLICIES))}, jlrp.KeepWhere(...), "
         f"or a policy of jax.checkpoint_policies; got {residuals!r}."
     )
 
 
-POLICIES: dict[str, Policy] = {"keep": keep, "promise": promise, "sqrt": sqrt}
+POLICIES: dict[str, Policy] = {
+    "keep": keep,
+    "promise": promise,
+    "sqrt": sqrt,
+    "offload": _Offload(),
+}
 
 
 # What the user's checkpoints say.
@@ -270,9 +304,9 @@ def _not_saved_by_user(program: Program) -> set[Value]:
                 if value in program.outputs or region in outer.get(value, ()):
                     continue
                 if region not in named:
-                    named[region] = _saved_by_name(program, region.policy)
-                if value not in named[region] and not _says_yes(
-                    region.policy, equation
+                    named[region] = _named(program, region.policy, _saves)
+                if value not in named[region] and not _says(
+                    region.policy, equation, _saves
                 ):
                     found.add(value)
     return found
@@ -280,24 +314,27 @@ def _not_saved_by_user(program: Program) -> set[Value]:
 
 def saved_by_user(equation: Equation) -> bool:
     """Whether the checkpoints around an equation let its outputs be kept."""
-    return all(_says_yes(region.policy, equation) for region in equation.regions)
+    return all(_says(region.policy, equation, _saves) for region in equation.regions)
 
 
-def _says_yes(policy: Any, equation: Equation | None) -> bool:
+Reading = Callable[[Any], bool]  # of a policy's answer
+
+
+def _says(policy: Any, equation: Equation | None, reading: Reading) -> bool:
     if policy is None or equation is None:
         return False
     avals = [_aval(atom) for atom in equation.inputs]
-    return _saves(policy(equation.primitive, *avals, **equation.params))
+    return reading(policy(equation.primitive, *avals, **equation.params))
 
 
-def _saved_by_name(program: Program, policy: Any) -> set[Value]:
+def _named(program: Program, policy: Any, reading: Reading) -> set[Value]:
     if policy is None:
         return set()
     return {
         atom
         for name, atoms in program.tags.items()
         for atom in atoms
-        if isinstance(atom, Value) and _saves(policy(p.name_p, atom.aval, name=name))
+        if isinstance(atom, Value) and reading(policy(p.name_p, atom.aval, name=name))
     }
 
 
@@ -305,7 +342,11 @@ def _saves(answer: Any) -> bool:
     """Policies answer with a bool, or with one of JAX's objects."""
     if isinstance(answer, bool):
         return answer
-    return type(answer).__name__ in ("Saveable", "Offloadable", "SaveableType")
+    return _offloads(answer) or type(answer).__name__ in ("Saveable", "SaveableType")
+
+
+def _offloads(answer: Any) -> bool:
+    return type(answer).__name__ == "Offloadable"
 
 
 def _aval(atom: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import jlrp
-from jlrp import budget, residuals
+from jlrp import _jax, budget, residuals
 from jlrp.composites import resolve
 from jlrp.planning import Plan
 from jlrp.request import Options, Request
@@ -33,6 +33,9 @@ POLICIES = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
     "everything": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offloaded dots": jax.checkpoint_policies.offload_dot_with_no_batch_dims(
+        "device", "pinned_host"
+    ),
     "where": jlrp.KeepWhere(lambda op: op.kind == "dense"),
 }
 COMPOSITES = ("attnlrp", "epsilon", "epsilon_plus", "epsilon_alpha2_beta1")
@@ -355,6 +358,29 @@ def test_a_checkpointed_scan_in_a_scan():
             for w in (lambda f: f, jax.checkpoint)
         )
         assert_same(plain, again)
+
+
+def test_offloaded_activations_wait_on_the_host():
+    def moved(policy):
+        plan = plan_of(stacked, policy=policy)
+        explain = jlrp.explain(stacked, composite="epsilon", residuals=policy)
+        jaxpr = jax.make_jaxpr(lambda x: explain(P, x, 1).relevance)(X)
+        return plan, str(jaxpr).count("= device_put")
+
+    plan, puts = moved("offload")
+    made = {v for v in plan.kept if v.producer is not None}
+    assert plan.offloaded == made - set(plan.program.outputs) and len(made) > DEPTH
+    assert puts >= 2 * len(plan.offloaded)  # there and back
+    plan, _ = moved(POLICIES["offloaded dots"])
+    primitives = {v.producer.primitive.name for v in plan.offloaded}
+    assert primitives == {"dot_general"}
+    assert moved("keep")[1] == 0
+
+
+def test_offloading_needs_a_memory_to_go_to(monkeypatch):
+    monkeypatch.setattr(_jax, "has_host_memory", lambda: False)
+    with pytest.raises(jlrp.InputError, match="memory of the host"):
+        jlrp.inspect(stacked, P, X, 1, composite="epsilon", residuals="offload")
 
 
 # A limit of memory.
