@@ -442,7 +442,7 @@ def assign(
             plan_body(body, assigned(inner, inside), inside, policy_of(op, body))
             for (body, inner), inside in zip(op.bodies, free, strict=True)
         ]
-        options = {"chunked": in_chunks(policy)} if op.kind == "scan" else {}
+        options = {"chunked": in_chunks(policy, equation)} if op.kind == "scan" else {}
         return Step(op, CONTROL_FLOW[op.kind](bodies, tuple(plans), **options))
 
     return assigned(operations, parameters)

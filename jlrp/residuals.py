@@ -53,7 +53,12 @@ def kept_and_promised(
 
 def _runs_once(equation: Equation) -> bool:
     """Whether an equation is never run again: random numbers, what has effects."""
-    return equation.primitive in RANDOM or equation.has_effects
+    inside = (e for body in equation.bodies for e in body.equations)
+    return (
+        equation.primitive in RANDOM
+        or equation.has_effects
+        or any(map(_runs_once, inside))
+    )
 
 
 # Policies.
@@ -233,7 +238,7 @@ def within(policy: Policy, body: Body) -> Policy:
     recurrent cell reads none.
     """
     if isinstance(policy, Again):  # chunks of iterations are run again instead
-        policy = keep if in_chunks(policy) else promise
+        policy = keep if policy.share > 0 else promise
     if policy is not keep:
         return policy
 
@@ -251,9 +256,10 @@ def within(policy: Policy, body: Body) -> Policy:
 _SLACK = 1.2
 
 
-def in_chunks(policy: Policy | None) -> bool:
-    """Whether scans are run again chunk by chunk, rather than stacked."""
-    return isinstance(policy, Again) and policy.share > 0
+def in_chunks(policy: Policy | None, scan: Equation) -> bool:
+    """Whether a scan is run again chunk by chunk, rather than stacked."""
+    asked = isinstance(policy, Again) and policy.share > 0
+    return asked and not _runs_once(scan)
 
 
 def resolve(residuals: Any) -> Policy:

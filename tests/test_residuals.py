@@ -492,6 +492,21 @@ def test_random_numbers_are_kept():
     assert_same(explained(fn, "epsilon"), explained(fn, "epsilon", residuals="sqrt"))
 
 
+def test_loops_with_random_numbers_are_kept():
+    def fn(p, x):
+        def step(h, key):
+            return jnp.where(jax.random.bernoulli(key, 0.5, h.shape), h * 2, 0.0), None
+
+        keys = jax.random.split(jax.random.key(0), 9)
+        return lax.scan(step, x @ p["in"], keys)[0] @ p["out"]
+
+    again = plan_of(fn, policy="sqrt")
+    assert not any(rule.chunked for rule in again.recorders.values())
+    (whole,) = plan_of(scanned, policy="sqrt").recorders.values()
+    assert whole.chunked
+    assert_same(explained(fn, "epsilon"), explained(fn, "epsilon", residuals="sqrt"))
+
+
 # Errors.
 
 
