@@ -24,6 +24,7 @@ from jlrp.facts.affine import (
 )
 from jlrp.graph import Atom, Value
 from jlrp.operations import Operation
+from jlrp.transposes import core_transpose
 
 Array = jax.Array
 
@@ -59,6 +60,10 @@ class EffectiveKernel:
         return y
 
     def transpose(self, kernel: Array, y: Array) -> Array:
+        if all(step.kind != "move" for step in self._affine.steps):
+            x = core_transpose(self._affine, self._params, y, kernel)
+            if x is not None:
+                return x
         pull = jax.linear_transpose(lambda x: self.apply(x, kernel), self._shape)
         (x,) = pull(y)
         return x

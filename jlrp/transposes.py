@@ -14,6 +14,8 @@ import jax
 from jax import lax
 from jax.extend.core import primitives as p
 
+from jlrp import _jax
+from jlrp.facts.affine import Affine
 from jlrp.graph import Atom, Equation, Value
 from jlrp.operations import Operation
 
@@ -114,22 +116,104 @@ def direct_product_vjp(
     return None
 
 
+def conv_transpose(
+    params: dict[str, Any], m: Array, kernel: Array, shape: tuple[int, ...]
+) -> Array | None:
+    """The transpose of a convolution by its input, of a shape; None: take JAX's.
+
+    A convolution of ``m``, dilated by the strides, with the kernel reversed.
+    """
+    if params["batch_group_count"] > 1:
+        return None
+    of_x, of_kernel, of_out = params["dimension_numbers"]
+    groups = params["feature_group_count"]
+    padding = [
+        _transposed_padding(*sizes)
+        for sizes in zip(
+            (shape[axis] for axis in of_x[2:]),
+            (kernel.shape[axis] for axis in of_kernel[2:]),
+            (m.shape[axis] for axis in of_out[2:]),
+            params["window_strides"],
+            params["padding"],
+            params["lhs_dilation"],
+            params["rhs_dilation"],
+            strict=True,
+        )
+    ]
+    if groups > 1:  # of each group apart, outputs become inputs
+        kernel = lax.transpose(kernel, of_kernel)
+        outs, ins, *space = kernel.shape
+        kernel = lax.reshape(kernel, (groups, outs // groups, ins, *space))
+        kernel = lax.transpose(kernel, (1, 0, *range(2, kernel.ndim)))
+        kernel = lax.reshape(kernel, (outs // groups, groups * ins, *space))
+        of_kernel = range(kernel.ndim)
+    outs, ins, *space = of_kernel
+    return lax.conv_general_dilated(
+        m,
+        lax.rev(kernel, space),
+        window_strides=params["lhs_dilation"],
+        padding=padding,
+        lhs_dilation=params["window_strides"],
+        rhs_dilation=params["rhs_dilation"],
+        dimension_numbers=lax.ConvDimensionNumbers(
+            tuple(of_out), (ins, outs, *space), tuple(of_x)
+        ),
+        feature_group_count=groups,
+        precision=params["precision"],
+    )
+
+
+def _transposed_padding(
+    x: int,
+    kernel: int,
+    out: int,
+    stride: int,
+    padding: tuple[int, int],
+    dilation: int,
+    of_kernel: int,
+) -> tuple[int, int]:
+    window = (kernel - 1) * of_kernel + 1
+    before = window - 1 - padding[0]
+    after = (x - 1) * dilation + window - 1 - (out - 1) * stride - before
+    return before, after
+
+
+def core_transpose(
+    affine: Affine, params: dict[str, Any], m: Array, kernel: Array
+) -> Array | None:
+    """The transpose of the dot or convolution of an affine operation by its input."""
+    shape, prim = affine.start.shape, affine.core.primitive
+    if prim is p.dot_general_p:
+        return dot_transpose(params, m, kernel, affine.operand, shape)
+    if prim is p.conv_general_dilated_p and affine.operand == 0:
+        return conv_transpose(params, m, kernel, shape)
+    return None
+
+
 def _direct_affine(
     op: Operation, cotangents: Sequence[Array | None], numbers: Reader
 ) -> list[Array] | None:
-    """A dot by a parameter with its bias: the shape of its output kept."""
-    affine, (cotangent,) = op.affine, cotangents
-    if affine is None or affine.core.primitive is not p.dot_general_p:
-        return None
-    shifts = all(step.kind == "shift" and not step.negates for step in affine.steps)
-    if not shifts or cotangent is None:
+    """A dot or convolution by a parameter, scaled and shifted, its axes kept."""
+    affine, (m,) = op.affine, cotangents
+    if affine is None or m is None:
         return None
     kernel = numbers.read(affine.kernel)
     start = numbers.shape_of(affine.start)
-    if not kernel.dtype == cotangent.dtype == start.dtype:
+    if not kernel.dtype == m.dtype == start.dtype:
         return None
-    params, shape = affine.core.params, affine.start.shape
-    return [dot_transpose(params, cotangent, kernel, affine.operand, shape)]
+    for step in reversed(affine.steps):
+        if step.kind == "move" or step.source.shape != m.shape:
+            return None
+        if step.kind == "scale":
+            reads = step.equation.inputs
+            args = [m if a is step.source else numbers.read(a) for a in reads]
+            (m,) = _jax.bind(
+                step.equation.primitive, _jax.widened(step.equation.params), args
+            )
+        elif step.negates:
+            m = lax.neg(m)
+    x = core_transpose(affine, _jax.widened(affine.core.params), m, kernel)
+    return None if x is None else [x]
 
 
 def _reshape(op: Operation, equation: Equation, m: Array, numbers: Reader):

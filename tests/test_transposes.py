@@ -1,0 +1,109 @@
+"""Transposes that are written down, against those that JAX derives."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.extend.core import primitives as p
+
+from jlrp.transposes import conv_transpose, dot_transpose
+
+LAYOUTS = list(itertools.permutations(range(4)))
+
+
+def draw_convolution(data):
+    """Operands' shapes and parameters of a convolution over two axes."""
+    groups = data.draw(st.integers(1, 3), "groups")
+    x = [2, groups * data.draw(st.integers(1, 2)), *data.draw(sizes(3, 7))]
+    kernel = [groups * data.draw(st.integers(1, 2)), x[1] // groups]
+    kernel += data.draw(sizes(1, 3))
+    specs = [data.draw(st.sampled_from(LAYOUTS)) for _ in range(3)]
+    params = dict(
+        window_strides=data.draw(sizes(1, 3)),
+        padding=[data.draw(sizes(-1, 2)) for _ in range(2)],
+        lhs_dilation=data.draw(sizes(1, 2)),
+        rhs_dilation=data.draw(sizes(1, 2)),
+        dimension_numbers=lax.ConvDimensionNumbers(*specs),
+        feature_group_count=groups,
+    )
+
+    def laid_out(shape, spec):
+        return tuple(shape[spec.index(axis)] for axis in range(4))
+
+    return laid_out(x, specs[0]), laid_out(kernel, specs[1]), params
+
+
+def sizes(low, high):
+    return st.lists(st.integers(low, high), min_size=2, max_size=2)
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(st.data())
+def test_convolutions(data):
+    shape, kernel_shape, params = draw_convolution(data)
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=kernel_shape))
+    convolve = lambda x: lax.conv_general_dilated(x, kernel, **params)  # noqa: E731
+    x = jax.ShapeDtypeStruct(shape, kernel.dtype)
+    try:
+        out = jax.eval_shape(convolve, x)
+    except (TypeError, ValueError):  # a window larger than its input
+        return
+    if 0 in out.shape:
+        return
+    m = jnp.asarray(rng.normal(size=out.shape))
+    (eqn,) = jax.make_jaxpr(convolve)(x).eqns
+    assert eqn.primitive is p.conv_general_dilated_p
+    ours = conv_transpose(eqn.params, m, kernel, shape)
+    (expected,) = jax.linear_transpose(convolve, x)(m)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+
+
+def test_convolutions_with_groups_of_the_batch_are_left_to_jax():
+    x, kernel = jnp.ones((4, 2, 5)), jnp.ones((6, 2, 3))
+    jaxpr = jax.make_jaxpr(
+        lambda x: lax.conv_general_dilated(x, kernel, (1,), "SAME", batch_group_count=2)
+    )(x)
+    (eqn,) = jaxpr.eqns
+    assert conv_transpose(eqn.params, jnp.ones((2, 6, 5)), kernel, x.shape) is None
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(
+    "dims",
+    [
+        (((1,), (0,)), ((), ())),
+        (((0, 2), (2, 1)), ((), ())),
+        (((2,), (1,)), ((0,), (2,))),
+        (((2, 1), (0, 1)), ((0,), (2,))),
+    ],
+    ids=str,
+)
+def test_dots(dims, side):
+    rng = np.random.default_rng(1)
+    rank = 2 if dims[0] == ((1,), (0,)) else 3
+    sizes = [[3, 4, 5][:rank], [None] * rank]
+    sizes[1] = [6, 7, 8][:rank]
+    for a, b in (dims[0], dims[1]):
+        for i, j in zip(a, b, strict=True):
+            sizes[1][j] = sizes[0][i]
+    operands = [jnp.asarray(rng.normal(size=s)) for s in sizes]
+
+    def dot(wanted):
+        args = list(operands)
+        args[side] = wanted
+        return lax.dot_general(*args, dims)
+
+    jaxpr = jax.make_jaxpr(dot)(operands[side])
+    out = dot(operands[side])
+    m = jnp.asarray(rng.normal(size=out.shape))
+    ours = dot_transpose(
+        jaxpr.eqns[0].params, m, operands[1 - side], side, operands[side].shape
+    )
+    (expected,) = jax.linear_transpose(dot, operands[side])(m)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
