@@ -42,12 +42,13 @@ from cost import machine
 from PIL import Image
 
 import jlrp
-from jlrp import baselines, composites, metrics, plotting, rules
+from jlrp import composites, metrics, plotting, rules
 from jlrp.composites import Depth
 from jlrp.integrations import torchax
 
 ROOT = Path(__file__).parents[1]
 PATCH = 16
+BLUR = metrics.Blur(51, 20.0, axes=(2, 3))
 POOLS = ("sum", "max")
 
 _SKIMAGE = Path(skimage.__file__).parent / "data"
@@ -146,35 +147,6 @@ def efficientnet(number):
         return EfficientNet.from_pretrained(name, weights_path=path).eval()
 
 
-class Shifted(torch.nn.Module):
-    """A depthwise convolution as a sum of shifted images.
-
-    XLA's is 6 times slower on a CPU. For the forward passes of curves and of the
-    methods that differentiate; jlrp explains the network with its convolutions.
-    """
-
-    def __init__(self, convolution):
-        super().__init__()
-        self.weight, self.pad = convolution.weight, convolution.static_padding
-        (self.size, _), (self.stride, _) = convolution.kernel_size, convolution.stride
-
-    def forward(self, x):
-        x, n, stride = self.pad(x), self.size, self.stride
-        down, right = (x.shape[axis] - n + 1 for axis in (2, 3))
-        return sum(
-            x[:, :, i : i + down : stride, j : j + right : stride]
-            * self.weight[:, 0, i, j][:, None, None]
-            for i in range(n)
-            for j in range(n)
-        )
-
-
-def without_slow_convolutions(net):
-    for block in net._blocks:
-        block._depthwise_conv = Shifted(block._depthwise_conv)
-    return net.eval()
-
-
 class Added(torch.nn.Module):
     def forward(self, x, y):
         return x + y
@@ -203,11 +175,14 @@ def of_plain_layers(net, add):
         (size, _), (stride, _) = convolution.kernel_size, convolution.stride
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         kernel = convolution.weight * scale[:, None, None, None]
-        if stride > 1:  # it pads one more behind than before, as do zeros in the kernel
-            kernel, size = torch.nn.functional.pad(kernel, (2, 0, 2, 0)), size + 2
+        before = getattr(convolution.static_padding, "padding", (0,))[0]
+        pad = max(before, size - 1 - before)  # on both sides: zeros in the kernel
+        front, size = pad - before, 2 * pad + 1
+        behind = size - kernel.shape[-1] - front
+        kernel = torch.nn.functional.pad(kernel, 2 * (front, behind))
         groups, channels = convolution.groups, (kernel.shape[1], kernel.shape[0])
         found = torch.nn.Conv2d(
-            *(channels[0] * groups, channels[1], size, stride, size // 2),
+            *(channels[0] * groups, channels[1], size, stride, pad),
             groups=groups,
         )
         found.weight.data = kernel.detach()
@@ -260,29 +235,23 @@ class Case:
         self.names = [path.stem for path in photographs for _ in range(count)]
         self.torch = efficientnet(number)
         self.fn, self.params = torchax.module(self.torch)
-        self.fast = torchax.module(without_slow_convolutions(efficientnet(number)))
+        self.plain = self.of_plain_layers(Added)
+        self.watched = (called_back(self.plain), ())
+        if not in_torch:
+            self.watched = self.fn, self.params
         self.target = self.predicted()
-        plain = self.of_plain_layers(Added)
-        self.watched = (called_back(plain), ()) if in_torch else (self.fn, self.params)
         self.parts = metrics.patches((3, self.side, self.side), PATCH, channel_axis=0)
 
     def of_plain_layers(self, add):
         return of_plain_layers(efficientnet(self.number), add)
 
     def predicted(self):
-        forward, whole = jax.jit(self.fast[0]), jax.jit(self.fn)
-        scores = np.asarray(forward(self.fast[1], self.images[:7]))
-        gap = np.abs(scores - np.asarray(whole(self.params, self.images[:7]))).max()
         with torch.no_grad():
-            theirs = self.torch(torch.tensor(self.images[:7])).numpy()
-        print(f"torchax - torch: {np.abs(scores - theirs).max():.1e}, {gap:.1e}")
-        assert gap < 1e-4
-        return np.concatenate(
-            [
-                np.asarray(forward(self.fast[1], some).argmax(-1), np.int32)
-                for some in self.batches(self.images)
-            ]
-        )
+            x = torch.tensor(self.images)
+            plain = torch.cat([self.plain(one) for one in x.split(1)])
+            gap = (self.torch(x[:7]) - plain[:7]).abs().max()
+        assert gap < 1e-4, f"plain layers differ by {gap}"
+        return plain.argmax(-1).int().numpy()
 
     def batches(self, array, size=7):
         return [array[i : i + size] for i in range(0, len(array), size)]
@@ -299,7 +268,7 @@ class Case:
                 r,
                 target=t,
                 parts=self.parts,
-                removal=metrics.Blur(51, 20.0, axes=(2, 3)),
+                removal=BLUR,
                 steps=self.side // PATCH,
                 pool=pool,
             )
@@ -325,13 +294,24 @@ def ours(composite):
     return method
 
 
-def baseline(name, **options):
+def baseline(name, smooth=0, **options):
+    """A method of Captum's on the published network."""
+
     def method(case, x, target):
-        given = dict(options)
-        if name == "occlusion":
-            windows = metrics.patches(x.shape[1:], given.pop("window"), channel_axis=0)
-            given.update(parts=windows, removal=metrics.Blur(51, 20.0, axes=(2, 3)))
-        return getattr(baselines, name)(*case.fast, jnp.asarray(x), target, **given)
+        import captum.attr
+
+        explainer = getattr(captum.attr, name)(case.torch)
+        x, given = torch.tensor(x), dict(options)
+        if name == "Occlusion":
+            window = (3, given["window"], given.pop("window"))
+            given.update(sliding_window_shapes=window, strides=window)
+            given["baselines"] = torch.tensor(np.asarray(BLUR(jnp.asarray(x))))
+        if smooth:
+            given.update(nt_samples=smooth, stdevs=0.15 * 255 / 128)
+            explainer = captum.attr.NoiseTunnel(explainer)
+            torch.manual_seed(0)
+        found = explainer.attribute(x, target=torch.tensor(target).long(), **given)
+        return found.detach().numpy()
 
     return method
 
@@ -427,12 +407,14 @@ METHODS = {
     "auto": ours("auto"),
     "epsilon_plus": ours("epsilon_plus"),
     "random": random,
-    "gradient": baseline("gradient"),
-    "gradient x input": baseline("gradient_input"),
-    "integrated gradients": baseline("integrated_gradients", steps=8),
-    "SmoothGrad": baseline("smoothgrad", samples=8),
-    "occlusion, 5 passes": baseline("occlusion", window=112),
-    "occlusion, 50 passes": baseline("occlusion", window=2 * PATCH),
+    "gradient": baseline("Saliency", abs=False),
+    "gradient x input": baseline("InputXGradient"),
+    "integrated gradients": baseline(
+        "IntegratedGradients", n_steps=8, method="riemann_middle", internal_batch_size=8
+    ),
+    "SmoothGrad": baseline("Saliency", smooth=8, abs=False),
+    "occlusion, 4 windows": baseline("Occlusion", window=8 * PATCH),
+    "occlusion, 49 windows": baseline("Occlusion", window=2 * PATCH),
     "Zennit EpsilonPlus": zennit("epsilon_plus"),
     "Zennit EpsilonPlusFlat": zennit("epsilon_plus_flat"),
     "Zennit EpsilonGammaBox": zennit("epsilon_gamma_box", **BOX),
@@ -537,7 +519,7 @@ def pictures(case):
     """docs/images: what the documents show, made by the methods above."""
     folder = ROOT / "docs" / "images"
     folder.mkdir(exist_ok=True)
-    names = ["auto", "gradient x input", "integrated gradients", "SmoothGrad"]
+    names = ["auto", "Zennit EpsilonPlus", "integrated gradients", "SmoothGrad"]
     found = {name: case.relevance(METHODS[name]) for name in names}
     shown = [case.names.index(n) for n in ("chelsea", "coffee", "rocket", "flower")]
     images = {case.names[i]: case.images[i] for i in shown}
