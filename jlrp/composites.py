@@ -2,7 +2,8 @@
 
 A selector is a kind (``"conv"``), a position (``"first"``, ``"last"``), a primitive
 (the object or its name), a glob over name scopes (``"encoder/*"``), ``"*"`` for all, a
-predicate of the operation, or a tuple of selectors that must all match.
+predicate of the operation, such as ``Depth(0.0, 0.15)``, or a tuple of selectors that
+must all match.
 """
 
 from __future__ import annotations
@@ -42,6 +43,33 @@ from jlrp.rules import (
 from jlrp.rules.control_flow import CONTROL_FLOW
 
 Selector = str | Primitive | Callable[[Operation], bool] | tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Selects dense and convolutions by where they lie between x and the output.
+
+    The depth of one is the number of others before it on the longest path from x, as a
+    share of the most that are before any: 0 for the first, 1 for the last.
+
+    Args:
+      low: the least depth that matches.
+      high: the depth from which on none matches; 1 includes the last.
+
+    Example:
+      >>> import jlrp
+      >>> from jlrp.composites import Depth
+      >>> near_x = (("conv", Depth(0.0, 0.15)), jlrp.rules.Flat())
+      >>> composite = jlrp.Composite([near_x], base="epsilon_plus")
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __call__(self, op: Operation) -> bool:
+        if op.depth is None:
+            return False
+        return self.low <= op.depth < self.high or op.depth == self.high == 1.0
 
 
 @dataclass(frozen=True)
@@ -213,6 +241,43 @@ def epsilon_alpha2_beta1_flat(
     return _on_top(epsilon_alpha2_beta1(epsilon, stabilizer), flat)
 
 
+def gamma_by_depth(
+    flat: float = 0.15,
+    gammas: tuple[float, float] = (0.6, 0.03),
+    steps: int = 8,
+    epsilon: float = 1e-6,
+    stabilizer: float = 1e-6,
+) -> Composite:
+    """Flat near x, Gamma that falls with depth, epsilon on dense layers.
+
+    What ``auto`` takes for images. Near the output units stand for classes, and what
+    speaks against one is to be kept: small gammas. Near x nothing is claimed below a
+    few pixels: Flat. Rules and order are those of Montavon et al. 2019 and Kohlbrenner
+    et al. 2020 (arXiv 1910.09840); the numbers were measured, see
+    ``docs/choosing-a-composite.md``.
+
+    Args:
+      flat: convolutions of less depth (see ``Depth``) are Flat.
+      gammas: at that depth, and at the output; in between by equal factors.
+      steps: different gammas.
+      epsilon: of dense layers.
+      stabilizer: of the other rules.
+    """
+    near, far = gammas
+    bounds = [*(flat + (1 - flat) * i / steps for i in range(steps)), 1.0]
+    pairs: list[tuple[Selector, Rule]] = []
+    for i in range(steps):
+        gamma = near * (far / near) ** ((i + 0.5) / steps)
+        depth = Depth(bounds[i], bounds[i + 1])
+        pairs.append((("conv", depth), Gamma(gamma, stabilizer=stabilizer)))
+    return _preset(
+        (("conv", Depth(0.0, flat)), Flat(stabilizer)),
+        *pairs,
+        ("dense", Epsilon(epsilon)),
+        *_zennit_base(stabilizer),
+    )
+
+
 def excitation_backprop(stabilizer: float = 1e-6) -> Composite:
     """z+ on dense and conv, the native gradient on activations (Zhang et al. 2016)."""
     return _preset(
@@ -266,11 +331,13 @@ def mamba_lrp() -> Composite:
 
 
 def auto() -> Composite:
-    """The default: ``epsilon_plus`` for networks of dense layers and convolutions.
+    """The default, by what a program is made of.
 
-    Where values are multiplied by values (attention, gates, recurrences) it is
-    ``attnlrp``, with z+ on convolutions of images. Chosen by what is published for each
-    kind of network, not by a measurement of ours yet.
+    - Convolutions over images, and dense layers: ``gamma_by_depth``, chosen by measured
+      faithfulness, see ``docs/choosing-a-composite.md``.
+    - Other dense layers and convolutions: ``epsilon_plus``.
+    - Where values are multiplied by values (attention, gates, recurrences):
+      ``attnlrp``, with z+ on convolutions of images. Published, not yet measured here.
     """
     composite = _preset()
     object.__setattr__(composite, "rest", _by_kind_of_network)
@@ -278,9 +345,11 @@ def auto() -> Composite:
 
 
 def _by_kind_of_network(operations: Sequence[Operation]) -> Composite:
-    if not any(op.product is not None for op in operations):
-        return epsilon_plus()
-    return _preset((("conv", _of_images), ZPlus()))
+    if any(op.product is not None for op in operations):
+        return _preset((("conv", _of_images), ZPlus()))
+    if any(op.kind == "conv" and _of_images(op) for op in operations):
+        return gamma_by_depth()
+    return epsilon_plus()
 
 
 def _of_images(op: Operation) -> bool:
@@ -352,6 +421,7 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     "epsilon_plus": epsilon_plus,
     "epsilon_plus_flat": epsilon_plus_flat,
     "excitation_backprop": excitation_backprop,
+    "gamma_by_depth": gamma_by_depth,
     "gradient_input": gradient_input,
     "mamba_lrp": mamba_lrp,
 }

@@ -50,6 +50,9 @@ class Operation:
       equations: the equations from inputs to outputs.
       constants: the other values that these read.
       position: order in the program.
+      depth: of a dense or convolution, how many lie before it on the longest path from
+        x, as a share of the most that lie before any: 0 is nearest to x, 1 nearest to
+        the output. Of other operations, None.
     """
 
     kind: str
@@ -65,6 +68,7 @@ class Operation:
     softmax_axes: tuple[int, ...] | None = None
     bodies: tuple[tuple[Body, list[Operation]], ...] = ()
     facts: frozenset[str] = field(default_factory=frozenset)
+    depth: float | None = None
 
     @property
     def primitive(self) -> Any:
@@ -439,7 +443,9 @@ def find_operations(
     ``opaque`` primitives have a rule of their own: each is an operation by itself.
     """
     builder = _Builder(program, opaque, view, carries, embeddings)
-    return _marked_by_position(builder.operations())
+    found = _marked_by_position(builder.operations())
+    before, _ = _affine_before(found, {})
+    return _with_depths(found, before, max(before.values(), default=0))
 
 
 def with_inner(operations: Iterable[Operation]) -> Iterator[Operation]:
@@ -502,6 +508,46 @@ def _marked_by_position(
         facts = op.facts | (marks if op.affine is not None else set())
         marked.append(replace(op, facts=facts, bodies=tuple(bodies)))
     return marked
+
+
+def _affine_before(
+    operations: Sequence[Operation], known: Mapping[Any, int]
+) -> tuple[dict[Operation, int], dict[Any, int]]:
+    """How many affine operations are before each of them, and before each value.
+
+    The longest path counts. A body counts once, however often it runs.
+    """
+    before: dict[Operation, int] = {}
+    at = dict(known)
+    for op in reversed(operations):
+        here = max((at.get(v, 0) for v in op.inputs), default=0)
+        behind = here + (op.affine is not None)
+        if op.affine is not None:
+            before[op] = here
+        for body, inner in op.bodies:
+            operands = body.operands(op.equations[0])
+            pairs = zip(body.program.inputs, operands, strict=True)
+            inside, found = _affine_before(inner, {v: at.get(a, 0) for v, a in pairs})
+            before |= inside
+            outputs = (found.get(v, here) for v in body.program.outputs)
+            behind = max(behind, *outputs)
+        at |= dict.fromkeys(op.outputs, behind)
+    return before, at
+
+
+def _with_depths(
+    operations: Iterable[Operation], before: Mapping[Operation, int], most: int
+) -> list[Operation]:
+    return [
+        replace(
+            op,
+            depth=before[op] / max(most, 1) if op in before else None,
+            bodies=tuple(
+                (b, _with_depths(inner, before, most)) for b, inner in op.bodies
+            ),
+        )
+        for op in operations
+    ]
 
 
 def _frontier(

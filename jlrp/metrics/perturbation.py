@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from jlrp import _jax
 from jlrp.errors import InputError
+from jlrp.metrics.looping import for_a_loop
 from jlrp.metrics.parts import Parts, check_pool, pooled, sizes
 from jlrp.metrics.removal import Inpaint, Removal
 from jlrp.metrics.scoring import Callee, Function, Score, split_target
@@ -192,11 +193,12 @@ def _curves(
     order = of_place(ranks, place)
     here = present.sum(-1, dtype=jnp.int32).reshape(-1, *[1] * (x.ndim - 1))
     fill = _filling(removal, x)
+    looped = replace(score, callee=Callee(for_a_loop(score.callee.fn, params, x)))
 
     def at(point: Array) -> Array:
         which, step = point // (steps + 1), point % (steps + 1)
         removed = (order[which] < step * here // steps) & (place >= 0)
-        return score(params, jnp.where(removed, fill(removed), x), multipliers)
+        return looped(params, jnp.where(removed, fill(removed), x), multipliers)
 
     scores = jax.lax.map(at, jnp.arange(2 * (steps + 1), dtype=jnp.int32))
     morf, lerf = scores.reshape(2, steps + 1, -1).swapaxes(1, 2)
