@@ -332,6 +332,8 @@ class _Builder:
         facts = set()
         if any(product.weights):
             facts.add("attention")
+        elif averaged:
+            facts.add("average")
         elif product.gated != product.uniform:
             facts.add("gate")
         facts = frozenset(facts)
