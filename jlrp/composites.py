@@ -315,10 +315,10 @@ def cp_lrp(
     """CP-LRP (Ali et al. 2022, arXiv 2202.07304): gates and attention are constants.
 
     As ``attnlrp``, but the signal of a product gets all: the values of an attention,
-    ``u`` in ``silu(g) * u``.
+    ``u`` in ``silu(g) * u``, the factor of which the others are learned maps.
     """
     gates = ("product", Gate())
-    return _preset(*_gammas(gamma_conv, gamma_dense), gates)
+    return _preset(*_gammas(gamma_conv, gamma_dense), gates, find_signals=True)
 
 
 def mamba_lrp() -> Composite:

@@ -28,6 +28,7 @@ from jlrp.facts.affine import (
     is_fixed,
     scale_chain,
 )
+from jlrp.facts.average import Handed
 from jlrp.facts.embedding import Embedding
 from jlrp.facts.product import Product, products
 from jlrp.facts.sign import signs
@@ -120,6 +121,7 @@ class _Builder:
         carries: Carries,
         embeddings: Mapping[Value, Embedding],
         outer: Regions | None = None,
+        handed: Iterable[Handed] = (),
     ):
         self.program = program
         self.carries = carries
@@ -128,7 +130,9 @@ class _Builder:
         self.view = view
         self.regions = Regions(program, opaque, outer)
         self.signs = signs(program)
-        self.products = products(program, self.regions, view.find_signals)
+        self.products, self.averages = products(
+            program, self.regions, view.find_signals, handed
+        )
 
     @cached_property
     def unmapped(self) -> set[Value]:
@@ -167,7 +171,13 @@ class _Builder:
         for parts in active_parts(self.program, equation, self.carries, peel):
             for body in parts:
                 inner = _Builder(
-                    body.program, self.opaque, self.view, self.carries, {}, self.regions
+                    body.program,
+                    self.opaque,
+                    self.view,
+                    self.carries,
+                    {},
+                    self.regions,
+                    self.averages.handed.get(equation, ()),
                 )
                 found.append((body, inner.operations()))
         kind = _LOOPS.get(equation.primitive, "unsupported")
@@ -316,7 +326,8 @@ class _Builder:
         product = self.products.get(equation)
         if product is None:
             return None
-        statistic = statistic_of(self.program, equation)
+        averaged = equation in self.averages.parts
+        statistic = None if averaged else statistic_of(self.program, equation)
         if statistic is not None and self.view.hold_statistics:
             if statistic == 1 or equation.primitive is not p.div_p:
                 return self.norm(equation, statistic)
@@ -325,6 +336,8 @@ class _Builder:
         facts = set()
         if any(product.weights):
             facts.add("attention")
+        elif averaged:
+            facts.add("average")
         elif product.gated != product.uniform:
             facts.add("gate")
         facts = frozenset(facts)

@@ -1049,6 +1049,50 @@ def collectives_as_few_as_in_the_gradient():
 
 
 @check
+def groups_of_rows_and_of_batches():
+    """Ragged products and convolutions by batch groups, summed over features."""
+    line = mesh(m=8)
+    sizes = jnp.array([1, 3, 2], jnp.int32)
+
+    def ragged(params, x):
+        return jax.nn.relu(lax.ragged_dot(x, params["w"], sizes)) @ params["v"]
+
+    def ragged_shards(params, x):
+        z = lax.psum(lax.ragged_dot(x, params["w"], sizes), "m")
+        return jax.nn.relu(z) @ params["v"]
+
+    by_features = {"w": P(None, "m"), "v": P()}, P(None, "m")
+    params = {"w": normal(1, 3, 16, 4), "v": normal(2, 4, 3)}
+
+    def conv(x, w):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=numbers, batch_group_count=2
+        )
+
+    by_channels = {"w": P(None, None, "m")}, P(None, None, None, "m")
+    kernel = {"w": normal(3, 3, 3, 8, 6)}
+    large = jlrp.composites.epsilon(0.5)
+    cases = {
+        "ragged": (ragged, ragged_shards, by_features, params, normal(4, 6, 16)),
+        "batches": (
+            lambda p, x: conv(x, p["w"]).mean((1, 2)),
+            lambda p, x: lax.psum(conv(x, p["w"]), "m").mean((1, 2)),
+            by_channels,
+            kernel,
+            normal(5, 4, 5, 5, 8),
+        ),
+    }
+    found = {}
+    for name, (one, shards, specs, params, x) in cases.items():
+        spread = jax.shard_map(shards, mesh=line, in_specs=specs, out_specs=P())
+        for c in (large, "epsilon_plus", "attnlrp"):
+            a, b = (jlrp.relevance(f, params, x, 0, composite=c) for f in (one, spread))
+            found[f"{name} {c if isinstance(c, str) else 'epsilon'}"] = difference(a, b)
+    return found
+
+
+@check
 def refusals():
     """Errors name the collective, the line and the way out."""
     found = {}

@@ -1183,12 +1183,31 @@ NOT_NORM = {
         x[:, 1:] * lax.rsqrt((x[:, :-1] @ p["q"]).var(-1, keepdims=True))
     ),
     "no reduction": lambda p, x: (x @ p["q"]) * jnp.tanh(x @ p["k"]),
+    "two measures of one size": lambda p, x: (
+        jnp.sqrt(jnp.square(x @ p["q"]).mean(-1)) * (x @ p["q"]).var(-1)
+    ),
 }
 
 
 @table(NOT_NORM)
 def test_decoys_of_statistics(case):
     assert "norm" not in kinds(case) and "product" in kinds(case)
+
+
+def squashed(p, x, hold=lambda a: a):
+    """A capsule: a pooled signal, scaled by one statistic and divided by another."""
+    s = (x @ p["q"]).sum(1)
+    square = jnp.square(s).sum(-1, keepdims=True)
+    return hold(square / (1 + square)) * s / hold(jnp.sqrt(square + 1e-9))
+
+
+def test_a_pooled_signal_may_be_scaled_before_its_norm():
+    """Both operands reduce what the other is made of: the one broadcast measures."""
+    assert sorted(kinds(squashed)).count("norm") == 2
+    (found,) = relevance([squashed], "attnlrp")
+    seeds = seed_like(squashed, X)
+    expected = X * jax.grad(lambda x: jnp.sum(squashed(P, x, stop) * seeds))(X)
+    assert_all_equal([expected, found])
 
 
 NOT_ACTIVATION = {

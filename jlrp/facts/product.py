@@ -8,11 +8,13 @@ regions and values that are read more than once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jax.extend.core import primitives as p
 
+from jlrp.facts.average import Averages, Handed, Part, averages
 from jlrp.facts.scalar import scalar_of
 from jlrp.facts.signal import signal_among
 from jlrp.facts.softmax import (
@@ -44,8 +46,10 @@ class Product:
 
     ``uniform``, ``gated`` and ``selective`` are fractions that sum to 1: of equally
     many shares a factor, of all to the factors that are not gates, and of all to the
-    factor that the others were computed from. ``weights`` marks the operands
-    that are softmax weights, ``masked`` those that a mask of -inf may have made NaN.
+    factor that the others were computed from. In an average they may sum to another
+    number: what is missing is the Taylor remainder of its softmax. ``weights`` marks
+    the operands that are softmax weights, ``masked`` those that a mask of -inf may have
+    made NaN.
     """
 
     slots: tuple[int, ...]
@@ -57,17 +61,43 @@ class Product:
 
 
 def products(
-    program: Program, regions: Regions, find_signals: bool
-) -> dict[Equation, Product]:
-    """The products of several active values of a program.
+    program: Program,
+    regions: Regions,
+    find_signals: bool,
+    handed: Iterable[Handed] = (),
+) -> tuple[dict[Equation, Product], Averages]:
+    """The products of several active values of a program, and the averages among them.
 
-    Without ``find_signals``, ``selective`` is as ``uniform``.
+    Without ``find_signals``, ``selective`` is as ``uniform``. ``handed`` are pairs of
+    outputs that are averaged outside.
     """
-    found: dict[Equation, Product] = {}
-    for equation in reversed(program.equations):  # roots before what they flatten
-        if equation not in found and _is_product(program, regions, equation):
-            _share(program, regions, equation, found, find_signals)
-    return found
+    equations = [e for e in program.equations if _is_product(program, regions, e)]
+    quotients = [e for e in equations if e.primitive is p.div_p]
+    averaged = averages(program, quotients, handed)
+    parts = averaged.parts
+    found = {e: _part(parts[e]) for e in equations if e in parts}
+    for equation in reversed(equations):  # roots before what they flatten
+        if equation not in found:
+            _share(program, regions, equation, found, find_signals, parts)
+    return found, averaged
+
+
+def _part(part: Part) -> Product:
+    """Shares as of a softmax times values: half of the gradient goes to the weights.
+
+    A weight is rescaled and divided by the total with it, so that these take part in
+    the derivative of the softmax, and only the terms share as a product does.
+    """
+    (uniform, gated), weight = {
+        "quotient": (((1.0, -0.5), (1.0, 0.0)), 0),
+        "total": (((1.0, 1.0), (1.0, 1.0)), 0),
+        "rescaled": (((0.5, 1.0), (0.0, 1.0)), part.weight),
+        "term": (((0.5, 0.5), (0.0, 1.0)), part.weight),
+    }[part.role]
+    if weight == 1:
+        uniform, gated = uniform[::-1], gated[::-1]
+    marks = (part.role == "term" and weight == 0, part.role == "term" and weight == 1)
+    return Product((0, 1), uniform, gated, uniform, marks, (False, False))
 
 
 def _is_product(program: Program, regions: Regions, equation: Equation) -> bool:
@@ -88,13 +118,19 @@ def _share(
     root: Equation,
     found: dict[Equation, Product],
     find_signals: bool,
+    parts: Mapping[Equation, Part],
 ) -> None:
     """Record the product ``root`` and the products that it flattens."""
     members: list[tuple[Equation, list[list[Value]]]] = []
 
     def factors(value: Value) -> list[Value]:
         inner = _product_below(program, regions, value)
-        return [value] if inner is None else flatten(inner)
+        if inner is None:
+            return [value]
+        if inner in parts:  # an average is weights times values
+            return [value] * (2 if parts[inner].role == "quotient" else 1)
+        is_norm = statistic_of(program, inner) is not None
+        return [value] if is_norm else flatten(inner)
 
     def flatten(equation: Equation) -> list[Value]:
         below = [factors(a) for a in equation.inputs[:2] if isinstance(a, Value)]
@@ -111,6 +147,7 @@ def _share(
         gated = signals if sum(signals) else uniform
         chosen = [float(signal in fs) for fs in below]
         chosen = chosen if sum(chosen) else uniform
+        gated = chosen if signal is not None and sum(chosen) else gated
         found[equation] = Product(
             (0, 1),
             tuple(u / sum(uniform) for u in uniform),
@@ -126,7 +163,7 @@ def _product_below(program: Program, regions: Regions, value: Value) -> Equation
     while value.producer is not None and program.used_once(value):
         equation = value.producer
         if _is_product(program, regions, equation):
-            return None if statistic_of(program, equation) is not None else equation
+            return equation
         source = _transparent(program, equation)
         if equation.primitive is p.reduce_sum_p:  # a contraction, written out
             (source,) = program.active_inputs(equation)

@@ -26,6 +26,9 @@ _MOVES = {
 }
 
 
+_Made = tuple[Value, bool]  # a value, and whether an earlier iteration made it
+
+
 def signal_among(program: Program, factors: Sequence[Value]) -> Value | None:
     """The factor that all others were computed from, or None."""
     made = {f: _made_of(program, f) for f in dict.fromkeys(factors)}
@@ -33,8 +36,8 @@ def signal_among(program: Program, factors: Sequence[Value]) -> Value | None:
         return None
 
     def before(one: Value, other: Value) -> bool:
-        (direct, _), (_, behind) = made[one], made[other]
-        return not direct.isdisjoint(behind)
+        (direct, _), (_, entered) = made[one], made[other]
+        return _reaches(program, entered, direct)
 
     for factor in made:
         others = [f for f in made if f is not factor]
@@ -43,37 +46,55 @@ def signal_among(program: Program, factors: Sequence[Value]) -> Value | None:
     return None
 
 
-def _made_of(program: Program, factor: Value) -> tuple[set[Value], set[Value]]:
-    """The values that a factor is made of: through no parameter map, and behind one."""
-    direct: set[Value] = set()
-    entered: list[Value] = []
-    stack = [factor]
+def _made_of(program: Program, factor: Value) -> tuple[set[_Made], list[_Made]]:
+    """What a factor is made of through no parameter map, and what these maps read."""
+    direct: set[_Made] = set()
+    entered: list[_Made] = []
+    stack = [(factor, False)]
     while stack:
-        value = stack.pop()
-        if value in direct:
+        made = stack.pop()
+        if made in direct:
             continue
-        direct.add(value)
+        direct.add(made)
+        value, earlier = made
         core = _map_of(program, value)
         if core is not None:
-            entered += _operands(program, core)
+            entered += [(a, earlier) for a in _operands(program, core)]
         else:
-            stack += _before(program, value)
-    behind: set[Value] = set()
-    while entered:
-        value = entered.pop()
-        if value not in behind:
-            behind.add(value)
-            entered += _before(program, value)
-    return direct, behind
+            stack += _before(program, made)
+    return direct, entered
 
 
-def _before(program: Program, value: Value) -> list[Value]:
-    """What a value was made of, also across the boundary of a loop."""
+def _reaches(program: Program, starts: Sequence[_Made], wanted: set[_Made]) -> bool:
+    """Whether a walk back from some values meets one of those wanted.
+
+    It goes no further back than these: all walks together would grow as depth squared.
+    """
+    earliest = min(value.position for value, _ in wanted)
+    stack, seen = list(starts), set()
+    while stack:
+        made = stack.pop()
+        if made in wanted:
+            return True
+        if made not in seen and made[0].position >= earliest:
+            seen.add(made)
+            stack += _before(program, made)
+    return False
+
+
+def _before(program: Program, made: _Made) -> list[_Made]:
+    """What a value was made of, also across the boundary of a loop.
+
+    A carry is made of what the iteration before has made: not of the values of its own.
+    """
+    value, earlier = made
     if value.producer is not None:
-        return _operands(program, value.producer)
+        return [(a, earlier) for a in _operands(program, value.producer)]
     while program is not None:
         if value in program.origins:
-            return [v for v in program.origins[value] if isinstance(v, Value)]
+            outside, *carried = program.origins[value]
+            found = [(outside, False), *((a, True) for a in carried)]
+            return [(a, when) for a, when in found if isinstance(a, Value)]
         program = program.parent  # type: ignore[assignment]
     return []
 

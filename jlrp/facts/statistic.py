@@ -10,6 +10,7 @@ convolution, a shift by a parameter) makes it a gate, however it is broadcast.
 from __future__ import annotations
 
 import heapq
+import math
 
 from jax.extend.core import primitives as p
 
@@ -52,7 +53,20 @@ def statistic_of(program: Program, equation: Equation) -> int | None:
             for i, (operand, other) in enumerate([(a, b), (b, a)])
             if not _is_linear(program, operand, _Cone(program, other))
         ]
+    if len(candidates) == 2:  # of a pooled signal, scaled before: the one broadcast
+        sizes = [_size(a), _size(b)]
+        candidates = [i for i in (0, 1) if sizes[i] < sizes[1 - i]]
     return candidates[0] if len(candidates) == 1 else None
+
+
+def _size(value: Value) -> int:
+    """How many numbers a value holds, before it was broadcast."""
+    while value.producer is not None and value.producer.primitive in _MOVES:
+        (source, *_) = value.producer.inputs
+        if not isinstance(source, Value):
+            break
+        value = source
+    return math.prod(value.shape)
 
 
 def unscaled(program: Program, statistic: Value) -> tuple[Value, list[Equation]]:

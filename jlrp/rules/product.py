@@ -61,6 +61,8 @@ class _ProductRule(Rule):
             lost = {"stabilizer": m * signed(y, self.stabilizer)}
             if not self.stabilizer and promise.value is not None:
                 lost["blocked"] = jnp.where(y == 0, promise.value, 0)
+            if sum(weights) != 1:  # a part of an average
+                lost["taylor"] = m * y * (1 - sum(weights))
             return summed([lost])
 
         return Propagation(promises, causes)
@@ -93,8 +95,9 @@ class Uniform(_ProductRule):
 class Gate(_ProductRule):
     """The signal gets all of R, the gate none; with no or several gates: Uniform.
 
-    A gate ends in a sigmoid-like function or softmax, else in an activation. Sources:
-    Arras et al. 2017 for LSTM gates; CP-LRP (Ali et al. 2022).
+    A gate ends in a sigmoid-like function or softmax, else in an activation. In
+    composites with ``find_signals=True``, the others are gates if they are learned maps
+    of one factor. Sources: Arras et al. 2017 for LSTM gates; CP-LRP (Ali et al. 2022).
 
     Args:
       stabilizer: added to the product with its sign where R is divided by it.

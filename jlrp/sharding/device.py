@@ -110,6 +110,9 @@ class Device:
         rebuild = _LOOPS.get(eqn.primitive)
         if rebuild is not None:
             return rebuild(self, eqn, operands)
+        if eqn.primitive.name == _RAGGED:  # mapped over the leading axis alone
+            over = sorted(frozenset[str]().union(*(o.varies for o in operands)))
+            x = [self._leading(o.number, over) for o in operands]
         if eqn.primitive is p.sharding_constraint_p:
             return [_jax.constrained_again(x[0], params, self.mesh)]
         if eqn.primitive is custom_relevance_p:
@@ -147,6 +150,26 @@ class Device:
             x = own_p.bind(x, axis=name)
         return x
 
+    def _leading(self, x: Array, names: Iterable[str]) -> Array:
+        """A value with its axes over devices in front."""
+        for name in names:
+            x = self.own(self.gathered(x, [name]), [name])
+        return x
+
+    def _ragged(
+        self, eqn: Any, operands: Sequence[Shard], names: Sequence[str]
+    ) -> Array:
+        """With the features of all devices; JAX maps it in full or not at all."""
+        numbers = eqn.params["ragged_dot_dimension_numbers"]
+        (summed, _) = numbers.dot_dimension_numbers
+        both = []
+        for shard, (axis, *_) in zip(operands, summed, strict=False):
+            whole = self.gathered(shard.number, names)
+            both.append(joined(moved(whole, 0, axis), axis))
+        x = [self._leading(v, names) for v in (*both, operands[2].number)]
+        (out,) = _jax.bind(eqn.primitive, _jax.unplaced(eqn.params), x)
+        return lax.index_in_dim(self.gathered(out, names), 0, 0, keepdims=False)
+
     def count(self, names: Iterable[str]) -> int:
         return math.prod(self.sizes[name] for name in names)
 
@@ -171,6 +194,8 @@ class Device:
                 if contract is not None:
                     whole = [self.gathered(o.number, sorted(axes)) for o in operands]
                     return contract(_jax.unplaced(eqn.params), *whole)
+                if eqn.primitive.name == _RAGGED:
+                    return self._ragged(eqn, operands, sorted(axes))
                 scales = eqn.primitive in _SCALES
                 totals = [
                     o.number if scales and not axes & o.varies else self.summed(o, axes)
@@ -199,6 +224,10 @@ class Device:
             return True
         if prim in (p.dot_general_p, p.conv_general_dilated_p):
             return all(axes <= o.varies for o in operands)
+        if prim.name == _RAGGED:  # in groups of the same sizes everywhere
+            *both, sizes = operands
+            sums = all(axes <= o.varies for o in both) and not axes & sizes.varies
+            return sums and _sums_no_groups(shard.equation.params)
         if prim in _TERMS:
             return any(self.is_partial(o, axes) for o in operands)
         if prim in _SCALES:
@@ -352,6 +381,16 @@ def _convolution(params: dict[str, Any], x: Array, kernel: Array) -> Array:
     kernel = joined(moved(kernel, 0, of_kernel), of_kernel)
     (out,) = _jax.bind(p.conv_general_dilated_p, params, [x, kernel])
     return out
+
+
+_RAGGED = "ragged_dot_general"
+
+
+def _sums_no_groups(params: dict[str, Any]) -> bool:
+    """Whether the groups are of rows, not of the features that are summed over."""
+    numbers = params["ragged_dot_dimension_numbers"]
+    (summed, _), _ = numbers.dot_dimension_numbers
+    return len(summed) > 0 and not {*summed} & {*numbers.lhs_ragged_dimensions}
 
 
 def _sum(params: dict[str, Any], x: Array) -> Array:
