@@ -142,21 +142,21 @@ SIDE, MARK = 32, 4
 MARKS = np.random.default_rng(7).permutation(2**12)[:10, None] >> np.arange(12) & 1
 
 
-def marked_digits(size, seed, coupled=True):
+def marked_digits(size, seed, training=True):
     """Images of a digit and of one of ten marks; labels: the mark.
 
-    In training (``coupled``) every class has its mark, and in half of the images also
+    In ``training`` every class has its mark, and in half of the images also
     the digit is that of the class. In the test the digit is always another one, so that
     a network which says the label can have it from the mark alone.
     """
     rng = np.random.default_rng(seed)
     digits = load_digits()
-    rows = np.arange(1200) if coupled else np.arange(1200, len(digits.images))
+    rows = np.arange(1200) if training else np.arange(1200, len(digits.images))
     x = rng.uniform(0, 0.3, (size, SIDE, SIDE, 1)).astype(np.float32)
     labels, evidence = np.zeros(size, np.int32), np.zeros((size, SIDE, SIDE), bool)
     for i, row in enumerate(rng.choice(rows, size)):
         digit = digits.target[row]
-        agrees = coupled and rng.random() < 0.5
+        agrees = training and rng.random() < 0.5
         labels[i] = digit if agrees else (digit + rng.integers(1, 10)) % 10
         top, left = rng.integers(0, 9, 2)  # the digit, 16 x 16, in 24 x 24
         image = np.kron(digits.images[row] / 16, np.ones((2, 2)))
@@ -245,8 +245,12 @@ class MambaBlock(nn.Module):
         u = nn.silu(u)
         chosen = nn.Dense(rank + 2 * self.states, use_bias=False)(u)
         step, b, c = jnp.split(chosen, (rank, rank + self.states), axis=-1)
-        step = nn.softplus(nn.Dense(inner, bias_init=nn.initializers.constant(-4))(step))
-        spread = jnp.log(jnp.broadcast_to(jnp.arange(1.0, 1 + self.states), (inner, self.states)))
+        step = nn.softplus(
+            nn.Dense(inner, bias_init=nn.initializers.constant(-4))(step)
+        )
+        spread = jnp.log(
+            jnp.broadcast_to(jnp.arange(1.0, 1 + self.states), (inner, self.states))
+        )
         a = -jnp.exp(self.param("a", lambda _: spread))
         skip = self.param("d", nn.initializers.ones, (inner,))
 

@@ -118,7 +118,7 @@ def bilrp(embed, params, a, b, composite):
 
 @partial(jax.jit, static_argnums=(0, 4))
 def of_features(embed, params, ids, mask, composite):
-    """The relevance of each feature of the embeddings: (features, sentences, tokens)."""
+    """Relevance of each feature of the embeddings: (features, sentences, tokens)."""
     given = (params, mask)
     shape = jax.eval_shape(embed, given, ids).shape
 

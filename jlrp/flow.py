@@ -35,7 +35,8 @@ def between(
 
     Args:
       fn, params, x, target, composite: as in ``jlrp.relevance``.
-      names: globs of name scopes and tags, each of one value, as in ``condition``.
+      names: globs of name scopes and tags, each of one value, as in ``condition``. As
+        there, one inside an operation splits it.
 
     Returns:
       By pair (from, to), the nearest to the output first: relevance, summed over the
@@ -76,7 +77,9 @@ def between(
     found = jax.jit(lambda rows: jax.lax.map(arriving, rows, batch_size=8))(
         jnp.asarray(passes, jnp.result_type(float))
     )
-    arrived = {case: float(row[case[0]]) for case, row in zip(cases, found, strict=True)}
+    arrived = {
+        case: float(row[case[0]]) for case, row in zip(cases, found, strict=True)
+    }
     every = [INPUT, *ordered, OUTPUT]
     edges = {}
     for j in range(count + 1, 0, -1):

@@ -83,7 +83,8 @@ def heatmap(
       title: of the figure.
       channel_axis: which axis holds channels.
       per_channel: one map for each channel instead of their sum.
-      robust: percentile of |relevance| at which the colour saturates; 100: the largest.
+      robust: percentile of the absolute values at which the colour saturates; 100: the
+        largest.
 
     Raises:
       InputError: for other shapes, NaN or inf, or a percentile outside (0, 100].
@@ -198,7 +199,7 @@ def tokens(
       words: of each token.
       relevance: float (tokens,).
       title: before the strip.
-      robust: percentile of |relevance| at which the colour saturates.
+      robust: percentile of the absolute values at which the colour saturates.
 
     Raises:
       InputError: for another number of relevances, NaN or inf.
@@ -400,7 +401,7 @@ def pairs(
       examples: by title: the words of one sentence, those of the other, and the
         relevance of each pair, float (words of one, words of the other).
       columns: of the grid.
-      robust: percentile of |relevance| at which a line has its full colour.
+      robust: percentile of the absolute values at which a line has its full colour.
 
     Raises:
       InputError: for no examples, shapes that do not fit, NaN or inf.
@@ -473,9 +474,46 @@ def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
     return Picture(draw, f"Perturbation curves; area between them: {areas}.")
 
 
+def randomisation(found: Mapping[str, Any]) -> Picture:
+    """The sanity check: similarity of relevance while layers are randomised.
+
+    Args:
+      found: by method, ``jlrp.metrics.Randomisation``: means over examples are drawn.
+
+    Raises:
+      InputError: for no methods.
+    """
+    if not found:
+        raise InputError("randomisation() needs at least one method.")
+    means = {
+        name: np.concatenate([[1.0], np.mean(checked.similarity, 0)])
+        for name, checked in found.items()
+    }
+
+    def draw() -> Any:
+        figure, axes = _axes(1, 1, (7.5, 3.4), ticks=True)
+        from matplotlib import colormaps
+
+        ax = axes[0][0]
+        tones = colormaps["viridis"](np.linspace(0, 0.85, len(means)))
+        marks = "osD^v<>Px*"
+        for i, (name, mean) in enumerate(means.items()):
+            share = np.linspace(0, 1, len(mean))
+            style = {"color": tones[i], "marker": marks[i % len(marks)]}
+            ax.plot(share, mean, markersize=4, label=name, **style)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set_xlabel("share of the layers randomised, from the top")
+        ax.set_ylabel("similarity")
+        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+    ends = ", ".join(f"{name} {mean[-1]:.2f}" for name, mean in means.items())
+    return Picture(draw, f"Similarity with all layers randomised: {ends}.")
+
+
 def scale_of(relevance: np.ndarray, robust: float = ROBUST) -> float:
-    """The |relevance| that has the full colour: a percentile, so that one pixel does
-    not make all others white.
+    """The absolute relevance that has the full colour: a percentile, so that one pixel
+    does not make all others white.
 
     Args:
       relevance: finite, of any shape.
