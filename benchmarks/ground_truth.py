@@ -5,10 +5,12 @@ which it is known where the answer stands.
     python benchmarks/ground_truth.py copying     # one part
 
 questions: a transformer answers questions about a passage; is the most relevant token
-in the answer? shortcut: a CNN has learnt to classify digits by a mark beside them; is
-the most relevant pixel in the mark? copying: a selective state-space model says letters
-again in order; is the most relevant token the letter said? sanity: does relevance
-change when the trained layers are randomised from the top?
+in the answer? shortcut: a CNN has learnt the class of an image of a digit by a mark
+beside it, which alone tells the class; is the most relevant pixel in the mark? mixed:
+the same, where in training the digit tells the class too, half of the time. copying: a
+selective state-space model says letters again in order; is the most relevant token the
+letter said? sanity: does relevance change when the trained layers are randomised from
+the top?
 
 Only examples that the network gets right are counted. An attribution of a token is the
 sum over its features, for gradient and SmoothGrad, which are no shares of the score,
@@ -95,7 +97,7 @@ def by_chance(fn, params, x, target):
     return np.random.default_rng(0).normal(size=x.shape)
 
 
-def questions(steps=800, size=12000, tests=1000):
+def questions(keep=None, steps=800, size=12000, tests=1000):
     """The transformer, explained at the scores of the answer's first and last word."""
     model, test = tasks.Reader(), tasks.questions(tests, 1)
 
@@ -103,7 +105,8 @@ def questions(steps=800, size=12000, tests=1000):
         scores = model.apply(variables, ids, method=_from_ids(lambda ids: [ids > 0]))
         return scores.swapaxes(1, 2)
 
-    variables = _trained(model, answer, tasks.questions(size, 0), steps)
+    task = tasks.questions(size, 0)
+    variables = _trained(model, answer, task, steps, _file(keep, "questions"))
     said = np.asarray(jax.jit(answer)(variables, test.x)).argmax(-1)
     right = (said == test.labels).all(1)
     x = model.apply(variables, test.x[right], method="embed")
@@ -123,11 +126,13 @@ def questions(steps=800, size=12000, tests=1000):
     ), test.x[right]
 
 
-def shortcut(steps=1000, size=8000, tests=1000):
+def shortcut(keep=None, steps=1000, size=8000, tests=1000, agreeing=0.1):
     """The CNN, where it says the class of the mark although the digit is another."""
     model = tasks.Convolutional()
     test = tasks.marked_digits(tests, 1, training=False)
-    variables = _trained(model, model.apply, tasks.marked_digits(size, 0), steps)
+    task = tasks.marked_digits(size, 0, agreeing=agreeing)
+    file = _file(keep, f"shortcut-{agreeing}")
+    variables = _trained(model, model.apply, task, steps, file)
     said = np.asarray(jax.jit(model.apply)(variables, test.x)).argmax(-1)
     right = said == test.labels
     return Case(
@@ -136,20 +141,21 @@ def shortcut(steps=1000, size=8000, tests=1000):
         jnp.asarray(test.x[right]),
         jax.nn.one_hot(said[right], 10),
         test.evidence[right],
-        ("auto", "epsilon", "attnlrp"),
+        ("auto", "epsilon", "epsilon_alpha2_beta1"),
         metrics.patches(test.x.shape[1:], tasks.MARK),
         right.mean(),
     )
 
 
-def copying(steps=1000, size=12000, tests=400):
+def copying(keep=None, steps=1000, size=12000, tests=400):
     """The state-space model, explained at each of its answers by itself."""
     model, test = tasks.Selective(), tasks.copying(tests, 1)
 
     def say(variables, ids):
         return model.apply(variables, ids, method=_from_ids())
 
-    variables = _trained(model, say, tasks.copying(size, 0), steps)
+    task = tasks.copying(size, 0)
+    variables = _trained(model, say, task, steps, _file(keep, "copying"))
     said = np.asarray(jax.jit(say)(variables, test.x)).argmax(-1)
     row, which = np.nonzero(said == test.labels)
     x = model.apply(variables, test.x[row], method="embed")
@@ -171,16 +177,29 @@ def _from_ids(others=lambda ids: []):
     return lambda model, ids: model(model.embed(ids), *others(ids))
 
 
-def _trained(model, apply, task, steps):
-    start = time.perf_counter()
+def _file(keep, name):
+    return None if keep is None else keep / f"{name}.npz"
+
+
+def _trained(model, apply, task, steps, file):
+    """The trained variables, from the file if it is there, and kept in it."""
     if task.x.dtype == np.int32:
         method = _from_ids(lambda ids: [ids > 0] * isinstance(model, tasks.Reader))
         variables = model.init(jax.random.key(0), task.x[:1], method=method)
     else:
         variables = model.init(jax.random.key(0), task.x[:1])
+    leaves, tree = jax.tree.flatten(variables)
+    if file is not None and file.exists():
+        with np.load(file) as kept:
+            return jax.tree.unflatten(tree, [jnp.asarray(kept[n]) for n in kept.files])
+    start = time.perf_counter()
     variables = tasks.train(apply, variables, task, steps)
     seconds = time.perf_counter() - start
-    print(f"{type(model).__name__}: {steps} steps in {seconds:.0f} s")
+    print(f"{type(model).__name__}: {steps} steps in {seconds:.0f} s", flush=True)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        names = [f"{i:03}" for i in range(len(leaves))]
+        np.savez(file, **dict(zip(names, jax.tree.leaves(variables), strict=True)))
     return variables
 
 
@@ -210,7 +229,8 @@ def report(name, case):
         shares[method] = p
         print(
             f"| {method} | {100 * p:.1f} % [{100 * low:.1f}, {100 * high:.1f}] | "
-            f"{100 * np.nanmean(mass):.1f} % |"
+            f"{100 * np.nanmean(mass):.1f} % |",
+            flush=True,
         )
     return shares
 
@@ -228,17 +248,24 @@ def sanity(reader, cnn, count=32):
         return cnn.fn((variables, ()), x)
 
     found = {}
-    for name, fn, params, x, target in (
+    for name, composites, fn, params, x, target in (
         (
             "transformer",
+            ("auto", "cp_lrp", "gradient_input"),
             read,
             reader.params[0],
             reader.x[longest],
             reader.target[longest],
         ),
-        ("CNN", classify, cnn.params[0], cnn.x[:count], cnn.target[:count]),
+        (
+            "CNN",
+            ("auto", "epsilon", "epsilon_alpha2_beta1"),
+            classify,
+            cnn.params[0],
+            cnn.x[:count],
+            cnn.target[:count],
+        ),
     ):
-        composites = ("auto", "epsilon", "gradient_input")
         for composite in composites:
             explain = _Summed(composite)
             found[f"{name}, {composite}"] = metrics.randomisation(
@@ -306,30 +333,33 @@ def draw_shortcut(case, folder, count=4):
     )
 
 
-PARTS = ("questions", "shortcut", "copying", "sanity")
+PARTS = ("questions", "shortcut", "mixed", "copying", "sanity")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all, if none")
     parser.add_argument("--images", type=Path, default=IMAGES, help="where to draw")
+    parser.add_argument("--weights", type=Path, help="a folder to keep trained ones in")
     parser.add_argument("--strict", action="store_true", help="below a bar is an error")
     args = parser.parse_args()
     parts = args.parts or PARTS
     print(machine())
     found, reader, cnn = {}, None, None
     if {"questions", "sanity"} & set(parts):
-        reader, ids = questions()
+        reader, ids = questions(args.weights)
     if {"shortcut", "sanity"} & set(parts):
-        cnn = shortcut()
+        cnn = shortcut(args.weights)
     if "questions" in parts:
         found["questions"] = report("questions", reader)
         draw_questions(reader, ids, args.images)
     if "shortcut" in parts:
         found["shortcut"] = report("shortcut", cnn)
         draw_shortcut(cnn, args.images)
+    if "mixed" in parts:
+        found["mixed"] = report("mixed", shortcut(args.weights, agreeing=0.5))
     if "copying" in parts:
-        found["copying"] = report("copying", copying())
+        found["copying"] = report("copying", copying(args.weights))
     if "sanity" in parts:
         checked = sanity(reader, cnn)
         plotting.randomisation(checked).save(args.images / "known-sanity.png")

@@ -142,22 +142,23 @@ SIDE, MARK = 32, 4
 MARKS = np.random.default_rng(7).permutation(2**12)[:10, None] >> np.arange(12) & 1
 
 
-def marked_digits(size, seed, training=True):
-    """Images of a digit and of one of ten marks; labels: the mark.
+def marked_digits(size, seed, training=True, agreeing=0.1, classes=10):
+    """Images of a digit and of the mark of a class; labels: the mark's.
 
-    In ``training`` every class has its mark, and in half of the images also
-    the digit is that of the class. In the test the digit is always another one, so that
-    a network which says the label can have it from the mark alone.
+    In ``training`` the digit is that of the class in a share of the images,
+    ``agreeing``: by chance alone it would be 0.1. In the test it is always another one,
+    so that a network which says the label has it from the mark.
     """
     rng = np.random.default_rng(seed)
     digits = load_digits()
     rows = np.arange(1200) if training else np.arange(1200, len(digits.images))
+    rows = rows[digits.target[rows] < classes]
     x = rng.uniform(0, 0.3, (size, SIDE, SIDE, 1)).astype(np.float32)
     labels, evidence = np.zeros(size, np.int32), np.zeros((size, SIDE, SIDE), bool)
     for i, row in enumerate(rng.choice(rows, size)):
         digit = digits.target[row]
-        agrees = training and rng.random() < 0.5
-        labels[i] = digit if agrees else (digit + rng.integers(1, 10)) % 10
+        agrees = training and rng.random() < agreeing
+        labels[i] = digit if agrees else (digit + rng.integers(1, classes)) % classes
         top, left = rng.integers(0, 9, 2)  # the digit, 16 x 16, in 24 x 24
         image = np.kron(digits.images[row] / 16, np.ones((2, 2)))
         x[i, 8 + top : 24 + top, left : 16 + left, 0] += image

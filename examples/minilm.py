@@ -17,6 +17,7 @@ rest, by cause, and draws the pairs of ten pairs of sentences. In float64.
 import argparse
 import importlib.util
 import json
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -175,35 +176,27 @@ def words_of(tokens):
     return words, np.stack(rows)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--composite", default="attnlrp", help="a preset's name")
-    parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many")
-    parser.add_argument("--output", default="minilm.png", help="the picture")
-    args = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-
+def explain_pairs(composite, count, output):
+    """Explain the first of the ten pairs, print the accounts and draw the words."""
     net = in_torch()
     tokenizer = AutoTokenizer.from_pretrained(folder())
-    a, b = (encoded(tokenizer, s) for s in zip(*PAIRS[: args.pairs], strict=True))
+    a, b = (encoded(tokenizer, s) for s in zip(*PAIRS[:count], strict=True))
     (encode, params), (ported, converted) = through_torchax(net), through_flax(net)
     embed, embed_flax = embedding(encode), embedding(ported)
 
     states = encode(params, *a), ported(converted, *a)
     gap = jnp.abs((states[0] - states[1]) * a[1][..., None]).max()
     print(f"torchax and Flax: the largest difference of a state is {gap:.1e}")
-    relevance = np.asarray(bilrp(embed, params, a, b, args.composite))
+    relevance = np.asarray(bilrp(embed, params, a, b, composite))
     one_a, one_b = ([array[:1] for array in s] for s in (a, b))
-    again = bilrp(embed_flax, converted, one_a, one_b, args.composite)
+    again = bilrp(embed_flax, converted, one_a, one_b, composite)
     gap = np.abs(relevance[:1] - again).max() / np.abs(again).max()
     print(f"and of a pair's relevance, of the largest, {gap:.1e}\n")
 
     drawn = {}
-    for i, sentences in enumerate(PAIRS[: args.pairs]):
+    for i, sentences in enumerate(PAIRS[:count]):
         one_a, one_b = ([array[i : i + 1] for array in s] for s in (a, b))
-        similarity, left, absorbed = account(
-            embed, params, one_a, one_b, args.composite
-        )
+        similarity, left, absorbed = account(embed, params, one_a, one_b, composite)
         arrived = relevance[i].sum()
         tokens = [tokenizer.convert_ids_to_tokens(s[0][0]) for s in (one_a, one_b)]
         words_a, words_b, of_words = by_words(*tokens, relevance[i])
@@ -217,11 +210,26 @@ def main():
         print(f"  unexplained {rest:9.1e}, pairs less ledger {arrived - left:.1e}")
         strongest = np.argsort(-of_words, axis=None)[:3]
         named = [divmod(int(flat), len(words_b)) for flat in strongest]
-        print("  " + ", ".join(f"{words_a[i]} - {words_b[j]}" for i, j in named))
+        strongest = ", ".join(f"{words_a[i]} - {words_b[j]}" for i, j in named)
+        print(f"  strongest:  {strongest}", flush=True)
         title = f"{i + 1}. similarity {similarity:.2f}, {of_words.sum():.2f} of words"
         drawn[title] = (words_a, words_b, of_words)
-    plotting.pairs(drawn).save(args.output)
-    print(f"\nwrote {args.output}")
+    plotting.pairs(drawn).save(output)
+    print(f"\nwrote {output}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--composite", default="attnlrp", help="a preset's name")
+    parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many")
+    parser.add_argument("--output", default="minilm.png", help="the picture")
+    args = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    with tempfile.TemporaryDirectory() as cache:
+        # Every audit is traced anew; with a cache the same program compiles once.
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        explain_pairs(args.composite, args.pairs, args.output)
 
 
 if __name__ == "__main__":
