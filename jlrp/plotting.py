@@ -1,4 +1,4 @@
-"""Pictures of relevance: heat maps, token strips, layers, comparisons, curves.
+"""Pictures of relevance: images, words, layers, heads, flows, comparisons, curves.
 
 Each function returns a ``Picture``: shown in a notebook by itself, ``save(path)`` for a
 file, ``figure()`` for matplotlib. Colours: blue speaks against, white is zero, red
@@ -83,7 +83,8 @@ def heatmap(
       title: of the figure.
       channel_axis: which axis holds channels.
       per_channel: one map for each channel instead of their sum.
-      robust: percentile of |relevance| at which the colour saturates; 100: the largest.
+      robust: percentile of the absolute values at which the colour saturates; 100: the
+        largest.
 
     Raises:
       InputError: for other shapes, NaN or inf, or a percentile outside (0, 100].
@@ -198,7 +199,7 @@ def tokens(
       words: of each token.
       relevance: float (tokens,).
       title: before the strip.
-      robust: percentile of |relevance| at which the colour saturates.
+      robust: percentile of the absolute values at which the colour saturates.
 
     Raises:
       InputError: for another number of relevances, NaN or inf.
@@ -279,6 +280,164 @@ def layers(relevance: Mapping[str, Any], *, title: str = "") -> Picture:
     return Picture(draw, f"Relevance for and against at {', '.join(values)}.")
 
 
+def heads(
+    relevance: Mapping[str, Any], *, head_axis: int = -2, title: str = ""
+) -> Picture:
+    """What relevance passes each attention head: a row per layer, a column per head.
+
+    Args:
+      relevance: by layer, in the order to be shown: float arrays with one axis of
+        heads, such as what the heads found, (batch, position, head, feature), captured
+        by a tag. Layers may differ in their heads.
+      head_axis: which axis that is; all others are summed.
+      title: of the figure.
+
+    Raises:
+      InputError: for no layers, no such axis, NaN or inf.
+
+    Example:
+      >>> import numpy as np
+      >>> from jlrp import plotting
+      >>> r = np.array([[[1.0, 2.0], [-4.0, 0.5]]])  # (position, head, feature)
+      >>> print(plotting.heads({"layer_0": r}))
+      Relevance of the heads of layer_0; the most: layer_0 head 0 (3).
+    """
+    if not relevance:
+        raise InputError("heads() needs at least one layer.")
+    sums = {
+        name: _sum_to(_finite(r, name), head_axis, name)
+        for name, r in relevance.items()
+    }
+    columns = max(map(len, sums.values()))
+    table = np.full((len(sums), columns), np.nan)
+    for row, one in zip(table, sums.values(), strict=True):
+        row[: len(one)] = one
+    limit = scale_of(np.concatenate(list(sums.values())), 100)
+
+    def draw() -> Any:
+        size = (1.9 + 0.62 * columns, 1.2 + 0.42 * len(sums))
+        figure, axes = _axes(1, 1, size, ticks=True)
+        ax = axes[0][0]
+        shown = ax.imshow(table, cmap=COLOURS, vmin=-limit, vmax=limit, aspect="auto")
+        for (row, column), r in np.ndenumerate(table):
+            if not np.isnan(r):
+                ink = _ink(r / limit)
+                ax.text(column, row, f"{r:.2g}", ha="center", va="center", color=ink)
+        ax.set_xticks(range(columns))
+        ax.set_yticks(range(len(sums)), list(sums))
+        ax.set_xlabel("head")
+        ax.set_title(title)
+        _colour_bar(figure, shown, ax)
+        return figure
+
+    names = list(sums)
+    row, column = np.unravel_index(np.nanargmax(table), table.shape)
+    return Picture(
+        draw,
+        f"Relevance of the heads of {', '.join(names)}; the most: {names[int(row)]} "
+        f"head {column} ({table[row, column]:.3g}).",
+    )
+
+
+def flow(edges: Mapping[tuple[str, str], float], *, title: str = "") -> Picture:
+    """Relevance that named values hand to each other, as ``jlrp.flow.between`` finds.
+
+    The output is above, the input below. A line from one value down to another is as
+    wide as its flow; those that skip values pass them on the right. Beside each name is
+    what arrives there.
+
+    Args:
+      edges: by pair (from, to), the nearest to the output first.
+      title: of the figure.
+
+    Raises:
+      InputError: for no edges, NaN or inf.
+
+    Example:
+      >>> from jlrp import plotting
+      >>> print(plotting.flow({("output", "mlp"): 2.0, ("mlp", "input"): 1.5}))
+      Relevance flows output - mlp: 2, mlp - input: 1.5.
+    """
+    if not edges:
+        raise InputError("flow() needs at least one pair of names.")
+    amounts = _finite(list(edges.values()), "edges")
+    places = _from_the_top(edges)
+    largest = float(np.abs(amounts).max() or 1.0)
+    arriving = dict.fromkeys(places, 0.0)
+    for (_, to), amount in zip(edges, amounts, strict=True):
+        arriving[to] += float(amount)
+    strongest = sorted(edges.items(), key=lambda edge: -abs(edge[1]))
+
+    def draw() -> Any:
+        figure, axes = _axes(1, 1, (6.5, 1.0 + 0.62 * len(places)))
+        ax = axes[0][0]
+        ax.set_axis_off()
+        ax.set_title(title)
+        for (start, end), amount in reversed(strongest):
+            _draw_flow(ax, places[start], places[end], amount, largest)
+        for name, place in places.items():
+            ax.text(-0.25, place, name, ha="right", va="center")
+            ax.plot(0, place, "o", color="black", markersize=5, zorder=3)
+            if arriving[name]:
+                amount = f"{arriving[name]:.3g}"
+                ax.text(-0.2, place - 0.3, amount, ha="right", va="center", size=7)
+        ax.set_xlim(-0.9 - 0.09 * max(map(len, places)), 0.55 * len(places) + 0.6)
+        ax.set_ylim(-0.6, len(places) - 0.4)
+        return figure
+
+    listed = [f"{a} - {b}: {amount:.3g}" for (a, b), amount in strongest[:3]]
+    return Picture(draw, f"Relevance flows {', '.join(listed)}.")
+
+
+def pairs(
+    examples: Mapping[str, tuple[Sequence[str], Sequence[str], Any]],
+    *,
+    columns: int = 2,
+    robust: float = 100.0,
+) -> Picture:
+    """Relevance of pairs of words of two sentences, one above the other: BiLRP.
+
+    Args:
+      examples: by title: the words of one sentence, those of the other, and the
+        relevance of each pair, float (words of one, words of the other).
+      columns: of the grid.
+      robust: percentile of the absolute values at which a line has its full colour.
+
+    Raises:
+      InputError: for no examples, shapes that do not fit, NaN or inf.
+
+    Example:
+      >>> from jlrp import plotting
+      >>> print(plotting.pairs({"": (["a", "cat"], ["cats"], [[0.1], [0.5]])}))
+      Relevance of pairs of words: cat - cats (0.5).
+    """
+    if not examples:
+        raise InputError("pairs() needs at least one pair of sentences.")
+    checked, strongest = {}, []
+    for name, (words, others, relevance) in examples.items():
+        relevance = _finite(relevance, f"relevance of {name!r}")
+        if relevance.shape != (len(words), len(others)):
+            raise InputError(
+                f"{len(words)} words and {len(others)} others need relevance of shape "
+                f"{(len(words), len(others))}; got {relevance.shape}."
+            )
+        checked[name] = (words, others, relevance)
+        i, j = np.unravel_index(relevance.argmax(), relevance.shape)
+        strongest.append(f"{words[i]} - {others[j]} ({relevance[i, j]:.2g})")
+
+    def draw() -> Any:
+        rows = -(-len(checked) // columns)
+        figure, grid = _axes(rows, columns, (5.6 * columns, 1.75 * rows))
+        for ax in grid.flat:
+            ax.set_axis_off()
+        for ax, (name, example) in zip(grid.flat, checked.items(), strict=False):
+            ax.set_title(name, loc="left", fontsize=9)
+            _draw_pairs(ax, *example, scale_of(example[2], robust))
+        return figure
+
+    return Picture(draw, f"Relevance of pairs of words: {', '.join(strongest)}.")
+
+
 def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
     """Perturbation curves of several methods, with the area between.
 
@@ -315,9 +474,46 @@ def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
     return Picture(draw, f"Perturbation curves; area between them: {areas}.")
 
 
+def randomisation(found: Mapping[str, Any]) -> Picture:
+    """The sanity check: similarity of relevance while layers are randomised.
+
+    Args:
+      found: by method, ``jlrp.metrics.Randomisation``: means over examples are drawn.
+
+    Raises:
+      InputError: for no methods.
+    """
+    if not found:
+        raise InputError("randomisation() needs at least one method.")
+    means = {
+        name: np.concatenate([[1.0], np.mean(checked.similarity, 0)])
+        for name, checked in found.items()
+    }
+
+    def draw() -> Any:
+        figure, axes = _axes(1, 1, (7.5, 3.4), ticks=True)
+        from matplotlib import colormaps
+
+        ax = axes[0][0]
+        tones = colormaps["viridis"](np.linspace(0, 0.85, len(means)))
+        marks = "osD^v<>Px*"
+        for i, (name, mean) in enumerate(means.items()):
+            share = np.linspace(0, 1, len(mean))
+            style = {"color": tones[i], "marker": marks[i % len(marks)]}
+            ax.plot(share, mean, markersize=4, label=name, **style)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set_xlabel("share of the layers randomised, from the top")
+        ax.set_ylabel("similarity")
+        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+    ends = ", ".join(f"{name} {mean[-1]:.2f}" for name, mean in means.items())
+    return Picture(draw, f"Similarity with all layers randomised: {ends}.")
+
+
 def scale_of(relevance: np.ndarray, robust: float = ROBUST) -> float:
-    """The |relevance| that has the full colour: a percentile, so that one pixel does
-    not make all others white.
+    """The absolute relevance that has the full colour: a percentile, so that one pixel
+    does not make all others white.
 
     Args:
       relevance: finite, of any shape.
@@ -425,6 +621,77 @@ def _draw_words(
         text.set_verticalalignment("top")
         left += size
     return figure
+
+
+def _sum_to(array: np.ndarray, axis: int, name: str) -> np.ndarray:
+    if not -array.ndim <= axis < array.ndim:
+        raise InputError(f"{name} of shape {array.shape} has no axis {axis} of heads.")
+    return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis]).sum(0)
+
+
+def _from_the_top(edges: Mapping[tuple[str, str], float]) -> dict[str, int]:
+    """The height of each name: what gives is above what it gives to."""
+    names = dict.fromkeys(name for pair in edges for name in pair)
+    above = {name: {a for a, b in edges if b == name} for name in names}
+    ordered: list[str] = []
+    while len(ordered) < len(names):
+        free = [n for n in names if n not in ordered and above[n] <= set(ordered)]
+        if not free:
+            raise InputError("flow() needs pairs (from, to) without a cycle.")
+        ordered.append(free[0])
+    return {name: len(names) - 1 - i for i, name in enumerate(ordered)}
+
+
+def _draw_flow(ax: Any, top: int, bottom: int, amount: float, largest: float) -> None:
+    """A line between neighbours, an arc past those between."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    share = amount / largest
+    if abs(share) < 0.01:
+        return
+    out = 0.55 * (top - bottom - 1)
+    corners = [(0, top), (out * 4 / 3, top), (out * 4 / 3, bottom), (0, bottom)]
+    codes = [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4]
+    line = PathPatch(
+        Path(corners, codes),
+        facecolor="none",
+        edgecolor=_hex(1.0 if share > 0 else -1.0),
+        linewidth=0.6 + 11 * abs(share),
+        alpha=0.35 + 0.5 * abs(share),
+        capstyle="butt",
+    )
+    ax.add_patch(line)
+    if abs(share) > 0.1:
+        middle = (out + 0.08, (top + bottom) / 2)
+        ax.text(*middle, f"{amount:.2g}", size=8, va="center", zorder=4)
+
+
+def _draw_pairs(
+    ax: Any, words: Sequence[str], others: Sequence[str], relevance: Any, limit: float
+) -> None:
+    """Two rows of words, spread over the same width, and lines between them."""
+    places = []
+    for row, level in ((words, 1.0), (others, 0.0)):
+        widths = np.array([len(word) + 1.5 for word in row])
+        starts = np.cumsum(widths) - widths
+        centres = (starts + widths / 2) / widths.sum()
+        places.append(centres)
+        for word, place in zip(row, centres, strict=True):
+            va = "bottom" if level else "top"
+            ax.text(place, level, word, ha="center", va=va, size=9)
+    for flat in np.argsort(np.abs(relevance), axis=None):
+        i, j = np.unravel_index(flat, relevance.shape)
+        share = float(np.clip(relevance[i, j] / limit, -1, 1))
+        ax.plot(
+            [places[0][i], places[1][j]],
+            [0.95, 0.05],
+            color=_hex(np.sign(share)),
+            alpha=abs(share),
+            linewidth=0.3 + 4 * abs(share),
+            solid_capstyle="round",
+        )
+    ax.set(xlim=(0, 1), ylim=(-0.35, 1.35))
 
 
 def _axes(rows: int, columns: int, size: tuple[float, float], ticks: bool = False):

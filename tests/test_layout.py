@@ -33,7 +33,7 @@ LAYERS = [
     ["request"],
     ["reports"],
     ["api"],
-    ["metrics"],
+    ["metrics", "flow"],
     ["baselines", "plotting"],
     ["__init__"],
     ["integrations"],

@@ -17,6 +17,16 @@ def made_up_curves():
     return metrics.Curves(at, morf=(1 - at)[None] ** 3, lerf=1 - at[None] ** 3)
 
 
+def made_up_check():
+    return metrics.Randomisation(("b", "a"), np.array([[0.8, 0.2], [0.4, 0.0]]))
+
+
+HEADS = np.random.default_rng(2).normal(size=(2, 3, 4))
+EDGES = {
+    ("output", "mlp"): 2.0,
+    ("output", "input"): -1.0,
+    ("mlp", "input"): 1.5,
+}
 IMAGE = np.random.default_rng(0).uniform(size=(12, 10, 3))
 MAP = np.random.default_rng(1).normal(size=(12, 10, 3))
 PICTURES = {
@@ -28,7 +38,11 @@ PICTURES = {
     ),
     "tokens": lambda: plotting.tokens(["an", "awful", "<film>"], [0.1, -2.0, 1.0]),
     "layers": lambda: plotting.layers({"conv1": MAP, "conv2": -MAP}),
+    "heads": lambda: plotting.heads({"a": HEADS, "b": -HEADS[:, :2]}, head_axis=1),
+    "flow": lambda: plotting.flow(EDGES, title="flow"),
+    "pairs": lambda: plotting.pairs({"one": (["a", "cat"], ["cats"], [[0.1], [0.9]])}),
     "curves": lambda: plotting.curves({"lrp": made_up_curves()}),
+    "randomisation": lambda: plotting.randomisation({"lrp": made_up_check()}),
 }
 
 
@@ -121,6 +135,56 @@ def test_layers_show_what_is_for_and_against():
     assert list(net.get_xdata()) == [2.0]
 
 
+def test_heads_are_summed_over_all_but_their_axis():
+    picture = plotting.heads({"a": HEADS, "b": -HEADS[:, :2]}, head_axis=1)
+    (table,) = [shown for shown, _ in drawn_maps(picture)]
+    np.testing.assert_allclose(table[0], HEADS.sum((0, 2)))
+    np.testing.assert_allclose(table[1, :2], -HEADS[:, :2].sum((0, 2)))
+    assert np.ma.getmaskarray(table)[1, 2] or np.isnan(table[1, 2])
+
+
+def test_flows_are_as_wide_as_their_amounts_and_go_downwards():
+    (ax,) = plotting.flow(EDGES).figure().axes
+    lines = {tuple(p.get_path().vertices[[0, -1], 1]): p for p in ax.patches}
+    assert set(lines) == {(2, 1), (2, 0), (1, 0)}  # output, mlp, input from the top
+    widths = {ends: p.get_linewidth() for ends, p in lines.items()}
+    assert widths[2, 1] > widths[1, 0] > widths[2, 0]
+    red, _, blue, _ = lines[2, 0].get_edgecolor()
+    assert blue > red  # what is against
+    texts = [t.get_text() for t in ax.texts]
+    assert {"output", "mlp", "input", "0.5"} <= set(texts)  # 1.5 - 1 arrives below
+
+
+def test_flows_are_ordered_whatever_the_order_of_the_pairs():
+    upside_down = dict(reversed(EDGES.items()))
+    (ax,) = plotting.flow(upside_down).figure().axes
+    heights = {t.get_text(): t.get_position()[1] for t in ax.texts}
+    assert heights["output"] > heights["mlp"] > heights["input"]
+
+
+def test_pairs_of_words_are_lines_between_them():
+    (ax,) = (
+        plotting.pairs(
+            {"x": (["a", "cat"], ["cats", "."], [[0.1, 0.0], [0.9, -0.3]])}, columns=1
+        )
+        .figure()
+        .axes
+    )
+    assert [t.get_text() for t in ax.texts] == ["a", "cat", "cats", "."]
+    places = [t.get_position()[0] for t in ax.texts]
+    strongest = ax.lines[-1]
+    assert list(strongest.get_xdata()) == [places[1], places[2]]
+    assert [line.get_alpha() for line in ax.lines] == pytest.approx(
+        [0, 0.1 / 0.9, 0.3 / 0.9, 1]
+    )
+
+
+def test_a_sanity_check_starts_at_one():
+    (ax,) = plotting.randomisation({"x": made_up_check()}).figure().axes
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [1, 0.6, 0.1])
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [0, 0.5, 1])
+
+
 def test_curves_are_means_over_examples():
     at = np.linspace(0, 1, 3)
     two = metrics.Curves(
@@ -143,6 +207,13 @@ def test_curves_are_means_over_examples():
         (lambda: plotting.comparison({}), "same methods"),
         (lambda: plotting.comparison({"a": {"x": MAP}, "b": {}}), "same methods"),
         (lambda: plotting.layers({}), "at least one"),
+        (lambda: plotting.heads({}), "at least one layer"),
+        (lambda: plotting.heads({"a": HEADS}, head_axis=3), "no axis 3 of heads"),
+        (lambda: plotting.flow({}), "at least one pair"),
+        (lambda: plotting.flow({("a", "b"): 1, ("b", "a"): 1}), "without a cycle"),
+        (lambda: plotting.pairs({}), "at least one pair"),
+        (lambda: plotting.pairs({"x": (["a"], ["b"], [1.0])}), r"shape \(1, 1\)"),
+        (lambda: plotting.randomisation({}), "at least one method"),
         (lambda: plotting.curves({}), "at least one"),
     ],
 )
