@@ -1,0 +1,95 @@
+"""Clocks, compilers and tables that the benchmarks share."""
+
+import gc
+import os
+import platform
+import sys
+import time
+from statistics import median
+from types import SimpleNamespace
+
+import jax
+import jaxlib
+
+
+def clock(call):
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+
+def interleaved(names, rounds):
+    """A B C, B C A, ...: a change of the machine's mood meets all alike."""
+    for i in range(rounds):
+        k = i % len(names)
+        yield from ((i, name) for name in names[k:] + names[:k])
+
+
+def timed(calls, seconds, least=2, most=15):
+    """Seconds of each call, by name, after a warm-up; and what the warm-up returned.
+
+    Interleaved, as many rounds as take about ``seconds``: of ``least`` to ``most``.
+    """
+    results, one_round = {}, 0.0
+    for name, call in calls.items():
+        results[name], took = clock(call)
+        one_round += took
+    rounds = min(most, max(least, int(seconds / one_round)))
+    samples = {name: [] for name in calls}
+    for _, name in interleaved(list(calls), rounds):
+        samples[name].append(clock(calls[name])[1])
+    return samples, results
+
+
+def ready(function, *args):
+    """A call that returns when its arrays are there."""
+    return lambda: jax.block_until_ready(function(*args))
+
+
+def build(function, *args):
+    """Trace, lower and compile: seconds of each, bytes, and the executable."""
+    traced, trace = clock(lambda: jax.jit(function).trace(*args))
+    lowered, lower = clock(traced.lower)
+    run, compiling = clock(lowered.compile)
+    memory = run.memory_analysis().temp_size_in_bytes
+    return SimpleNamespace(
+        run=run, trace=trace, lower=lower, compile=compiling, memory=memory
+    )
+
+
+def clear_caches():
+    """Forget every trace: jax's caches, and jlrp's memoised analyses."""
+    jax.clear_caches()
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "jlrp":
+            for value in list(vars(module).values()):
+                if callable(clear := getattr(value, "cache_clear", None)):
+                    clear()
+    gc.collect()
+
+
+def ratio(samples, base):
+    return median(samples) / median(base)
+
+
+def machine():
+    model = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            lines = [line for line in file if line.startswith("model name")]
+        model = lines[0].split(":")[1].strip() if lines else model
+    device = jax.devices()[0]
+    return (
+        f"{platform.node()}: {model}, {os.cpu_count()} cores, load "
+        f"{os.getloadavg()[0]:.1f}; device {device.device_kind}; Python "
+        f"{platform.python_version()}, jax {jax.__version__}, "
+        f"jaxlib {jaxlib.__version__}"
+    )
+
+
+def markdown(header, rows):
+    """A table: the first column to the left, numbers to the right."""
+    lines = ["| " + " | ".join(header) + " |"]
+    lines.append("|---" + "|---:" * (len(header) - 1) + "|")
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
