@@ -12,7 +12,6 @@ arithmetic allows (counting.py).
 """
 
 import argparse
-import json
 import os
 import sys
 from statistics import median
@@ -27,8 +26,10 @@ from measuring import (
     interleaved,
     machine,
     markdown,
+    new_record,
     ratio,
     ready,
+    save,
     timed,
 )
 from networks import NETWORKS, VISION
@@ -347,30 +348,22 @@ def parser():
 
 def main():
     options = parser().parse_args()
-    header = machine()
-    print(f"{header}\nsize {options.size}, length {options.length}\n\n{HEADER}")
-    record = {"machine": header, "options": vars(options), "rows": [], "targets": []}
+    record = new_record(options, machine(), targets=[])
+    print(f"{record['machine']}\n\n{HEADER}", flush=True)
     for network in options.networks:
         usual = ["control", *COMPOSITES.get(network, USUAL)]
         for batch in options.batch:
             rows = measure(network, batch, options.composites or usual, options)
             record["rows"] += rows
             clear_caches()
-            write(record, options.json)
+            save(record, options.json)
         print(flush=True)
     for pair in options.targets:
         record["targets"].append(measure_targets(*pair.split(":"), options))
-        write(record, options.json)
+        save(record, options.json)
     print(f"load at the end {os.getloadavg()[0]:.1f}")
     over = any(row["over"] for row in record["rows"])
     return int(options.strict and over)
-
-
-def write(record, path):
-    """After each network: what was measured is not lost with a later one."""
-    if path:
-        with open(path, "w") as file:
-            json.dump(record, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Clocks, compilers and tables that the benchmarks share."""
+"""Clocks, compilers, records and tables that the benchmarks share."""
 
 import gc
+import json
 import os
 import platform
 import sys
 import time
+from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
@@ -85,6 +87,30 @@ def machine():
         f"{platform.python_version()}, jax {jax.__version__}, "
         f"jaxlib {jaxlib.__version__}"
     )
+
+
+def new_record(options, where=None, **more):
+    """What a benchmark writes: where, by which command, and rows to be added."""
+    arguments = sys.argv[1:]
+    for name in ("--json", "--figure"):  # of run.py's
+        if name in arguments:
+            at = arguments.index(name)
+            del arguments[at : at + 2]
+    command = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments]
+    return {
+        "machine": where or machine(),
+        "command": " ".join(command),
+        "options": vars(options),
+        "rows": [],
+        **more,
+    }
+
+
+def save(record, path):
+    """Called after each part of the work: what was measured is not lost."""
+    if path:
+        with open(path, "w") as file:
+            json.dump(record, file, indent=1)
 
 
 def markdown(header, rows):
