@@ -27,17 +27,22 @@ def interleaved(names, rounds):
         yield from ((i, name) for name in names[k:] + names[:k])
 
 
-def timed(calls, seconds, least=2, most=15):
+def timed(calls, seconds, least=2, most=15, results=None):
     """Seconds of each call, by name, after a warm-up; and what the warm-up returned.
 
     Interleaved, as many rounds as take about ``seconds``: of ``least`` to ``most``.
+    Where one round alone takes longer, the warm-up is the first of them. ``results``
+    has the names of what needs no warm-up any more.
     """
-    results, one_round = {}, 0.0
+    results, samples = dict(results or {}), {name: [] for name in calls}
+    start = {}
     for name, call in calls.items():
-        results[name], took = clock(call)
-        one_round += took
-    rounds = min(most, max(least, int(seconds / one_round)))
-    samples = {name: [] for name in calls}
+        if name not in results:
+            results[name], start[name] = clock(call)
+    one_round = sum(start.values()) * len(calls) / max(len(start), 1)
+    rounds = min(most, max(least, int(seconds / max(one_round, 1e-9))))
+    if one_round > seconds and len(start) == len(calls) and rounds > 1:
+        samples, rounds = {name: [took] for name, took in start.items()}, rounds - 1
     for _, name in interleaved(list(calls), rounds):
         samples[name].append(clock(calls[name])[1])
     return samples, results

@@ -18,7 +18,6 @@ from functools import partial
 from importlib.metadata import version
 from statistics import median
 
-import jax
 import numpy as np
 import torch
 import torch_networks
@@ -26,6 +25,7 @@ from cost import COMPOSITES, IMAGES, composite_of
 from forms import form
 from libraries import LIBRARIES, PACKAGES, Case, Refused, import_zennit
 from measuring import (
+    build,
     clear_caches,
     machine,
     markdown,
@@ -68,7 +68,7 @@ def measure(network, batch, options):
     if network in VISION:
         torch_x = torch_x.permute(0, 3, 1, 2).contiguous()
     case = case_of(network, params, size)
-    forward = jax.jit(fn)
+    forward = build(fn, params, x).run
 
     @torch.no_grad()
     def torch_forward():
@@ -80,14 +80,14 @@ def measure(network, batch, options):
 
     for rule in options.rules or RULES[network]:
         calls = {"jax": ready(forward, params, x), "torch": torch_forward}
-        ours, refusals = {}, {}  # ours: the name of jlrp's call beside each peer
+        ours, refusals, warm = {}, {}, {}  # ours: jlrp's call beside each peer
         for library in ("jlrp", *options.libraries):
             composite = form(library, rule, IMAGES, case.is_transformer)
             ours[library] = "jlrp" if composite is None else f"jlrp as {library}"
             if library != "jlrp":
                 try:
                     call = partial(LIBRARIES[library](case, rule), torch_x)
-                    call()
+                    warm[library] = call()
                     calls[library] = call
                 except Exception as refusal:
                     refusals[library] = reason(refusal)
@@ -95,7 +95,7 @@ def measure(network, batch, options):
             if ours[library] not in calls:
                 composite = composite or composite_of(rule, network)
                 calls[ours[library]] = _explaining(fn, composite, params, x)
-        times, results = timed(calls, options.seconds, options.least)
+        times, results = timed(calls, options.seconds, options.least, results=warm)
         start = {"network": network, "batch": batch, "rule": rule}
         for name in calls:
             if name in ("jax", "torch"):
@@ -124,7 +124,8 @@ def measure(network, batch, options):
 
 def _explaining(fn, composite, params, x):
     explain = jlrp.explain(fn, composite=composite)
-    return ready(jax.jit(lambda p, x: explain(p, x).relevance), params, x)
+    run = build(lambda params, x: explain(params, x).relevance, params, x).run
+    return ready(run, params, x)
 
 
 def _agreement(ours, theirs, network):
@@ -218,8 +219,8 @@ def main():
     add("--batch", type=int, nargs="+", default=[1])
     add("--size", type=int, default=224)
     add("--length", type=int, default=128)
-    add("--seconds", type=float, default=10, help="of timed runs, per rule")
-    add("--least", type=int, default=3, help="timed runs of each, at least")
+    add("--seconds", type=float, default=6, help="of timed runs, per rule")
+    add("--least", type=int, default=2, help="timed runs of each, at least")
     add("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
     add("--json", metavar="PATH", help="also write the rows to this file")
     options = parser.parse_args()

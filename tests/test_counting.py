@@ -5,9 +5,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jlrp
 import numpy as np
 import pytest
+
+import jlrp
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 counting = pytest.importorskip("counting")
@@ -30,7 +31,11 @@ def network(params, x):
 def arguments():
     random = np.random.default_rng(0)
     stack = random.normal(size=(DEPTH, WIDTH, WIDTH)) / np.sqrt(WIDTH)
-    params = {"row": list(stack), "stack": stack, "head": random.normal(size=(WIDTH, 3))}
+    params = {
+        "row": list(stack),
+        "stack": stack,
+        "head": random.normal(size=(WIDTH, 3)),
+    }
     return params, random.normal(size=(2, WIDTH))
 
 
