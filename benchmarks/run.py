@@ -38,10 +38,11 @@ QUICK = {
 TEXTS = {
     "cost": """\
 Over jit(gradient x input) of the same target, medians of interleaved runs (where one
-round takes longer than {seconds:g} s, the first runs and one more), random weights, images of {size} x {size}, sequences of {length} tokens as embeddings.
-`forward` is the network alone, `control` is gradient x input once more: how far it is
-from 1 is the noise. Temporary memory is XLA's own figure
-(`memory_analysis().temp_size_in_bytes`).
+round takes longer than {seconds:g} s, the first runs and one more), random weights,
+images of {size} x {size}, sequences of {length} tokens as embeddings. `forward` is the
+network alone, `control` is gradient x input once more: how far it is from 1 is the
+noise. Temporary memory is XLA's own figure (`memory_analysis().temp_size_in_bytes`).
+A bar is what the project promises.
 
 `counted` is the multiplications in the dots and convolutions of the traced program over
 those of the gradient's, which goes through each linear map twice; `least` is what the
@@ -49,7 +50,7 @@ rule's arithmetic allows: z+ three maps where inputs are not negative, gamma thr
 also a ReLU follows, else four, alpha-beta four. `gamma` is `epsilon_gamma_box` on the
 convolutional networks and `attnlrp(gamma_conv=0.25, gamma_dense=0.05)` on the
 transformers; `alpha_beta` is `epsilon_alpha2_beta1`, and on ViT AlphaBeta(2, 1) on all
-dense maps over `attnlrp`. A bar is the project's promise. `llama` has 6 layers x 768 in a row, `llama_scanned` the same
+dense maps over `attnlrp`. `llama` has 6 layers x 768 in a row, `llama_scanned` the same
 in a scan. Tracing and compiling are cold.
 """,
     "peers": """\
