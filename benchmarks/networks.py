@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from llama import Llama
 
 VGG_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 RESNET_STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
-FEATURES, HEADS, HEAD = 768, 12, 64  # of every transformer here
+FEATURES, HEADS = 768, 12  # of every transformer here
 
 
 def vgg16(batch=1, size=224, seed=0):
@@ -32,7 +33,7 @@ def vgg16(batch=1, size=224, seed=0):
         }
         for shape in shapes
     ]
-    return _vgg16, _fill(params, seed), _images(batch, size, seed)
+    return _vgg16, fill(params, seed), _images(batch, size, seed)
 
 
 def resnet50(batch=1, size=224, seed=0):
@@ -40,7 +41,7 @@ def resnet50(batch=1, size=224, seed=0):
     model = _ResNet50()
     x = _images(batch, size, seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-    return model.apply, _fill(shapes, seed), x
+    return model.apply, fill(shapes, seed), x
 
 
 def bert(batch=1, length=128, seed=0):
@@ -53,26 +54,27 @@ def gpt2(batch=1, length=128, seed=0):
     return _linen_transformer(_GPT2(), batch, length, seed)
 
 
+def vit(batch=1, size=224, seed=0):
+    """ViT-B/16 in Flax Linen: 12 layers, norm before each, a class token."""
+    model = _ViT()
+    x = _images(batch, size, seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    return model.apply, fill(shapes, seed), x
+
+
 def llama(batch=1, length=128, seed=0):
     """A plain function: RMS norm, rotary, grouped queries, SwiGLU; 6 causal layers."""
-    kv, hidden, vocabulary, layers = 4, 2048, 32000, 6
-    layer = {
-        "attention_norm": _leaf("scale", FEATURES),
-        "query": _leaf("kernel", FEATURES, HEADS * HEAD),
-        "key": _leaf("kernel", FEATURES, kv * HEAD),
-        "value": _leaf("kernel", FEATURES, kv * HEAD),
-        "out": _leaf("kernel", HEADS * HEAD, FEATURES),
-        "ffn_norm": _leaf("scale", FEATURES),
-        "gate": _leaf("kernel", FEATURES, hidden),
-        "up": _leaf("kernel", FEATURES, hidden),
-        "down": _leaf("kernel", hidden, FEATURES),
-    }
-    shapes = {
-        "layers": [layer] * layers,
-        "norm": _leaf("scale", FEATURES),
-        "head": _leaf("kernel", FEATURES, vocabulary),
-    }
-    return _llama, _fill(shapes, seed), _embeddings(batch, length, seed)
+    return _of_llama(Llama(), batch, length, seed)
+
+
+def llama_scanned(batch=1, length=128, seed=0):
+    """The same, its layers' parameters stacked and run by a scan."""
+    return _of_llama(Llama(scanned=True), batch, length, seed)
+
+
+def _of_llama(model, batch, length, seed):
+    x = _embeddings(batch, length, seed, model.width)
+    return model, fill(model.shapes(), seed), x
 
 
 def _vgg16(params, x):
@@ -105,7 +107,7 @@ class _Bottleneck(nn.Module):
     def __call__(self, x):
         strides = (self.stride, self.stride)
         y = nn.relu(_conv_norm(x, self.features, (1, 1)))
-        y = nn.relu(_conv_norm(y, self.features, (3, 3), strides))
+        y = nn.relu(_conv_norm(y, self.features, (3, 3), strides, 1))
         y = _conv_norm(y, 4 * self.features, (1, 1))
         if x.shape != y.shape:
             x = _conv_norm(x, 4 * self.features, (1, 1), strides)
@@ -115,8 +117,8 @@ class _Bottleneck(nn.Module):
 class _ResNet50(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(_conv_norm(x, 64, (7, 7), (2, 2)))
-        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        x = nn.relu(_conv_norm(x, 64, (7, 7), (2, 2), 3))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, (features, blocks) in enumerate(RESNET_STAGES):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
@@ -124,16 +126,19 @@ class _ResNet50(nn.Module):
         return nn.Dense(1000)(x.mean((1, 2)))
 
 
-def _conv_norm(x, features, window, strides=(1, 1)):
-    """Called inside a compact module: the layers become that module's own."""
-    x = nn.Conv(features, window, strides, use_bias=False)(x)
+def _conv_norm(x, features, window, strides=(1, 1), padding=0):
+    """Called inside a compact module: the layers become that module's own.
+
+    Padded alike on both sides, as in torchvision.
+    """
+    x = nn.Conv(features, window, strides, padding, use_bias=False)(x)
     return nn.BatchNorm(use_running_average=True)(x)
 
 
 def _linen_transformer(model, batch, length, seed):
     x = _embeddings(batch, length, seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-    return model.apply, _fill(shapes, seed), x
+    return model.apply, fill(shapes, seed), x
 
 
 class _Bert(nn.Module):
@@ -146,6 +151,23 @@ class _Bert(nn.Module):
             y = nn.gelu(nn.Dense(4 * FEATURES)(x), approximate=False)
             x = nn.LayerNorm(epsilon=1e-12)(x + nn.Dense(FEATURES)(y))
         return nn.Dense(2)(nn.tanh(nn.Dense(FEATURES)(x[:, 0])))
+
+
+class _ViT(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(FEATURES, (16, 16), (16, 16), padding=0)(x)
+        x = x.reshape(x.shape[0], -1, FEATURES)
+        start = self.param("start", nn.initializers.zeros, (1, 1, FEATURES))
+        start = jnp.broadcast_to(start, (x.shape[0], 1, FEATURES))
+        x = jnp.concatenate([start, x], 1)
+        x = x + _positions(self, x)
+        for _ in range(12):
+            y = nn.LayerNorm()(x)
+            x = x + nn.MultiHeadDotProductAttention(HEADS)(y)
+            y = nn.Dense(4 * FEATURES)(nn.LayerNorm()(x))
+            x = x + nn.Dense(FEATURES)(nn.gelu(y, approximate=False))
+        return nn.Dense(1000)(nn.LayerNorm()(x)[:, 0])
 
 
 class _GPT2(nn.Module):
@@ -167,63 +189,14 @@ def _positions(module, x):
     return module.param("positions", nn.initializers.zeros, x.shape[1:])
 
 
-def _llama(params, x):
-    for layer in params["layers"]:
-        y = _rms_norm(x, layer["attention_norm"])
-        x = x + _grouped_attention(y, layer) @ layer["out"]["kernel"]
-        y = _rms_norm(x, layer["ffn_norm"])
-        gate = jax.nn.silu(y @ layer["gate"]["kernel"])
-        x = x + (gate * (y @ layer["up"]["kernel"])) @ layer["down"]["kernel"]
-    return _rms_norm(x, params["norm"])[:, -1] @ params["head"]["kernel"]
-
-
-def _rms_norm(x, layer):
-    scale = jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
-    return x * scale * layer["scale"]
-
-
-def _grouped_attention(x, layer):
-    batch, length, _ = x.shape
-    heads = {
-        name: (x @ layer[name]["kernel"]).reshape(batch, length, -1, HEAD)
-        for name in ("query", "key", "value")
-    }
-    query, key = _rotated(heads["query"]), _rotated(heads["key"])
-    query = query.reshape(batch, length, key.shape[2], -1, HEAD)
-    scores = jnp.einsum("bqkgd,bskd->bkgqs", query, key) / np.float32(np.sqrt(HEAD))
-    causal = np.tril(np.ones((length, length), bool))
-    weights = jax.nn.softmax(jnp.where(causal, scores, np.float32(-1e9)))
-    y = jnp.einsum("bkgqs,bskd->bqkgd", weights, heads["value"])
-    return y.reshape(batch, length, -1)
-
-
-def _rotated(x):
-    """Rotary positions: halves of each head turned by an angle that grows."""
-    frequencies = 10000.0 ** -(np.arange(HEAD // 2) * 2 / HEAD)
-    angles = np.arange(x.shape[1])[:, None, None] * frequencies
-    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
-    a, b = jnp.split(x, 2, -1)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
-
-
-def _leaf(name, *shape):
-    return {name: jax.ShapeDtypeStruct(shape, np.float32)}
-
-
-def _fill(shapes, seed):
+def fill(shapes, seed):
     """Random leaves for a tree of shapes, by the name of each leaf."""
     random = np.random.default_rng(seed)
 
     def leaf(path, shape):
         name, noise = path[-1].key, random.standard_normal(shape.shape, np.float32)
         if name == "kernel":
-            heads = getattr(path[-2], "key", "") in (
-                "query",
-                "key",
-                "value",
-            )  # Linen: (in, heads, out)
-            fan_in = shape.shape[0] if heads else np.prod(shape.shape[:-1])
-            return jnp.asarray(noise * np.float32(np.sqrt(2 / fan_in)))
+            return jnp.asarray(noise * np.float32(np.sqrt(2 / _fan_in(path, shape))))
         if name in ("scale", "var"):  # positive, near one
             return jnp.asarray(np.exp(0.1 * noise))
         return jnp.asarray(0.1 * noise)  # bias, mean, positions
@@ -231,16 +204,31 @@ def _fill(shapes, seed):
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
+def _fan_in(path, shape):
+    """Kernels are (..., in, out), but for Linen's heads and the stacks of a scan."""
+    names = [getattr(key, "key", None) for key in path]
+    if "layers" in names:
+        return shape.shape[-2]
+    if len(shape.shape) == 3 and names[-2] in ("query", "key", "value"):
+        return shape.shape[0]  # (in, heads, out)
+    return np.prod(shape.shape[:-1])
+
+
 def _images(batch, size, seed):
     random = np.random.default_rng(seed + 1)
     return jnp.asarray(random.standard_normal((batch, size, size, 3), np.float32))
 
 
-def _embeddings(batch, length, seed):
+def _embeddings(batch, length, seed, width=FEATURES):
     random = np.random.default_rng(seed + 1)
-    return jnp.asarray(random.standard_normal((batch, length, FEATURES), np.float32))
+    return jnp.asarray(random.standard_normal((batch, length, width), np.float32))
 
 
-VISION = {"vgg16": vgg16, "resnet50": resnet50}
-TRANSFORMERS = {"bert": bert, "gpt2": gpt2, "llama": llama}
+VISION = {"vgg16": vgg16, "resnet50": resnet50, "vit": vit}
+TRANSFORMERS = {
+    "bert": bert,
+    "gpt2": gpt2,
+    "llama": llama,
+    "llama_scanned": llama_scanned,
+}
 NETWORKS = {**VISION, **TRANSFORMERS}

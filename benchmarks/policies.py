@@ -1,0 +1,103 @@
+"""What each residual policy keeps and runs again: the contractions that XLA compiled.
+
+    python benchmarks/policies.py [--layers 12] [--length 64]
+
+A dot or convolution that is promised runs again when a rule asks for it, and shows in
+the compiled program. Where the compiler merges the second run with the first (XLA on a
+CPU as of jax 0.10, outside of loops), the traced program has it and the compiled one
+has not: then no memory is saved either.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+from counting import compiled_contractions, contractions
+from measuring import build, markdown, new_record, ready, save, timed
+from networks import fill
+from scaling import SMALL, candidates
+
+import jlrp
+
+POLICIES = {
+    "keep": "keep",
+    "promise": "promise",
+    "sqrt": "sqrt",
+    "dots_saveable": jax.checkpoint_policies.dots_saveable,
+    "nothing_saveable": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def measure(scanned, options):
+    model = replace(SMALL, layers=options.layers, scanned=scanned)
+    params = fill(model.shapes(), seed=0)
+    random = np.random.default_rng(1)
+    x = random.standard_normal((1, options.length, model.width), np.float32)
+
+    programs = {"gradient": candidates(model)["gradient"]}
+    for name, residuals in POLICIES.items():
+        explain = jlrp.explain(model, composite="attnlrp", residuals=residuals)
+        programs[name] = lambda p, x, explain=explain: explain(p, x).relevance
+    built = {name: build(program, params, x) for name, program in programs.items()}
+    calls = {name: ready(made.run, params, x) for name, made in built.items()}
+    times, results = timed(calls, options.seconds)
+    keep = np.asarray(results["keep"])
+    for name, made in built.items():
+        traced = sum(times for _, times in contractions(programs[name], params, x))
+        difference = np.abs(np.asarray(results[name]) - keep).max()
+        row = {
+            "layout": "scanned" if scanned else "in a row",
+            "policy": name,
+            "traced": traced,
+            "compiled": compiled_contractions(made.run),
+            "memory": made.memory,
+            "time": float(np.median(times[name])),
+            "difference": float(difference / np.abs(keep).max()),
+        }
+        print(
+            f"{row['layout']:9} {name:17} traced {traced}, compiled {row['compiled']}, "
+            f"{row['memory'] / 2**20:.2f} MiB, {row['time'] * 1e3:.1f} ms",
+            flush=True,
+        )
+        yield row
+
+
+def report(record):
+    header = ["layers", "policy", "contractions traced", "compiled"]
+    header += ["temporary memory", "time", "largest difference from keep"]
+    return markdown(
+        header,
+        [
+            [
+                row["layout"],
+                row["policy"],
+                row["traced"],
+                row["compiled"],
+                f"{row['memory'] / 2**20:.2f} MiB",
+                f"{row['time'] * 1e3:.1f} ms",
+                "" if row["policy"] == "gradient" else f"{row['difference']:.0e}",
+            ]
+            for row in record["rows"]
+        ],
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--layers", type=int, default=12)
+    add("--length", type=int, default=64)
+    add("--seconds", type=float, default=3)
+    add("--json", metavar="PATH", help="also write the rows to this file")
+    options = parser.parse_args()
+    record = new_record(options)
+    print(record["machine"], flush=True)
+    for scanned in (False, True):
+        record["rows"] += measure(scanned, options)
+    save(record, options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
