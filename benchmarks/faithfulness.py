@@ -42,8 +42,7 @@ from cost import machine
 from PIL import Image
 
 import jlrp
-from jlrp import composites, metrics, plotting, rules
-from jlrp.composites import Depth
+from jlrp import composites, metrics, plotting
 from jlrp.integrations import torchax
 
 ROOT = Path(__file__).parents[1]
@@ -390,17 +389,17 @@ def random(case, x, target):
 BOX = {"low": -127 / 128, "high": 1.0}
 
 
-def by_depth(*parts):
-    """Rules of convolutions from x up: pairs of the depth below which, and the rule."""
-    pairs = [(("conv", Depth(high=depth)), rule) for depth, rule in parts]
-    return jlrp.Composite(pairs, base="epsilon_plus")
-
-
-Flat, Gamma, Epsilon, ZPlus = rules.Flat(), rules.Gamma, rules.Epsilon(), rules.ZPlus()
+by_depth = composites.gamma_by_depth
 CANDIDATES = {
     "auto": "auto",
-    "epsilon_plus": composites.epsilon_plus(),
-    "gamma 1": by_depth((1, Gamma(1.0))),
+    "epsilon_plus": "epsilon_plus",
+    "Gamma(1)": by_depth(0.0, (1.0, 1.0)),
+    "Gamma(0.25)": by_depth(0.0, (0.25, 0.25)),
+    "Flat on the first 15 %, Gamma(1)": by_depth(0.15, (1.0, 1.0)),
+    "Flat on the first 15 %, Gamma(0.1)": by_depth(0.15, (0.1, 0.1)),
+    "Flat on the first 15 %, Gamma 1.5 to 0.1": by_depth(0.15, (1.5, 0.1)),
+    "Flat on the first 15 %, Gamma 0.5 to 0.01": by_depth(0.15, (0.5, 0.01)),
+    "Flat on the first 20 %, Gamma 0.6 to 0.03": by_depth(0.2),
 }
 
 METHODS = {
@@ -468,12 +467,11 @@ def table(case, methods, reference, file=None):
     return rows
 
 
-def rate(steps, examples):
-    """One program of many steps beside as many bare forward passes of a small CNN."""
-    keys = jax.random.split(jax.random.key(0), 4)
+def small_network():
+    """A CNN of 32 x 32 pixels, channels last."""
+    keys = jax.random.split(jax.random.key(0), 3)
     shapes = ((3, 3, 3, 32), (3, 3, 32, 32), (32, 10))
-    params = [0.1 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=False)]
-    x = jax.random.normal(keys[3], (examples, 32, 32, 3))
+    params = [0.1 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
 
     def fn(params, x):
         *kernels, dense = params
@@ -486,13 +484,20 @@ def rate(steps, examples):
             )
         return x.mean((1, 2)) @ dense
 
+    return fn, params, (32, 32, 3)
+
+
+def rate(fn, params, shape, steps, examples):
+    """One program of many steps beside as many bare forward passes."""
+    x = jax.random.normal(jax.random.key(1), (examples, *shape))
+
     def curve():
         return metrics.curves(
             fn,
             params,
             x,
             x,
-            parts=metrics.pixels(x.shape[1:]),
+            parts=metrics.features(shape),
             removal=metrics.Constant(0),
             steps=steps,
         )
@@ -504,30 +509,37 @@ def rate(steps, examples):
             jax.block_until_ready(forward(params, x))
 
     jax.block_until_ready((curve(), forward(params, x)))
-    seconds = []
+    clocks = {"seconds": time.perf_counter, "of CPUs": time.process_time}
+    spent = []
     for call in (curve, bare):
-        start = time.perf_counter()
+        start = [clock() for clock in clocks.values()]
         jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - start)
-    print(
-        f"{steps} steps x {examples} images, one program: {seconds[0]:.1f} s; {points} "
-        f"forward passes: {seconds[1]:.1f} s; rate {seconds[1] / seconds[0]:.0%}"
-    )
+        ends = zip(clocks.values(), start, strict=True)
+        spent.append([clock() - begun for clock, begun in ends])
+    print(f"{steps} steps x {examples} images as one program, {points} forward passes:")
+    for name, one, other in zip(clocks, *spent, strict=True):
+        print(f"{name:8} {one:.1f} and {other:.1f}: rate {other / one:.0%}")
 
 
 def pictures(case):
     """docs/images: what the documents show, made by the methods above."""
     folder = ROOT / "docs" / "images"
     folder.mkdir(exist_ok=True)
-    names = ["auto", "Zennit EpsilonPlus", "integrated gradients", "SmoothGrad"]
-    found = {name: case.relevance(METHODS[name]) for name in names}
+    blocks = tuple(f"_blocks/{i}" for i in range(len(case.torch._blocks)))
+    explained = jlrp.explain(case.fn, capture=blocks)(
+        case.params, case.images, case.target
+    )
+    found = {"jlrp": np.asarray(explained.relevance)} | {
+        name: case.relevance(METHODS[name])
+        for name in ("Zennit EpsilonPlus", "integrated gradients", "SmoothGrad")
+    }
     shown = [case.names.index(n) for n in ("chelsea", "coffee", "rocket", "flower")]
     images = {case.names[i]: case.images[i] for i in shown}
     rows = {case.names[i]: {n: r[i] for n, r in found.items()} for i in shown}
     plotting.comparison(rows, images, channel_axis=0).save(folder / "comparison.jpg")
     cat = case.names.index("chelsea")
     heat = plotting.heatmap(
-        found["auto"][cat], case.images[cat], title="relevance", channel_axis=0
+        found["jlrp"][cat], case.images[cat], title="relevance", channel_axis=0
     )
     heat.save(folder / "heatmap.jpg")
     strip = plotting.tokens(["not", "a", "good", "film"], [2.0, 0.1, -1.0, 0.3])
@@ -535,9 +547,11 @@ def pictures(case):
     measured = {name: case.curves(r, "sum") for name, r in found.items()}
     drawn = plotting.curves(measured, score="probability of the class")
     drawn.save(folder / "curves.png")
-    explain = jlrp.explain(case.fn, capture=tuple(f"_blocks/{i}" for i in range(16)))
-    captured = explain(case.params, case.images[[cat]], case.target[[cat]]).captured
-    captured = {f"block {i}": captured[f"_blocks/{i}"] for i in range(16)}
+    captured = {
+        f"block {i}": explained.captured[name][[cat]] for i, name in enumerate(blocks)
+    }
+    for name in ("block 15", "block 0"):
+        print(f"relevance of {case.names[cat]} at {name}: {captured[name].sum():.3f}")
     layers = plotting.layers(captured, title="relevance at the blocks")
     layers.save(folder / "layers.png")
 
@@ -547,18 +561,26 @@ def main():
     add = parser.add_argument
     add("what", choices=["gather", "choose", "report", "rate", "pictures"])
     add("--photographs", type=Path, default=ROOT / "build" / "photographs")
-    add("--number", type=int, default=0, choices=SIDES, help="of EfficientNet-Lite")
+    add("--number", type=int, choices=SIDES, help="of EfficientNet-Lite; default 0")
     add("--views", type=int, default=1, help="of each photograph, 1 to 6")
     add("--methods", nargs="+", help="names, for a part of the table")
     add("--in-torch", action="store_true", help="forward passes of the curves: faster")
-    add("--steps", type=int, default=1000, help="of rate")
+    add(
+        "--steps", type=int, default=1000, help="of rate; without --number: a small CNN"
+    )
+    add("--examples", type=int, default=64, help="of rate")
     add("--json", metavar="PATH", type=Path, help="also keep the numbers in this file")
     options = parser.parse_args()
     print(machine())
     if options.what == "gather":
         return gather(options.photographs)
+    if options.what == "rate" and options.number is None:
+        return rate(*small_network(), options.steps, options.examples)
     if options.what == "rate":
-        return rate(options.steps, 64)
+        fn, params = torchax.module(efficientnet(options.number))
+        shape = (3, *2 * (RESIZED.get(options.number, SIDES[options.number]),))
+        return rate(fn, params, shape, options.steps, options.examples)
+    options.number = options.number or 0
     photographs = REPORTED
     if options.what == "choose":
         photographs = [*sorted(options.photographs.iterdir()), *ALSO_CHOSEN_ON]

@@ -50,7 +50,8 @@ class Depth:
     """Selects dense and convolutions by where they lie between x and the output.
 
     The depth of one is the number of others before it on the longest path from x, as a
-    share of the most that are before any: 0 for the first, 1 for the last.
+    share of the most that are before any: 0 for the first, 1 for the last. The body of
+    a loop counts once, and its operations keep their depth in every iteration.
 
     Args:
       low: the least depth that matches.

@@ -36,13 +36,14 @@ def for_a_loop(fn: Function, params: Any, x: Any) -> Function:
     if jax.default_backend() != "cpu":
         return fn
     traced, shapes = jax.make_jaxpr(fn, return_shape=True)(params, x)
-    if traced.effects or not _jax.holds(traced.jaxpr, _CONVOLUTION):
+    jaxpr, consts = _jax.open_jaxpr(traced)
+    if jaxpr.effects or not _jax.holds(jaxpr, _CONVOLUTION):
         return fn
     structure = jax.tree.structure(shapes)
 
     def looped(params: Any, x: Any) -> Any:
         leaves = jax.tree.leaves((params, x))
-        return structure.unflatten(_evaluate(traced.jaxpr, traced.consts, leaves))
+        return structure.unflatten(_evaluate(jaxpr, consts, leaves))
 
     return looped
 
