@@ -750,14 +750,20 @@ def shrunk(name, composite, layers):
 
 def to_float32(m):
     """Where a float64 model itself makes float32 of its numbers: scope and line."""
-    program = planned(m, "attnlrp").program
-    return [
-        e.where()
-        for e in program.equations
-        if e.primitive.name == "convert_element_type"
-        and (e.inputs[0].dtype, e.outputs[0].dtype) == (np.float64, np.float32)
-        and any(map(program.is_active, e.outputs))
-    ]
+    return list(_casts_of(planned(m, "attnlrp")))
+
+
+def _casts_of(plan):
+    program = plan.program
+    for e in program.equations:
+        types = [v.dtype for v in (*e.inputs, *e.outputs)]
+        casts = e.primitive.name == "convert_element_type"
+        if casts and types == [np.float64, np.float32]:
+            if any(map(program.is_active, e.outputs)):
+                yield e.where()
+    for step in plan.steps:
+        for body in step.bodies[-1:]:
+            yield from _casts_of(body)
 
 
 def measure_other(name):
