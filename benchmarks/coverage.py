@@ -3,6 +3,7 @@
     python benchmarks/coverage.py                          # all of them: some minutes
     python benchmarks/coverage.py gpt2 mamba-130m --layers 2
     python benchmarks/coverage.py --small                  # shrunk, random weights
+    python benchmarks/coverage.py --others                 # small models of all kinds
     python benchmarks/coverage.py --markdown docs/coverage.md
 
 No weights are needed: the models are traced on shapes alone (PyTorch's on its meta
@@ -44,7 +45,6 @@ class Model:
     params: object
     x: object
     target: object = None
-    bar: float = 1e-8  # of unexplained; 1e-6 where the model casts to float32
 
 
 def model(name, source):
@@ -76,7 +76,7 @@ def array(full, *shape, dtype=None, high=None):
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float64)
 
 
-def torch_model(full, build, output, x, target, *, prepare=None, bar=1e-8, **static):
+def torch_model(full, build, output, x, target, *, prepare=None, **static):
     import torch
 
     from jlrp.integrations import torchax
@@ -93,14 +93,14 @@ def torch_model(full, build, output, x, target, *, prepare=None, bar=1e-8, **sta
             for parameter in module.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
     fn, params = torchax.module(module, output=output, **static)
-    return Model(fn, params, x, target, bar)
+    return Model(fn, params, x, target)
 
 
 def logits(out):
     return out.logits
 
 
-def keras_model(full, build, x, target=None, bar=1e-8):
+def keras_model(full, build, x, target=None):
     import keras
 
     keras.config.set_floatx("float32" if full else "float64")
@@ -118,7 +118,7 @@ def keras_model(full, build, x, target=None, bar=1e-8):
     fn, params = integration.model(network)
     if full:
         params = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), params)
-    return Model(fn, params, x, target, bar)
+    return Model(fn, params, x, target)
 
 
 def _auto(name, config):
@@ -180,7 +180,6 @@ def vit(full, layers):
         logits,
         array(full, 1, 3, size, size),
         None,
-        bar=1e-6,  # its softmax is taken in float32
     )
 
 
@@ -195,7 +194,6 @@ def efficientnet(full, layers):
             keras.applications.EfficientNetV2M if full else _small_efficientnet(keras)
         )(weights=None, input_shape=(size, size, 3), classifier_activation=None),
         array(full, 1, size, size, 3),
-        bar=1e-6,  # its jaxpr holds float32 values; at 1e-8 it failed
     )
 
 
@@ -246,7 +244,6 @@ def siglip(full, layers):
         lambda out: out.logits_per_image,
         x,
         lambda out: out[:, 0],
-        bar=1e-6,  # its softmax is taken in float32
     )
 
 
@@ -382,7 +379,6 @@ def decoder(name, full, layers, big, small, *, masks=None, **more):
         logits,
         dict(inputs_embeds=array(full, 1, 16, config.hidden_size)),
         last_token,
-        bar=1e-6,
         use_cache=False,
         **({} if masks is None else dict(attention_mask=masks)),
     )
@@ -485,7 +481,6 @@ def flan_t5(full, layers):
         logits,
         x,
         last_token,
-        bar=1e-6,
         use_cache=False,
     )
 
@@ -521,7 +516,6 @@ def deplot(full, layers):
         logits,
         x,
         last_token,
-        bar=1e-6,
         use_cache=False,
     )
 
@@ -540,7 +534,6 @@ def mamba(full, layers):
         logits,
         dict(inputs_embeds=array(full, 1, 16 if full else 6, config.hidden_size)),
         last_token,
-        bar=1e-6,
         use_cache=False,
     )
 
@@ -594,13 +587,19 @@ def composites(plan, found=None):
     def kinds(equation):
         return {o.kind for o in inside.get(equation, ())}
 
+    def is_averaged(equation):  # weights of a softmax that is summed step by step
+        uses = program.uses.get(equation.outputs[0], ())
+        facts = {f for use in uses for o in inside.get(use, ()) for f in o.facts}
+        return "attention" in facts
+
     for equation in program.equations:
         if not any(map(program.is_active, equation.outputs)):
             continue
         name = equation.primitive.name
         active = [program.is_active(a) for a in equation.inputs]
         if name == "exp" and _is_summed(program, equation):
-            count("softmax", "softmax" in kinds(equation), equation)
+            good = "softmax" in kinds(equation) or is_averaged(equation)
+            count("softmax", good, equation)
         elif name in ("rsqrt", "sqrt"):
             held = not kinds(equation)
             count("norm", held, equation)
@@ -650,7 +649,6 @@ def measure(name, composite, layers):
     import jlrp
     from jlrp import targets
     from jlrp.composites import resolve
-    from jlrp.reports import coverage
     from jlrp.request import Options, Request
 
     source, build = MODELS[name]
@@ -674,11 +672,7 @@ def measure(name, composite, layers):
     row["covered"] = covered.covered
     row["fallback"] = covered.fallback
     row["uncovered"] = covered.uncovered
-    row["gaps"] = Counter(
-        f"{e.primitive} [{e.status} {e.by}] {e.where}"
-        for e in covered.equations
-        if e.status != "covered"
-    ).most_common(20)
+    row["gaps"] = gaps(covered)
     found = composites(plan)
     row["missed"] = found.pop("missed")
     row["kinds"] = found.pop("kinds")
@@ -746,29 +740,113 @@ def shrunk(name, composite, layers):
     jax.config.update("jax_enable_x64", True)
     source, build = MODELS[name]
     m = build(False, layers)
-    ledger = jlrp.audit(m.fn, m.params, m.x, target=m.target, composite=composite)
+    row = ledger_row(m, composite)
     r = jlrp.relevance(m.fn, m.params, m.x, target=m.target, composite=composite)
     leaves = jax.tree.leaves(r)
-    total = sum(float(leaf.sum()) for leaf in leaves)
+    row["relevance"] = sum(float(leaf.sum()) for leaf in leaves)
+    row["finite"] = all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
+    return dict(model=name, source=source, **row)
+
+
+def to_float32(m):
+    """Where a float64 model itself makes float32 of its numbers: scope and line."""
+    return list(_casts_of(planned(m, "attnlrp")))
+
+
+def _casts_of(plan):
+    program = plan.program
+    for e in program.equations:
+        types = [v.dtype for v in (*e.inputs, *e.outputs)]
+        casts = e.primitive.name == "convert_element_type"
+        if casts and types == [np.float64, np.float32]:
+            if any(map(program.is_active, e.outputs)):
+                yield e.where()
+    for step in plan.steps:
+        for body in step.bodies[-1:]:
+            yield from _casts_of(body)
+
+
+def measure_other(name):
+    """One of the models of ``others.py``: a row of its table."""
+    jax.config.update("jax_enable_x64", True)
+    source, transformer, build = OTHERS()[name]
+    row = dict(model=name, source=source)
+    try:
+        m = Model(*build())
+        closed = jax.make_jaxpr(m.fn)(m.params, m.x)
+    except Exception as error:  # of the framework: jlrp has not seen it
+        return row | dict(untraced=f"{type(error).__name__}: {error}"[:200])
+    row["equations"] = recursive(closed.jaxpr)
+    composites_of = ("auto", "attnlrp") if transformer else ("auto",)
+    row["gaps"], row["missed"] = [], {}
+    for composite in composites_of:
+        plan = planned(m, composite)
+        covered = coverage(plan)
+        row |= dict(
+            active=len(covered.equations),
+            covered=covered.covered,
+            fallback=row.get("fallback", 0) + covered.fallback,
+            uncovered=row.get("uncovered", 0) + covered.uncovered,
+        )
+        row["gaps"] += gaps(covered)
+    found = composites(planned(m, "attnlrp"))
+    row["missed"] = found.pop("missed")
+    found.pop("kinds")
+    row["recognised"] = found
+    row["composite"] = composites_of[-1]
+    return row | ledger_row(m, composites_of[-1])
+
+
+def planned(m, composite):
+    from jlrp.composites import resolve
+    from jlrp.request import Options, Request
+
+    options = Options(resolve(composite), m.target)
+    return Request(m.fn, m.params, m.x, options).plan(strict=False)
+
+
+def coverage(plan):
+    from jlrp.reports import coverage
+
+    return coverage(plan)
+
+
+def gaps(covered):
+    return Counter(
+        f"{e.primitive} [{e.status} {e.by}] {e.where}"
+        for e in covered.equations
+        if e.status != "covered"
+    ).most_common(20)
+
+
+def ledger_row(m, composite):
+    import jlrp
+
+    ledger = jlrp.audit(m.fn, m.params, m.x, target=m.target, composite=composite)
     worst = max(ledger.rows, key=lambda row: abs(row.unexplained))
     unexplained = ledger.unexplained / abs(ledger.seed)
+    casts = to_float32(m)
+    bar = 1e-6 if casts else 1e-8
     return dict(
-        model=name,
-        source=source,
-        finite=all(bool(jnp.isfinite(leaf).all()) for leaf in leaves),
+        # A sum of relevance that is a number is one of numbers.
+        finite=bool(np.isfinite(ledger.relevance)) and not ledger.nonfinite,
         seed=ledger.seed,
-        relevance=total,
-        difference=abs(total - ledger.relevance),
+        relevance=ledger.relevance,
         unexplained=unexplained,
-        bar=m.bar,
-        within=bool(unexplained <= m.bar),
+        bar=bar,
+        casts=len(casts),
+        cast_at=casts[0] if casts else "",
+        within=bool(unexplained <= bar),
         worst=f"{worst.kind} {worst.scope} {worst.rule}",
-        causes={
-            c: ledger.total(c)
-            for c in ("bias", "stabilizer", "taylor", "constants", "blocked")
-        },
         nonfinite=list(ledger.nonfinite),
     )
+
+
+def OTHERS():
+    import others
+    import others_jax  # noqa: F401  (adds to the same table)
+
+    return others.OTHERS
 
 
 # Tables.
@@ -783,6 +861,10 @@ FULL = ("model", "source", "equations", "active", "exact", "fallback", "uncovere
 FULL += ("softmaxes", "norms", "affine", "products", "activations", "end to end")
 FULL += ("trace s", "plan s", "both passes s", "vjp s")
 SHRUNK = ("model", "relevance / seed", "finite", "unexplained / seed", "bar", "within")
+SHRUNK += ("casts to float32",)
+OTHER = ("model", "source", "equations", "active", "exact", "fallback", "uncovered")
+OTHER += ("softmaxes", "norms", "affine", "products", "activations")
+OTHER += ("ledger of", "unexplained / seed", "casts to float32")
 
 
 def full_cells(row):
@@ -806,7 +888,26 @@ def shrunk_cells(row):
         f"{row['unexplained']:.1e}",
         f"{row['bar']:.0e}",
         "yes" if row["within"] else "no",
+        casts(row),
     ]
+
+
+def other_cells(row):
+    if "error" in row or "untraced" in row:
+        why = row.get("error") or f"not traced by its framework: {row['untraced']}"
+        return [row["model"], row["source"], why.splitlines()[0][:90]]
+    keys = ("equations", "active", "covered", "fallback", "uncovered")
+    cells = [row["model"], row["source"], *(str(row[key]) for key in keys)]
+    cells += [of(row["recognised"].get(what)) for what in WHAT]
+    within = f"{row['unexplained']:.1e}" + ("" if row["within"] else " (too much)")
+    return [*cells, row["composite"], within, casts(row)]
+
+
+def casts(row):
+    """How often a model casts to float32, and in which module first."""
+    if not row["casts"]:
+        return "-"
+    return f"{row['casts']}, first in `{row['cast_at'].split(' ')[0]}`"
 
 
 def complaints(row):
@@ -867,7 +968,19 @@ it, assigning the rules, planning; tracing both passes of the explanation; traci
 
 *Unexplained*: the largest amount of any operation that the ledger of `jlrp.audit`
 cannot name a cause for, over the explained score. The bar is 1e-8, or 1e-6 where the
-model itself casts to float32.
+model itself casts to float32: *casts to float32* are the equations of its float64
+program, on paths of relevance, that do so (softmaxes and RMS norms of Hugging Face's
+PyTorch models, batch norms of Keras).
+
+## Others
+
+Models that jlrp was not made with, small, with random float64 weights: of transformers
+(PyTorch through torchax, and Flax), Keras, Haiku, Equinox, Flax, plain JAX
+(`benchmarks/others.py`, `others_jax.py`). Counts are those of `auto` and, of
+transformers, of `attnlrp` too. Where a framework does not trace a model, jlrp has not
+seen it: most of these choose shapes by the numbers in their input.
+
+{others}
 {complaints}"""
 
 
@@ -888,7 +1001,45 @@ def in_a_process(name, arguments):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line.split(":")[0]]
     error = (errors or lines or [f"exit status {done.returncode}"])[-1]
-    return dict(model=name, source=MODELS[name][0], error=error)
+    source = MODELS[name][0] if name in MODELS else OTHERS()[name][0]
+    return dict(model=name, source=source, error=error)
+
+
+def in_this_process(name):
+    """One of the others: small, so that to import their frameworks takes longest."""
+    try:
+        return measure_other(name)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"[:500]
+        return dict(model=name, source=OTHERS()[name][0], error=text)
+    finally:
+        jax.clear_caches()
+
+
+class Rows:
+    """Rows measured before, in a file: a run that was stopped goes on."""
+
+    def __init__(self, file):
+        self.file, self.known = file, {}
+        if file and os.path.exists(file):
+            for line in open(file):
+                what, row = json.loads(line)
+                self.known[what, row["model"]] = row
+
+    def get(self, what, name, measure):
+        if (what, name) not in self.known:
+            self.known[what, name] = row = measure()
+            if self.file:
+                with open(self.file, "a") as file:
+                    file.write(json.dumps([what, row]) + "\n")
+        return self.known[what, name]
+
+
+TABLES_OF = {
+    "full": (FULL, full_cells, []),
+    "shrunk": (SHRUNK, shrunk_cells, ["--small"]),
+    "others": (OTHER, other_cells, ["--others"]),
+}
 
 
 def main():
@@ -898,34 +1049,42 @@ def main():
     parser.add_argument("--layers", type=int, help="instead of the real number")
     parser.add_argument("--small", action="store_true", help="only the shrunk ones")
     parser.add_argument("--full", action="store_true", help="only the full ones")
+    parser.add_argument("--others", action="store_true", help="only those of others.py")
     parser.add_argument("--markdown", metavar="FILE")
+    parser.add_argument("--rows", metavar="FILE", help="keep rows here, and go on")
     parser.add_argument(
         "--json", action="store_true", help="one model, in this process"
     )
     parser.add_argument("--strict", action="store_true", help="complaints: status 1")
     args = parser.parse_args()
-    names = args.names or list(MODELS)
-    if unknown := set(names) - set(MODELS):
+    names = args.names or list(OTHERS() if args.others else MODELS)
+    if unknown := set(names) - set(OTHERS() if args.others else MODELS):
         parser.error(f"no model {', '.join(unknown)}; there are {', '.join(MODELS)}")
     if args.json:
-        measured = shrunk if args.small else measure
-        print(json.dumps(measured(names[0], args.composite, args.layers)))
+        if args.others:
+            row = measure_other(names[0])
+        elif args.small:
+            row = shrunk(names[0], args.composite, args.layers)
+        else:
+            row = measure(names[0], args.composite, args.layers)
+        print(json.dumps(row))
         return
     passed = ["--composite", args.composite]
     passed += ["--layers", str(args.layers)] if args.layers else []
-    tables, wrong = {}, []
-    for what, header, cells, flags in (
-        ("full", FULL, full_cells, []),
-        ("shrunk", SHRUNK, shrunk_cells, ["--small"]),
-    ):
-        if (args.small and what == "full") or (args.full and what == "shrunk"):
+    asked = dict(full=args.full, shrunk=args.small, others=args.others)
+    rows, tables, wrong = Rows(args.rows), {}, []
+    for what, (header, cells, flags) in TABLES_OF.items():
+        if any(asked.values()) and not asked[what]:
             continue
-        rows = []
-        for name in names:
-            rows.append(in_a_process(name, [*passed, *flags]))
-            print(*cells(rows[-1]), sep="  ", file=sys.stderr, flush=True)
-        wrong += [text for row in rows for text in complaints(row)]
-        tables[what] = (header, [cells(row) for row in rows])
+        of_table = names if args.names or what != "others" else list(OTHERS())
+        found = []
+        for name in of_table:
+            run = partial(in_a_process, name, [*passed, *flags])
+            run = run if flags != ["--others"] else partial(in_this_process, name)
+            found.append(rows.get(what, name, run))
+            print(*cells(found[-1]), sep="  ", file=sys.stderr, flush=True)
+        wrong += [text for row in found for text in complaints(row)]
+        tables[what] = (header, [cells(row) for row in found])
         print(as_text(*tables[what]), end="\n\n")
     print("\n".join(wrong or ["Nothing missed."]))
     if args.markdown:
@@ -934,8 +1093,7 @@ def main():
         text = PAGE.format(
             composite=args.composite,
             versions=versions(),
-            full=page.get("full", "Not run."),
-            shrunk=page.get("shrunk", "Not run."),
+            **{what: page.get(what, "Not run.") for what in TABLES_OF},
             complaints=f"\n## Open\n\n{listed}" if wrong else "",
         )
         with open(args.markdown, "w") as file:

@@ -15,15 +15,17 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend.core import primitives as p
 
+from jlrp import _jax
 from jlrp.bodies import Body
 from jlrp.errors import InputError
 from jlrp.facts.activity import everything, flow
-from jlrp.facts.unary import ELEMENTWISE, NONLINEAR_UNARY
+from jlrp.facts.unary import ELEMENTWISE
 from jlrp.families import MOVEMENT, MOVEMENT_BY_NAME, RANDOM
-from jlrp.graph import Equation, Program, Value, computing
+from jlrp.graph import Equation, Program, Value, computing, evaluate
 from jlrp.operations import Operation
 
 Saves = Callable[[Value], bool]
@@ -244,9 +246,8 @@ def within(policy: Policy, body: Body) -> Policy:
 
     def stacked(program: Program, needed: Sequence[Value]) -> Saves:
         varying = flow(program, (*body.carries, *body.slices), everything)
-        read = {v for v in needed if v in varying and v not in body.slices}
-        derivative = _read_by_derivative(program)
-        if _bytes(read) <= _SLACK * _bytes(derivative & varying):
+        read = [v for v in needed if v in varying and v not in body.slices]
+        if sum(map(size_of, read)) <= _SLACK * _kept_by_derivative(body):
             return keep(program, needed)
         return nothing(program, needed)
 
@@ -375,21 +376,33 @@ _CHEAP |= {p.eq_p, p.ge_p, p.gt_p, p.le_p, p.lt_p, p.ne_p, p.not_p, p.and_p, p.o
 _CHEAP |= {p.reduce_sum_p, p.reduce_max_p, p.reduce_min_p}
 
 
-def _read_by_derivative(program: Program) -> set[Value]:
-    """About what reverse-mode differentiation keeps of the active equations."""
-    found: set[Value] = set()
-    for equation in program.equations:
-        active = program.active_inputs(equation)
-        if not active or program.active.isdisjoint(equation.outputs):
-            continue
-        if len(active) > 1 and equation.primitive in _PRODUCTS:
-            found.update(active)
-        elif equation.primitive in NONLINEAR_UNARY:
-            found.update(equation.outputs)
-    return found
+def _kept_by_derivative(body: Body) -> int:
+    """Bytes that reverse-mode differentiation of an iteration keeps of it.
 
+    Asked of JAX: it knows what each derivative reads, and in which form.
+    """
+    program = body.program
+    shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in program.inputs]
+    places = [i for i, v in enumerate(program.inputs) if v in program.active]
 
-_PRODUCTS = {p.mul_p, p.div_p, p.dot_general_p, p.conv_general_dilated_p, p.pow_p}
+    def residuals(*inputs: Any) -> list[Any]:
+        def outputs(*active: Any) -> list[Any]:
+            env = {
+                **program.constants,
+                **dict(zip(program.inputs, inputs, strict=True)),
+            }
+            env |= {program.inputs[i]: x for i, x in zip(places, active, strict=True)}
+            evaluate(program.equations, env)
+            return [env[v] for v in program.outputs if program.is_active(v)]  # type: ignore
+
+        _, pull = jax.vjp(outputs, *(inputs[i] for i in places))
+        return jax.tree.leaves(pull)
+
+    jaxpr = jax.make_jaxpr(residuals)(*shapes).jaxpr
+    outside = {*jaxpr.constvars, *jaxpr.invars[: body.n_constants]}
+    outside.update(jaxpr.invars[body.n_constants + body.n_carries :])
+    made = {v for v in jaxpr.outvars if not _jax.is_literal(v)} - outside
+    return sum(_count(v.aval.shape) * v.aval.dtype.itemsize for v in made)
 
 
 def _work(equation: Equation) -> int:
@@ -418,10 +431,6 @@ def size_of(value: Value) -> int:
 
 def _count(shape: Sequence[Any]) -> int:
     return math.prod(n for n in shape if isinstance(n, int))
-
-
-def _bytes(values: Iterable[Value]) -> int:
-    return sum(map(size_of, values))
 
 
 class _Alive:

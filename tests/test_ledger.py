@@ -413,3 +413,20 @@ def test_zero_keeps_no_activations():
 
     assert len(kept(composites.epsilon(0.0))) <= len(kept("epsilon_plus"))
     assert len(kept("epsilon")) <= 4  # x, both sides of the ReLU, the scores
+
+
+def test_an_exponential_of_a_mask_is_no_number_of_the_ledger():
+    """exp(-inf) outside of a softmax: a decay that is causal, times scores."""
+    causal = jnp.tril(jnp.ones((4, 4), bool))
+
+    def decaying(p, x):
+        total = jnp.cumsum(x @ p["f"], -1)
+        sums = jnp.where(causal, total[:, :, None] - total[:, None], -jnp.inf)
+        scores = jnp.einsum("btd,bsd->bts", x, x @ p["k"])
+        return jnp.einsum("bts,bsd->bd", jnp.exp(sums) * scores, x)
+
+    draw = lambda i, *s: jax.random.normal(jax.random.key(i), s)  # noqa: E731
+    x, p = draw(0, 2, 4, 3), {"f": draw(1, 3), "k": draw(2, 3, 3)}
+    ledger = jlrp.audit(decaying, p, x, composite="attnlrp")
+    assert not ledger.nonfinite and jnp.isfinite(ledger.relevance)
+    assert ledger.unexplained < 1e-12 * abs(ledger.seed)

@@ -46,7 +46,7 @@ class Gradient(Rule):
 
         def causes() -> Causes:
             total = blocked = jnp.asarray(0, jnp.real(ctx.read(op.outputs[0])).dtype)
-            linear = ctx.jvp(op)
+            linear = ctx.jvp(op, _tangents(op, ctx))
             for out, promise, m, j in zip(
                 op.outputs, r, multipliers, linear, strict=True
             ):
@@ -93,6 +93,14 @@ class Gradient(Rule):
             return family is not None and family.exact
         region = op.region
         return region is not None and not (region.zero_at_zero or region.homogeneous)
+
+
+def _tangents(op: Operation, ctx: Context) -> Sequence[Array] | None:
+    """The inputs of an activation; of exp(-inf), a mask, the derivative is zero."""
+    if op.region is None:
+        return None
+    x = [ctx.read(v) for v in op.inputs]
+    return [jnp.where(jnp.isfinite(v), v, 0) for v in x]
 
 
 @dataclass(frozen=True)
