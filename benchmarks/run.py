@@ -29,8 +29,8 @@ PARTS = {
 }
 USUAL = ["cost", "peers", "scaling", "policies"]
 QUICK = {
-    "cost": "--size 32 --length 16 --seconds 1 --least 1 --builds 1 --batch 1",
-    "peers": "--size 32 --length 16 --seconds 1 --least 1",
+    "cost": "--size 32 --length 16 --seconds 0.5 --least 1 --builds 1 --batch 1",
+    "peers": "--size 32 --length 16 --seconds 0.5 --least 1",
     "scaling": "--quick --seconds 1",
     "policies": "--layers 4 --length 16 --seconds 1",
     "billion": "--layers 2 --length 64",
