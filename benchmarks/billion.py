@@ -133,7 +133,8 @@ def in_a_process(name, scanned, options):
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if run.returncode:
         row = {"program": name, "scanned": scanned, "failed": run.returncode}
-        print(f"{name} failed: exit status {run.returncode}", flush=True)
+        why = " (no memory was left)" if run.returncode == -9 else ""
+        print(f"{name} failed: exit status {run.returncode}{why}", flush=True)
         return row
     row = json.loads(run.stdout.splitlines()[-1])
     print(
@@ -206,14 +207,15 @@ def main():
     options = parser.parse_args()
     if options.program:
         print(json.dumps(measure(options.program, options)))
-        return
+        return 0
     record = new_record(options)
     print(record["machine"], flush=True)
     for layout in options.layouts:
         for name in options.programs:
             record["rows"].append(in_a_process(name, layout == "scan", options))
             save(record, options.json)
+    return int(any("failed" in row for row in record["rows"]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,6 +23,8 @@ from counting import arithmetic, compiled_contractions, multiplications
 from measuring import (
     build,
     clear_caches,
+    collect,
+    finish,
     interleaved,
     machine,
     markdown,
@@ -371,7 +373,7 @@ def main():
         usual = ["control", *COMPOSITES.get(network, USUAL)]
         for batch in options.batch:
             rows = measure(network, batch, options.composites or usual, options)
-            record["rows"] += rows
+            collect(record, f"{network}, batch {batch}", rows)
             clear_caches()
             save(record, options.json)
         print(flush=True)
@@ -380,7 +382,7 @@ def main():
         save(record, options.json)
     print(f"load at the end {os.getloadavg()[0]:.1f}")
     over = any(row["over"] for row in record["rows"])
-    return int(options.strict and over)
+    return finish(record, options.json) or int(options.strict and over)
 
 
 if __name__ == "__main__":

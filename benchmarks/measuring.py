@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -107,8 +108,27 @@ def new_record(options, where=None, **more):
         "command": " ".join(command),
         "options": vars(options),
         "rows": [],
+        "failures": [],
         **more,
     }
+
+
+def collect(record, what, rows):
+    """Add rows as they come; what fails is noted, and the rest goes on."""
+    try:
+        record["rows"] += rows
+    except Exception as failure:
+        traceback.print_exc()
+        reason = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
+        record["failures"].append(f"{what}: {reason}"[:200])
+
+
+def finish(record, path):
+    """Save, and the exit status."""
+    save(record, path)
+    for failure in record["failures"]:
+        print(f"failed: {failure}")
+    return int(bool(record["failures"]))
 
 
 def save(record, path):

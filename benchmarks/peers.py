@@ -27,6 +27,8 @@ from libraries import LIBRARIES, PACKAGES, Case, Refused, import_zennit
 from measuring import (
     build,
     clear_caches,
+    collect,
+    finish,
     machine,
     markdown,
     new_record,
@@ -234,10 +236,12 @@ def main():
     record = new_record(options, header)
     for network in options.networks:
         for batch in options.batch:
-            record["rows"] += measure(network, batch, options)
+            rows = measure(network, batch, options)
+            collect(record, f"{network}, batch {batch}", rows)
             clear_caches()
             save(record, options.json)
     print("\n".join(verdicts(record["rows"])))
+    return finish(record, options.json)
 
 
 if __name__ == "__main__":

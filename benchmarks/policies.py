@@ -15,7 +15,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 from counting import compiled_contractions, contractions
-from measuring import build, markdown, new_record, ready, save, timed
+from measuring import build, collect, finish, markdown, new_record, ready, timed
 from networks import fill
 from scaling import SMALL, candidates
 
@@ -95,8 +95,8 @@ def main():
     record = new_record(options)
     print(record["machine"], flush=True)
     for scanned in (False, True):
-        record["rows"] += measure(scanned, options)
-    save(record, options.json)
+        collect(record, f"scanned: {scanned}", measure(scanned, options))
+    return finish(record, options.json)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
     python benchmarks/run.py --only peers scaling
     python benchmarks/run.py --only billion     # 10 minutes more, and 10 GB
     python benchmarks/run.py --only             # the document again, nothing measured
+    python benchmarks/run.py --newer .venv312/bin/python   # growth with a newer JAX too
 
 Each part runs in a process of its own and leaves a file of JSON in --results; the
 document shows all parts that have one. A part that fails leaves the others standing,
@@ -25,12 +26,16 @@ PARTS = {
     "peers": "Beside its peers",
     "scaling": "How it grows",
     "policies": "Residual policies",
+    "scaling_newer": "How it grows with depth, newer JAX",
+    "policies_newer": "Residual policies, newer JAX",
     "billion": "A billion parameters",
 }
 USUAL = ["cost", "peers", "scaling", "policies"]
+NEWER = ["scaling_newer", "policies_newer"]  # by another interpreter
+ARGUMENTS = {"scaling_newer": ["--axes", "depth"]}
 QUICK = {
-    "cost": "--size 32 --length 16 --seconds 1 --least 1 --builds 1 --batch 1",
-    "peers": "--size 32 --length 16 --seconds 1 --least 1",
+    "cost": "--size 32 --length 16 --seconds 0.5 --least 1 --builds 1 --batch 1",
+    "peers": "--size 32 --length 16 --seconds 0.5 --least 1",
     "scaling": "--quick --seconds 1",
     "policies": "--layers 4 --length 16 --seconds 1",
     "billion": "--layers 2 --length 64",
@@ -65,7 +70,7 @@ same was computed. Where a peer does not take a network or a rule, it is said.
 size varied at a time; with depth the layers are in a row. In brackets: over gradient x
 input.
 
-![growth of time, memory and compile time](images/scaling.png)
+![growth of time, memory and compile time](images/{part}.png)
 """,
     "policies": """\
 `attnlrp` on that network with {layers} layers. What a policy runs again is in the
@@ -82,17 +87,25 @@ program in a process of its own.
 
 def measured(part, options):
     """Run one part; whether it went well."""
-    arguments = ["--json", str(options.results / f"{part}.json")]
+    name = module_of(part)
+    python = options.newer if part in NEWER else sys.executable
+    arguments = [*ARGUMENTS.get(part, ()), "--json"]
+    arguments.append(str(options.results / f"{part}.json"))
     if options.quick:
-        arguments += QUICK[part].split()
-    if part == "scaling":
-        arguments += ["--figure", str(options.document.parent / "images/scaling.png")]
+        arguments += QUICK[name].split()
+    if name == "scaling":
+        picture = options.document.parent / "images" / f"{part}.png"
+        arguments += ["--figure", str(picture)]
     print(f"\n== {part}", flush=True)
     start = time.perf_counter()
-    run = subprocess.run([sys.executable, str(HERE / f"{part}.py"), *arguments])
+    run = subprocess.run([python, str(HERE / f"{name}.py"), *arguments])
     minutes = (time.perf_counter() - start) / 60
     print(f"== {part}: {minutes:.1f} minutes, exit {run.returncode}", flush=True)
     return run.returncode == 0
+
+
+def module_of(part):
+    return part.removesuffix("_newer")
 
 
 def document(results):
@@ -106,23 +119,27 @@ def document(results):
         if not path.exists():
             continue
         record = json.loads(path.read_text())
-        report = importlib.import_module(part).report
-        lines += [f"## {title}", "", TEXTS[part].format(**record["options"])]
+        report = importlib.import_module(module_of(part)).report
+        text = TEXTS[module_of(part)].format(part=part, **record["options"])
+        lines += [f"## {title}", "", text]
         lines += [f"    {record['command']}", "", record["machine"] + ".", ""]
-        lines += [report(record), ""]
+        lines += [report(record), *(f"- failed: {f}" for f in record["failures"]), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--only", nargs="*", choices=PARTS, default=USUAL, help="these parts")
+    add("--only", nargs="*", choices=list(QUICK), default=USUAL, help="these parts")
+    add("--newer", metavar="PYTHON", help="an interpreter with a newer JAX, and flax")
     add("--quick", action="store_true", help="small sizes, to see that all runs")
     add("--results", type=Path, default=HERE / "results", help="a folder for JSON")
     add("--document", type=Path, default=HERE.parent / "docs/benchmarks.md")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     (options.document.parent / "images").mkdir(parents=True, exist_ok=True)
+    if options.newer:
+        options.only += [part for part in NEWER if part not in options.only]
     failed = [part for part in options.only if not measured(part, options)]
     options.document.write_text(document(options.results))
     print(f"\nwrote {options.document}")

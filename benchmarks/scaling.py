@@ -16,7 +16,17 @@ import jax
 import numpy as np
 from counting import compiled_contractions
 from llama import Llama
-from measuring import build, clear_caches, markdown, new_record, ready, save, timed
+from measuring import (
+    build,
+    clear_caches,
+    collect,
+    finish,
+    markdown,
+    new_record,
+    ready,
+    save,
+    timed,
+)
 from networks import fill
 
 import jlrp
@@ -205,10 +215,11 @@ def main():
     print(record["machine"], flush=True)
     for axis in options.axes:
         for value in (QUICK if options.quick else AXES)[axis]:
-            record["rows"] += measure(axis, value, options)
+            collect(record, f"{axis} {value}", measure(axis, value, options))
             save(record, options.json)
     if options.figure:
         draw(record, options.figure)
+    return finish(record, options.json)
 
 
 if __name__ == "__main__":
