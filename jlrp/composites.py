@@ -316,10 +316,10 @@ def cp_lrp(
     """CP-LRP (Ali et al. 2022, arXiv 2202.07304): gates and attention are constants.
 
     As ``attnlrp``, but the signal of a product gets all: the values of an attention,
-    ``u`` in ``silu(g) * u``, the factor of which the others are learned maps.
+    ``u`` in ``silu(g) * u``.
     """
     gates = ("product", Gate())
-    return _preset(*_gammas(gamma_conv, gamma_dense), gates, find_signals=True)
+    return _preset(*_gammas(gamma_conv, gamma_dense), gates)
 
 
 def mamba_lrp() -> Composite:

@@ -39,6 +39,7 @@ PRESETS = {
     "epsilon_plus_flat": composites.epsilon_plus_flat(),
     "epsilon_gamma_box": composites.epsilon_gamma_box(-4.0, 4.0),
     "epsilon_alpha2_beta1": composites.epsilon_alpha2_beta1(),
+    "gamma_by_depth": composites.gamma_by_depth(),
     "epsilon_alpha2_beta1_flat": composites.epsilon_alpha2_beta1_flat(),
     "excitation_backprop": composites.excitation_backprop(),
     "gradient_input": composites.gradient_input(),

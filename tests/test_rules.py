@@ -661,3 +661,44 @@ def test_ties_are_split_as_in_the_gradient(fn):
     x = jnp.asarray([[1.0, 3.0, 3.0, 0.5]])
     ours = explained(lambda _, x: fn(x), x, jnp.ones(fn(x).shape))
     np.testing.assert_allclose(ours, x * jax.grad(lambda x: fn(x).sum())(x))
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+@pytest.mark.parametrize(
+    "rule",
+    [rules.Flat(), rules.WSquare(), rules.ZBox(-3.0, 2.0), rules.ZPlus()],
+    ids=repr,
+)
+def test_padding_is_no_input_wherever_it_is_written(rule, strides):
+    rng = np.random.default_rng(0)
+    x, w = normal(rng, (2, 6, 6, 2)), normal(rng, (3, 3, 2, 4))
+    padding = ((1, 2), (0, 1))
+    before = ((0, 0, 0), (1, 2, 0), (0, 1, 0), (0, 0, 0))
+    forms = {
+        "by the convolution": lambda p, x: conv(x, w, strides, padding),
+        "before it": lambda p, x: conv(lax.pad(x, 0.0, before), w, strides),
+        "by numpy": lambda p, x: conv(jnp.pad(x, [b[:2] for b in before]), w, strides),
+    }
+    target = jnp.ones(jax.eval_shape(forms["before it"], (), x).shape)
+    first, *others = (explained(f, x, target, ("conv", rule)) for f in forms.values())
+    for other in others:
+        assert_close(other, first)
+
+
+def test_padding_by_another_number_is_an_input():
+    rng = np.random.default_rng(0)
+    x, w = normal(rng, (1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
+
+    def fn(p, x):
+        return conv(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=2), w)
+
+    target = jnp.ones((1, 4, 4, 1))
+    found = explained(fn, x, target, ("conv", rules.Flat()), seed="one")
+    inside = explained(
+        lambda p, x: conv(x, w, padding="SAME"),
+        x,
+        target,
+        ("conv", rules.Flat()),
+        seed="one",
+    )
+    assert found.sum() < inside.sum() - 1

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import primitives as p
 
+from jlrp.facts.scalar import scalar_of
 from jlrp.graph import Value
 from jlrp.operations import Operation
 from jlrp.promise import Promise, number, product, safe_divide, signed, zero, zeros_like
@@ -187,7 +189,8 @@ class _KernelRule(Rule):
         if promise.value is not None or option == "split":  # z is another one there
             facts -= {"rectified"}
         x = ctx.read(op.inputs[0])
-        split = _Split(kernel_map, x, facts, self._stabilizer)
+        ones = _ones_but_for_padding(op.inputs[0], x.dtype)
+        split = _Split(kernel_map, x, ones, facts, self._stabilizer)
         if op.outputs[0].dtype == z.dtype:  # or z was rounded
             split.plain = z if bias is None else lax.sub(z, bias)
         if option == "split" and bias is not None:
@@ -205,7 +208,7 @@ class _KernelRule(Rule):
             def shared(*numbers: Array) -> Array:
                 moved = ctx.replaced(dict(zip(wanted, numbers, strict=True)))
                 kernel_map = moved.kernel_map(op)
-                parts = _Split(kernel_map, x, facts, self._stabilizer)
+                parts = _Split(kernel_map, x, ones, facts, self._stabilizer)
                 bias = kernel_map.bias if option == "absorb" else None
                 self._distribute(parts, relevance, z, bias)
                 totals = [
@@ -237,12 +240,14 @@ class _Split:
         self,
         kernel_map: KernelMap,
         x: Array,
+        ones: Array,
         facts: frozenset[str],
         stabilizer: float,
     ):
         self.map = kernel_map
         self.kernel = kernel_map.kernel
         self.x = x
+        self.ones = ones  # 0 where x is padding
         self.nonnegative = "nonnegative" in facts
         self.rectified = "rectified" in facts  # no relevance where z < 0
         self.stabilizer = stabilizer
@@ -355,15 +360,15 @@ class Gamma(_KernelRule):
         above, below = (jnp.where(kept, relevance, 0) for kept in (z > 0, z < 0))
         # With z > 0, z + g z+ loses no digits, nor z + g z- with z < 0: so z+ and z-,
         # the sums of positive and of negative products, may come from one map.
-        z = split.linear()
+        plain = split.linear()
         if split.nonnegative:
             z_positive = split.map.apply(split.x, positive(w))
-            z_negative = z - z_positive
+            z_negative = plain - z_positive
         else:
             size = split.map.apply(jnp.abs(split.x), jnp.abs(w))
-            z_positive, z_negative = (z + size) / 2, (z - size) / 2
-        s = split.per_unit(above, z + g * z_positive, b_positive)
-        t = split.per_unit(below, z + g * z_negative, b_negative)
+            z_positive, z_negative = (plain + size) / 2, (plain - size) / 2
+        s = split.per_unit(above, plain + g * z_positive, b_positive)
+        t = split.per_unit(below, plain + g * z_negative, b_negative)
         if split.nonnegative:
             m = split.map.transpose(upper, s) + split.map.transpose(lower, t)
             return Promise(multiplier=m)
@@ -542,7 +547,7 @@ class ZBox(_KernelRule):
         self, split: _Split, relevance: Array, z: Array, bias: Array | None
     ) -> Promise:
         x, w, linear = split.x, split.kernel, split.map
-        low, high = self.low.like(x), self.high.like(x)
+        low, high = (bound.like(x) * split.ones for bound in (self.low, self.high))
         w_positive, w_negative = positive(w), negative(w)
         z = linear.apply(x, w)
         z = z - linear.apply(low, w_positive) - linear.apply(high, w_negative)
@@ -575,9 +580,9 @@ class WSquare(_KernelRule):
     ) -> Promise:
         squared = split.kernel * split.kernel
         b = None if bias is None else bias * bias
-        z = split.map.apply(jnp.ones_like(split.x), squared)
+        z = split.map.apply(split.ones, squared)
         s = split.per_unit(relevance, z, b)
-        return Promise(value=split.map.transpose(squared, s))
+        return Promise(value=split.map.transpose(squared, s) * split.ones)
 
 
 @dataclass(frozen=True)
@@ -609,7 +614,7 @@ class Flat(Rule):
         (promise,) = r
         assert promise is not None
         relevance = promise.resolve(ctx.read(op.outputs[0]))
-        ones = jnp.ones(op.inputs[0].shape, relevance.dtype)
+        ones = _ones_but_for_padding(op.inputs[0], relevance.dtype)
         if op.affine is not None:
             kernel_map = ctx.kernel_map(op)
             kernel = jnp.ones_like(kernel_map.kernel)
@@ -621,9 +626,25 @@ class Flat(Rule):
             share = Promise(value=relevance).over(z, self.stabilizer)
             (value,) = ctx.transpose(op, [share])
         return Propagation(
-            [Promise(value=value)],
+            [Promise(value=value * ones)],
             lambda: summed([{"stabilizer": share * signed(z, self.stabilizer)}]),
         )
+
+
+def _ones_but_for_padding(value: Value, dtype: Any) -> Array:
+    """1, and 0 where a value is padding by a literal 0, which is no input.
+
+    A convolution may pad by itself, or a framework before it.
+    """
+    made = value.producer
+    if made is not None and made.primitive is p.pad_p:
+        padded, filling = made.inputs
+        known = scalar_of(filling)
+        if known is not None and known == 0 and isinstance(padded, Value):
+            inside = _ones_but_for_padding(padded, dtype)
+            nothing = jnp.zeros((), dtype)
+            return lax.pad(inside, nothing, made.params["padding_config"])
+    return jnp.ones(value.shape, dtype)
 
 
 def _check_options(stabilizer: float, bias: str = "absorb") -> None:
