@@ -163,6 +163,16 @@ def photograph(path):
     return jnp.asarray((pixels.astype(np.float32) - 127) / 128)[None]
 
 
+def gap(net, model, x):
+    """How far the relevances of both are apart, in float64: without rounding."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(x, jnp.float64)
+        ours = jlrp.relevance(model.apply, converted(net.double()), x)[0]
+        fn, params = torchax.module(net)
+        theirs = jlrp.relevance(fn, params, x.transpose(0, 3, 1, 2))[0]
+        return float(jnp.abs(ours - theirs.transpose(1, 2, 0)).max() / ours.max())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     default = Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg"
@@ -181,10 +191,7 @@ def main():
     print(f"class {best} of ImageNet, probability {share:.2f}")
 
     relevance = jlrp.relevance(model.apply, variables, x)[0]
-    fn, params = torchax.module(net)
-    again = jlrp.relevance(fn, params, x.transpose(0, 3, 1, 2))[0].transpose(1, 2, 0)
-    gap = float(jnp.abs(relevance - again).max() / jnp.abs(again).max())
-    print(f"relevance, Flax - torchax: {gap:.1e} of the largest")
+    print(f"relevance, Flax - torchax: {gap(net, model, x):.1e} of the largest")
     plotting.heatmap(relevance, x[0], title=f"class {best}").save(args.output)
     print(f"wrote {args.output}")
 

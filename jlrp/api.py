@@ -93,14 +93,13 @@ class Explainer:
         key = _Key(self.fn, options)
         if self.memory_limit is not None:
             leaves, tree = jax.tree.flatten((params, x, traced, masks))
-            shapes = tuple(jax.ShapeDtypeStruct(*_type_of(leaf)) for leaf in leaves)
+            shapes = tuple(
+                jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
+                for leaf in leaves
+            )
             policy = _fitting(key, self.memory_limit, tree, shapes)
             key = _Key(self.fn, replace(options, residuals=policy))
         return _explained(key, params, x, traced, masks)
-
-
-def _type_of(leaf: Any) -> tuple[tuple[int, ...], Any]:
-    return np.shape(leaf), jnp.result_type(leaf)
 
 
 class _Key:

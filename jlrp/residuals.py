@@ -380,10 +380,11 @@ _CHEAP |= {p.eq_p, p.ge_p, p.gt_p, p.le_p, p.lt_p, p.ne_p, p.not_p, p.and_p, p.o
 _CHEAP |= {p.reduce_sum_p, p.reduce_max_p, p.reduce_min_p}
 
 
-def _kept_by_derivative(body: Body) -> int:
+def _kept_by_derivative(body: Body) -> float:
     """Bytes that reverse-mode differentiation of an iteration keeps of it.
 
-    Asked of JAX: it knows what each derivative reads, and in which form.
+    Asked of JAX: it knows what each derivative reads, and in which form. Without a
+    derivative (a kernel that has only a rule) there is no such bound.
     """
     program = body.program
     shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in program.inputs]
@@ -402,7 +403,10 @@ def _kept_by_derivative(body: Body) -> int:
         _, pull = jax.vjp(outputs, *(inputs[i] for i in places))
         return jax.tree.leaves(pull)
 
-    jaxpr = jax.make_jaxpr(residuals)(*shapes).jaxpr
+    try:
+        jaxpr = jax.make_jaxpr(residuals)(*shapes).jaxpr
+    except (NotImplementedError, TypeError, ValueError):  # JAX's, for each primitive
+        return math.inf
     outside = {*jaxpr.constvars, *jaxpr.invars[: body.n_constants]}
     outside.update(jaxpr.invars[body.n_constants + body.n_carries :])
     made = {v for v in jaxpr.outvars if not _jax.is_literal(v)} - outside

@@ -94,5 +94,5 @@ def test_minilm(tmp_path):
 def test_efficientnet(tmp_path):
     printed = run("efficientnet.py", tmp_path / "efficientnet.png")
     assert number("Flax - PyTorch", printed) < 1e-4
-    assert number("relevance, Flax - torchax", printed) < 1e-3
+    assert number("relevance, Flax - torchax", printed) < 1e-4
     assert "class 985 of ImageNet" in printed  # a daisy, which is what is nearest

@@ -208,3 +208,22 @@ def test_custom_derivatives_without_a_kernel_are_looked_into():
         op.kind
         for op in jlrp.inspect(behind_a_dot(written_out), W, X, target=LAST).operations
     ]
+
+
+def test_a_kernel_with_a_rule_in_a_scan(kernel):
+    """It has no derivative, which would say how much a scan may stack."""
+
+    def scanned(kernel):
+        def fn(w, x):
+            h, _ = jax.lax.scan(lambda h, _: (kernel(h @ w), None), x, None, length=3)
+            return h
+
+        return fn
+
+    square = np.ones((X.shape[1], X.shape[1])) * 0.1 + np.eye(X.shape[1])
+    jlrp.register_rule(primitive_of(kernel), jlrp.rules.Stop())
+    try:
+        found = jlrp.relevance(scanned(kernel), square, X, np.ones(X.shape))
+    finally:
+        jlrp.unregister_rule(primitive_of(kernel))
+    assert found.shape == X.shape and not found.any()

@@ -147,7 +147,6 @@ def _share(
         gated = signals if sum(signals) else uniform
         chosen = [float(signal in fs) for fs in below]
         chosen = chosen if sum(chosen) else uniform
-        gated = chosen if signal is not None and sum(chosen) else gated
         found[equation] = Product(
             (0, 1),
             tuple(u / sum(uniform) for u in uniform),

@@ -189,8 +189,7 @@ class _KernelRule(Rule):
         if promise.value is not None or option == "split":  # z is another one there
             facts -= {"rectified"}
         x = ctx.read(op.inputs[0])
-        ones = _ones_but_for_padding(op.inputs[0], x.dtype)
-        split = _Split(kernel_map, x, ones, facts, self._stabilizer)
+        split = _Split(kernel_map, x, op.inputs[0], facts, self._stabilizer)
         if op.outputs[0].dtype == z.dtype:  # or z was rounded
             split.plain = z if bias is None else lax.sub(z, bias)
         if option == "split" and bias is not None:
@@ -208,7 +207,7 @@ class _KernelRule(Rule):
             def shared(*numbers: Array) -> Array:
                 moved = ctx.replaced(dict(zip(wanted, numbers, strict=True)))
                 kernel_map = moved.kernel_map(op)
-                parts = _Split(kernel_map, x, ones, facts, self._stabilizer)
+                parts = _Split(kernel_map, x, op.inputs[0], facts, self._stabilizer)
                 bias = kernel_map.bias if option == "absorb" else None
                 self._distribute(parts, relevance, z, bias)
                 totals = [
@@ -240,20 +239,24 @@ class _Split:
         self,
         kernel_map: KernelMap,
         x: Array,
-        ones: Array,
+        start: Value,
         facts: frozenset[str],
         stabilizer: float,
     ):
         self.map = kernel_map
         self.kernel = kernel_map.kernel
         self.x = x
-        self.ones = ones  # 0 where x is padding
+        self._start = start  # of which x is the number
         self.nonnegative = "nonnegative" in facts
         self.rectified = "rectified" in facts  # no relevance where z < 0
         self.stabilizer = stabilizer
         self.plain: Array | None = None  # W x, if the forward pass has it
         self.absorbed: list[Callable[[], Causes]] = []
         self.shared: list[tuple[Array, Array]] = []  # per unit, and all that is shared
+
+    def ones(self) -> Array:
+        """1 for each input, 0 where x is padding."""
+        return _ones_but_for_padding(self._start, self.x.dtype)
 
     def linear(self) -> Array:
         """``W x``."""
@@ -547,7 +550,8 @@ class ZBox(_KernelRule):
         self, split: _Split, relevance: Array, z: Array, bias: Array | None
     ) -> Promise:
         x, w, linear = split.x, split.kernel, split.map
-        low, high = (bound.like(x) * split.ones for bound in (self.low, self.high))
+        ones = split.ones()
+        low, high = self.low.like(x) * ones, self.high.like(x) * ones
         w_positive, w_negative = positive(w), negative(w)
         z = linear.apply(x, w)
         z = z - linear.apply(low, w_positive) - linear.apply(high, w_negative)
@@ -578,11 +582,11 @@ class WSquare(_KernelRule):
     def _distribute(
         self, split: _Split, relevance: Array, z: Array, bias: Array | None
     ) -> Promise:
-        squared = split.kernel * split.kernel
+        squared, ones = split.kernel * split.kernel, split.ones()
         b = None if bias is None else bias * bias
-        z = split.map.apply(split.ones, squared)
+        z = split.map.apply(ones, squared)
         s = split.per_unit(relevance, z, b)
-        return Promise(value=split.map.transpose(squared, s) * split.ones)
+        return Promise(value=split.map.transpose(squared, s) * ones)
 
 
 @dataclass(frozen=True)

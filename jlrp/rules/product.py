@@ -95,9 +95,8 @@ class Uniform(_ProductRule):
 class Gate(_ProductRule):
     """The signal gets all of R, the gate none; with no or several gates: Uniform.
 
-    A gate ends in a sigmoid-like function or softmax, else in an activation. In
-    composites with ``find_signals=True``, the others are gates if they are learned maps
-    of one factor. Sources: Arras et al. 2017 for LSTM gates; CP-LRP (Ali et al. 2022).
+    A gate ends in a sigmoid-like function or softmax, else in an activation. Sources:
+    Arras et al. 2017 for LSTM gates; CP-LRP (Ali et al. 2022).
 
     Args:
       stabilizer: added to the product with its sign where R is divided by it.
