@@ -409,7 +409,7 @@ def _kept_by_derivative(body: Body) -> float:
         return math.inf
     outside = {*jaxpr.constvars, *jaxpr.invars[: body.n_constants]}
     outside.update(jaxpr.invars[body.n_constants + body.n_carries :])
-    made = {v for v in jaxpr.outvars if not _jax.is_literal(v)} - outside
+    made: set[Any] = {v for v in jaxpr.outvars if not _jax.is_literal(v)} - outside
     return sum(_count(v.aval.shape) * v.aval.dtype.itemsize for v in made)
 
 
