@@ -75,6 +75,15 @@ class Block:
     lengths: np.ndarray | None
     failures: dict[int, str]
 
+    @property
+    def is_one_batch(self) -> bool:
+        """Whether the rows of its one batch are the rows of the block, in order."""
+        return (
+            self.lengths is None
+            and len(self.batches) == 1
+            and len(self.batches[0].places) == self.count
+        )
+
 
 @dataclass(frozen=True)
 class Batcher:

@@ -22,7 +22,7 @@ from jlrp.api import Explainer
 from jlrp.jobs import fingerprint
 from jlrp.jobs import store as storing
 from jlrp.jobs.artifact import Artifact
-from jlrp.jobs.batches import Batcher, Block, Buckets
+from jlrp.jobs.batches import Batch, Batcher, Block, Buckets
 from jlrp.jobs.errors import JobError
 from jlrp.jobs.placement import blocks_of, placement
 from jlrp.jobs.programs import Programs
@@ -306,6 +306,22 @@ class _Job:
         self, block: Block, found: list[dict[str, Any]]
     ) -> dict[str, np.ndarray]:
         """The rows of a block, from the results of its batches."""
+        if block.is_one_batch:
+            arrays = self._rows(block.batches[0], found[0])
+            # What has no failure is written as it lies: a job is as fast as its copies.
+            if not arrays["failure"].any():
+                return arrays
+        return self._gathered(block, found)
+
+    def _rows(self, batch: Batch, result: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The results of a batch, without those of the rows that fill it up."""
+        real = len(batch.places)
+        return {n: self.programs.placed.local(a)[:real] for n, a in result.items()}
+
+    def _gathered(
+        self, block: Block, found: list[dict[str, Any]]
+    ) -> dict[str, np.ndarray]:
+        """The rows of a block of several batches, of ragged examples, or of failures."""
         arrays: dict[str, np.ndarray[Any, Any]] = {
             name: np.full(
                 (block.count, *spec.shape), storing.fill(spec.dtype), spec.dtype
@@ -313,8 +329,7 @@ class _Job:
             for name, spec in self.results.layout.shapes.items()
         }
         for batch, result in zip(block.batches, found, strict=True):
-            for name, array in result.items():
-                rows = self.programs.placed.local(array)[: len(batch.places)]
+            for name, rows in self._rows(batch, result).items():
                 inside = tuple(slice(0, size) for size in rows.shape[1:])
                 arrays[name][(batch.places, *inside)] = rows
         arrays["failure"][list(block.failures)] = UNREADABLE
