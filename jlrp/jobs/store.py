@@ -257,6 +257,8 @@ def _create_array(
         "data_type": str(spec.dtype),
         "fill_value": "NaN" if missing != missing else missing,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        # One folder for an array, not one for each chunk and axis.
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "codecs": [
             {"name": "bytes", "configuration": {"endian": "little"}},
             *COMPRESSIONS[layout.compression],
