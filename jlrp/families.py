@@ -25,6 +25,7 @@ from jax.extend.core import primitives as p
 
 from jlrp import _jax
 from jlrp.graph import Equation
+from jlrp.waiting import never_p
 
 
 class Family(NamedTuple):
@@ -306,7 +307,17 @@ def groups_of(equation: Equation) -> tuple[Group, ...]:
 RANDOM = (p.random_bits_p, p.rng_uniform_p, p.rng_bit_generator_p, p.threefry2x32_p)
 NO_RELEVANCE: dict[Any, str] = {
     **dict.fromkeys(
-        (p.argmax_p, p.argmin_p, p.eq_p, p.ge_p, p.gt_p, p.le_p, p.lt_p, p.ne_p),
+        (
+            p.argmax_p,
+            p.argmin_p,
+            p.eq_p,
+            p.ge_p,
+            p.gt_p,
+            p.le_p,
+            p.lt_p,
+            p.ne_p,
+            never_p,
+        ),
         "integers and booleans carry no relevance",
     ),
     **dict.fromkeys(

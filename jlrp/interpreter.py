@@ -35,6 +35,7 @@ from jlrp.promise import Promise
 from jlrp.rules.base import Propagation
 from jlrp.rules.spelled import bound, spelled
 from jlrp.transposes import direct_product_vjp, direct_transpose, direct_vjp
+from jlrp.waiting import waiting_for
 
 Array = jax.Array
 Residuals = dict[Any, Any]  # by Value; what loops record, by Equation
@@ -233,7 +234,7 @@ class Promised:
         if self._guarded and floats and self._arrived is not None:
             held = [*(numbers[i] for i in floats), self._arrived]
             for i, number in zip(floats, lax.optimization_barrier(held), strict=False):
-                numbers[i] = number
+                numbers[i] = waiting_for(self._arrived, number)
         return numbers
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
@@ -18,6 +19,8 @@ from jlrp import _jax
 from jlrp.facts.affine import Affine
 from jlrp.graph import Atom, Equation, Value
 from jlrp.operations import Operation
+from jlrp.promise import number, zeros_like
+from jlrp.waiting import waiting_for
 
 Array = jax.Array
 
@@ -31,20 +34,47 @@ class Reader(Protocol):
 def direct_transpose(
     op: Operation, cotangents: Sequence[Array | None], numbers: Reader
 ) -> list[Array] | None:
-    """The transpose of a one-equation operation, or None: take JAX's."""
-    if len(cotangents) != 1:
-        return None
+    """The transpose of a linear operation, or None: take JAX's."""
     if op.affine is not None:
         return _direct_affine(op, cotangents, numbers)
-    if len(op.equations) != 1:
-        return None
-    (equation,), (cotangent,) = op.equations, cotangents
-    transpose = _DIRECT.get(equation.primitive)
-    if transpose is None or cotangent is None:
-        return None
-    if any(v.dtype != op.outputs[0].dtype for v in op.inputs):
-        return None
-    return transpose(op, equation, cotangent, numbers)
+    moving, still = set(op.inputs), {}
+
+    def read(atom: Atom) -> Array:
+        return still[atom] if atom in still else numbers.read(atom)
+
+    for equation in op.equations:
+        if not moving.isdisjoint(equation.inputs):
+            moving.update(equation.outputs)
+        elif equation.primitive in (p.mul_p, p.div_p):  # scales, before they are one
+            args = [read(a) for a in equation.inputs]
+            outs = _jax.bind(equation.primitive, equation.params, args)
+            still.update(zip(equation.outputs, outs, strict=True))
+        else:
+            return None
+    arrived = zip(op.outputs, cotangents, strict=True)
+    pending = {v: m for v, m in arrived if m is not None}
+    for equation in reversed(op.equations):
+        arriving = [pending.pop(v, None) for v in equation.outputs]
+        if all(m is None for m in arriving):
+            continue
+        transpose = _DIRECT.get(equation.primitive.name)
+        if transpose is None or not _has_one_dtype(equation, moving):
+            return None
+        handed = transpose(equation, moving, arriving, read)
+        if handed is None:
+            return None
+        for value, m in handed:
+            pending[value] = lax.add(pending[value], m) if value in pending else m
+    return [
+        pending[v] if v in pending else jnp.zeros_like(numbers.shape_of(v))
+        for v in op.inputs
+    ]
+
+
+def _has_one_dtype(equation: Equation, moving: set[Value]) -> bool:
+    dtype = equation.outputs[0].dtype
+    values = (a for a in (*equation.inputs, *equation.outputs) if a in moving)
+    return all(v.dtype == dtype for v in values)
 
 
 def direct_vjp(
@@ -148,6 +178,7 @@ def conv_transpose(
         kernel = lax.reshape(kernel, (outs // groups, groups * ins, *space))
         of_kernel = range(kernel.ndim)
     outs, ins, *space = of_kernel
+    kernel = waiting_for(m, kernel)
     return lax.conv_general_dilated(
         m,
         lax.rev(kernel, space),
@@ -216,43 +247,161 @@ def _direct_affine(
     return None if x is None else [x]
 
 
-def _reshape(op: Operation, equation: Equation, m: Array, numbers: Reader):
-    return [lax.reshape(m, op.inputs[0].shape)]
+# Transposes of equations. The operands in ``moving`` are those that an equation is
+# linear in: each is handed a cotangent, made of those that arrived for the outputs
+# (None for zero). If nothing is handed, it is not so simple: JAX's is taken.
+
+Handed = Sequence[tuple[Any, Array]] | None
+Moving = set[Value]
+Arriving = Sequence[Any]
+Read = Callable[[Atom], Array]
 
 
-def _transpose(op: Operation, equation: Equation, m: Array, numbers: Reader):
+def _reshape(
+    equation: Equation, moving: Moving, arriving: Arriving, read: Read
+) -> Handed:
+    (x, *_), (m,) = equation.inputs, arriving
+    return [(x, lax.reshape(m, x.shape))]
+
+
+def _transpose(
+    equation: Equation, moving: Moving, arriving: Arriving, read: Read
+) -> Handed:
+    (x,), (m,) = equation.inputs, arriving
     permutation = equation.params["permutation"]
-    return [lax.transpose(m, sorted(range(m.ndim), key=permutation.__getitem__))]
+    return [(x, lax.transpose(m, sorted(range(m.ndim), key=permutation.__getitem__)))]
 
 
-def _sum(op: Operation, equation: Equation, m: Array, numbers: Reader):
-    if any(v.shape != m.shape for v in op.inputs):
-        return None
-    found: dict[Value, Array] = {}
-    for i, atom in enumerate(equation.inputs):
-        if isinstance(atom, Value) and atom in op.inputs:
-            part = lax.neg(m) if equation.primitive is p.sub_p and i == 1 else m
-            found[atom] = lax.add(found[atom], part) if atom in found else part
-    return [found[v] for v in op.inputs]
+def _sum(equation: Equation, moving: Moving, arriving: Arriving, read: Read) -> Handed:
+    (m,) = arriving
+    subtracts = equation.primitive is p.sub_p
+    handed = []
+    for i, x in enumerate(equation.inputs):
+        if x in moving:
+            part = lax.neg(m) if subtracts and i == 1 else m
+            handed.append((x, _summed_to(part, x.shape)))
+    return handed
 
 
-def _scale(op: Operation, equation: Equation, m: Array, numbers: Reader):
-    (x,), (a, b) = op.inputs, equation.inputs
+def _scale(
+    equation: Equation, moving: Moving, arriving: Arriving, read: Read
+) -> Handed:
+    (a, b), (m,) = equation.inputs, arriving
     divides = equation.primitive is p.div_p
-    if b is x and not divides:
+    if not divides and b in moving:
         a, b = b, a
-    if a is not x or b is x or x.shape != m.shape:
+    if a not in moving or b in moving:
         return None
-    return [(lax.div if divides else lax.mul)(m, numbers.read(b))]
+    scaled = (lax.div if divides else lax.mul)(m, read(b))
+    return [(a, _summed_to(scaled, a.shape))]
 
 
-_DIRECT: dict[Any, Callable[..., list[Array] | None]] = {
-    p.add_jaxvals_p: _sum,
-    p.add_p: _sum,
-    p.div_p: _scale,
-    p.mul_p: _scale,
-    p.reshape_p: _reshape,
-    p.squeeze_p: _reshape,
-    p.sub_p: _sum,
-    p.transpose_p: _transpose,
+def _summed_to(m: Array, shape: tuple[int, ...]) -> Array:
+    """The transpose of the broadcasting that arithmetic does by itself."""
+    if m.shape == shape:
+        return m
+    axes = [i for i in range(m.ndim) if not shape or m.shape[i] != shape[i]]
+    return lax.reshape(lax.reduce_sum(m, axes), shape)
+
+
+def _negation(
+    equation: Equation, moving: Moving, arriving: Arriving, read: Read
+) -> Handed:
+    (x,), (m,) = equation.inputs, arriving
+    return [(x, lax.neg(m))]
+
+
+def _reduce_sum(
+    equation: Equation, moving: Moving, arriving: Arriving, read: Read
+) -> Handed:
+    (x,), (m,) = equation.inputs, arriving
+    axes = equation.params["axes"]
+    if equation.params.get("out_sharding") is not None:
+        return None
+    kept = [i for i in range(len(x.shape)) if i not in axes]
+    return [(x, lax.broadcast_in_dim(m, x.shape, kept))]
+
+
+def _broadcast(
+    equation: Equation, moving: Moving, arriving: Arriving, read: Read
+) -> Handed:
+    x, (m,) = equation.inputs[0], arriving
+    if len(equation.inputs) > 1 or equation.params["sharding"] is not None:
+        return None
+    axes = equation.params["broadcast_dimensions"]
+    of_x = dict(zip(axes, x.shape, strict=True))
+    summed = [i for i, size in enumerate(m.shape) if of_x.get(i) != size]
+    return [(x, lax.reshape(lax.reduce_sum(m, summed) if summed else m, x.shape))]
+
+
+def _select(
+    equation: Equation, moving: Moving, arriving: Arriving, read: Read
+) -> Handed:
+    (which, *cases), (m,) = equation.inputs, arriving
+    if len(cases) != 2 or which in moving:
+        return None
+    chosen, zeros = read(which), zeros_like(m)
+    return [
+        (x, lax.select_n(chosen, *parts))
+        for x, parts in zip(cases, ((m, zeros), (zeros, m)), strict=True)
+        if x in moving
+    ]
+
+
+def _slice(
+    equation: Equation, moving: Moving, arriving: Arriving, read: Read
+) -> Handed:
+    (x,), (m,) = equation.inputs, arriving
+    starts, params = equation.params["start_indices"], equation.params
+    steps = params["strides"] or [1] * len(starts)
+    config = [
+        (start, size - start - (count - 1) * step - 1, step - 1)
+        for start, size, count, step in zip(
+            starts, x.shape, m.shape, steps, strict=True
+        )
+    ]
+    return [(x, lax.pad(m, number(m, 0), config))]
+
+
+def _split(
+    equation: Equation, moving: Moving, arriving: Arriving, read: Read
+) -> Handed:
+    (x,) = equation.inputs
+    dtype = next(m.dtype for m in arriving if m is not None)
+    parts = [
+        lax.full(v.shape, 0, dtype) if m is None else m
+        for v, m in zip(equation.outputs, arriving, strict=True)
+    ]
+    return [(x, lax.concatenate(parts, equation.params["axis"]))]
+
+
+def _concatenate(
+    equation: Equation, moving: Moving, arriving: Arriving, read: Read
+) -> Handed:
+    (m,), axis = arriving, equation.params["dimension"]
+    handed, start = [], 0
+    for x in equation.inputs:
+        stop = start + x.shape[axis]
+        if x in moving:
+            handed.append((x, lax.slice_in_dim(m, start, stop, axis=axis)))
+        start = stop
+    return handed
+
+
+_DIRECT: dict[str, Callable[..., Handed]] = {
+    "add": _sum,
+    "add_any": _sum,
+    "broadcast_in_dim": _broadcast,
+    "concatenate": _concatenate,
+    "div": _scale,
+    "mul": _scale,
+    "neg": _negation,
+    "reduce_sum": _reduce_sum,
+    "reshape": _reshape,
+    "select_n": _select,
+    "slice": _slice,
+    "split": _split,
+    "squeeze": _reshape,
+    "sub": _sum,
+    "transpose": _transpose,
 }

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "jlrp"
 LAYERS = [
     ["errors"],
     ["_jax"],
-    ["promise", "primitives"],
+    ["promise", "primitives", "waiting"],
     ["sharding"],
     ["graph"],
     ["bodies"],

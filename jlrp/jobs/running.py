@@ -321,7 +321,7 @@ class _Job:
     def _gathered(
         self, block: Block, found: list[dict[str, Any]]
     ) -> dict[str, np.ndarray]:
-        """The rows of a block of several batches, of ragged examples, or of failures."""
+        """The rows of a block of several batches, or ragged, or with failures."""
         arrays: dict[str, np.ndarray[Any, Any]] = {
             name: np.full(
                 (block.count, *spec.shape), storing.fill(spec.dtype), spec.dtype

@@ -23,6 +23,7 @@ from jlrp.graph import Atom, Equation, Literal, Value, read
 from jlrp.operations import Operation
 from jlrp.promise import Promise, safe_divide, zero, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.waiting import waiting_for
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Pass(Rule):
             return Propagation([passing])
         if _is_costly(region):
             # Or XLA keeps what the forward pass made of x, instead of x alone.
-            x = lax.optimization_barrier(x)
+            x = waiting_for(multiplier, lax.optimization_barrier(x))
         ratio = gate(region, x, y.astype(x.dtype), ctx)
         handed = Promise(passing.value, lax.mul(multiplier, ratio))
 

@@ -30,6 +30,7 @@ from jlrp.rules.base import (
     Rule,
     refuse,
 )
+from jlrp.waiting import waiting_for
 
 _BIASES = ("absorb", "ignore", "split")
 
@@ -189,7 +190,7 @@ class _KernelRule(Rule):
         if promise.value is not None or option == "split":  # z is another one there
             facts -= {"rectified"}
         x = ctx.read(op.inputs[0])
-        split = _Split(kernel_map, x, op.inputs[0], facts, self._stabilizer)
+        split = _Split(kernel_map, x, op.inputs[0], facts, self._stabilizer, relevance)
         if op.outputs[0].dtype == z.dtype:  # or z was rounded
             split.plain = z if bias is None else lax.sub(z, bias)
         if option == "split" and bias is not None:
@@ -242,10 +243,12 @@ class _Split:
         start: Value,
         facts: frozenset[str],
         stabilizer: float,
+        arrived: Array | None = None,
     ):
         self.map = kernel_map
-        self.kernel = kernel_map.kernel
-        self.x = x
+        # What is made of them waits for relevance to arrive; of map.kernel is not.
+        self.kernel = waiting_for(arrived, kernel_map.kernel)
+        self.x = waiting_for(arrived, x)
         self._start = start  # of which x is the number
         self.nonnegative = "nonnegative" in facts
         self.rectified = "rectified" in facts  # no relevance where z < 0
@@ -261,7 +264,7 @@ class _Split:
     def linear(self) -> Array:
         """``W x``."""
         if self.plain is None:
-            self.plain = self.map.apply(self.x, self.kernel)
+            self.plain = self.map.apply(self.x, self.map.kernel)
         return self.plain
 
     def per_unit(self, relevance: Array, z: Array, bias: Array | None) -> Array:
@@ -375,7 +378,7 @@ class Gamma(_KernelRule):
         if split.nonnegative:
             m = split.map.transpose(upper, s) + split.map.transpose(lower, t)
             return Promise(multiplier=m)
-        shared = split.map.transpose(w, s + t)
+        shared = split.map.transpose(split.map.kernel, s + t)
         odd = jnp.sign(split.x) * split.map.transpose(jnp.abs(w), s - t)
         return Promise(multiplier=shared + g / 2 * (shared + odd))
 
@@ -553,12 +556,12 @@ class ZBox(_KernelRule):
         ones = split.ones()
         low, high = self.low.like(x) * ones, self.high.like(x) * ones
         w_positive, w_negative = positive(w), negative(w)
-        z = linear.apply(x, w)
+        z = linear.apply(x, linear.kernel)
         z = z - linear.apply(low, w_positive) - linear.apply(high, w_negative)
         s = split.per_unit(relevance, z, None)
         value = -low * linear.transpose(w_positive, s)
         value = value - high * linear.transpose(w_negative, s)
-        return Promise(value, linear.transpose(w, s))
+        return Promise(value, linear.transpose(linear.kernel, s))
 
 
 @dataclass(frozen=True)
