@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp.transposes import conv_transpose, dot_transpose
+import jlrp
+from jlrp import interpreter
+from jlrp.transposes import conv_transpose, direct_transpose, dot_transpose
 
 LAYOUTS = list(itertools.permutations(range(4)))
 
@@ -107,3 +109,57 @@ def test_dots(dims, side):
     )
     (expected,) = jax.linear_transpose(dot, operands[side])(m)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+
+
+# Linear operations of several equations, against JAX's transpose of them.
+
+C = np.random.default_rng(3).normal(size=(3, 4))
+LINEAR = {
+    "slice": lambda x: x[1:, ::2],
+    "slice to nothing before": lambda x: x[:1, 1:2],
+    "split": lambda x: jnp.split(x, [1, 3], axis=1)[1],
+    "split, all parts": lambda x: sum(
+        (i + 2) * part.sum(1) for i, part in enumerate(jnp.split(x, 2, axis=1))
+    ),
+    "concatenate": lambda x: jnp.concatenate([x, jnp.asarray(C), -x], 1),
+    "select": lambda x: jnp.where(C > 0, x, 3.0),
+    "select the other": lambda x: jnp.where(C > 0, 0.0, x),
+    "select between": lambda x: jnp.where(C > 0, x, 2 * x),
+    "broadcast": lambda x: jnp.broadcast_to(x[:, None], (3, 5, 4)),
+    "broadcast a row": lambda x: jnp.broadcast_to(x[:, :1], (3, 4)) * C,
+    "center": lambda x: x - x.mean(-1, keepdims=True),
+    "center along both": lambda x: x - x.mean(),
+    "mean": lambda x: x.mean(0),
+    "negative sums": lambda x: -(x.sum(1) / 3) - 2 * x[:, 0],
+    "transposed": lambda x: x.T / C.T,
+    "scaled twice": lambda x: x * (jnp.asarray(C) * jnp.asarray(C[:, :1])),
+    "squeezed": lambda x: jnp.squeeze(x[None] * 2, 0).reshape(2, 6),
+}
+
+
+@pytest.mark.relaxed
+@pytest.mark.parametrize("composite", ["epsilon", "attnlrp"])
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_operations(name, composite, monkeypatch):
+    x = jnp.asarray(np.random.default_rng(4).normal(size=(3, 4)))
+    weights = jnp.asarray(np.random.default_rng(5).normal(size=100))
+
+    def fn(weights, x):
+        y = LINEAR[name](x)
+        return (y * weights[: y.size].reshape(y.shape)).sum()
+
+    def relevance():
+        return jlrp.relevance(lambda w, x: fn(w, x), weights, x, composite=composite)
+
+    taken, left = [], []
+
+    def spied(op, cotangents, numbers):
+        found = direct_transpose(op, cotangents, numbers)
+        (left if found is None else taken).append(op)
+        return found
+
+    monkeypatch.setattr(interpreter, "direct_transpose", spied)
+    ours = relevance()
+    assert taken and not left
+    monkeypatch.setattr(interpreter, "direct_transpose", lambda *args: None)
+    np.testing.assert_allclose(ours, relevance(), rtol=0, atol=1e-12)

@@ -167,8 +167,11 @@ class BodyPlan(Protocol):
 class KernelMap(Protocol):
     """``y = apply(x, kernel) + bias``, bilinear in x and kernel."""
 
-    kernel: Array
-    bias: Array | None
+    @property
+    def kernel(self) -> Array: ...
+
+    @property
+    def bias(self) -> Array | None: ...
 
     def apply(self, x: Array, kernel: Array) -> Array: ...
 

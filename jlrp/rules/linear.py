@@ -7,6 +7,7 @@ look at the kernel. Notation: ``z = W x + b`` and ``q+ = max(q, 0)``, ``q- = min
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
+from jlrp.facts.affine import feature_axes
 from jlrp.facts.scalar import scalar_of
 from jlrp.graph import Value
 from jlrp.operations import Operation
@@ -200,7 +202,11 @@ class _KernelRule(Rule):
             split.absorbed.append(lambda: {"bias": lost})
         if option != "absorb":
             bias = None
-        handed = self._distribute(split, relevance, z, bias)
+        axes = _large_axes(op, kernel_map.kernel)
+        if axes is None:
+            handed = self._distribute(split, relevance, z, bias)
+        else:
+            handed = self._by_blocks(split, axes, relevance, z, bias)
 
         def constants(wanted: Sequence[Value]) -> Sequence[Array]:
             """Multipliers by Euler: what is shared is homogeneous in the constants."""
@@ -220,8 +226,43 @@ class _KernelRule(Rule):
             numbers = [ctx.read(v) for v in wanted]
             return jax.grad(shared, tuple(range(len(wanted))))(*numbers)
 
-        causes = lambda: summed([a() for a in split.absorbed])  # noqa: E731
+        def causes() -> Causes:
+            if axes is not None:
+                self._distribute(split, relevance, z, bias)
+            return summed([absorbed() for absorbed in split.absorbed])
+
         return Propagation([handed], causes, constants=constants)
+
+    def _by_blocks(
+        self,
+        split: _Split,
+        axes: tuple[int, int],
+        relevance: Array,
+        z: Array,
+        bias: Array | None,
+    ) -> Promise:
+        """The shares of some output features at a time, added up."""
+        of_kernel, of_out = axes
+        kernel = split.map.kernel
+        features = kernel.shape[of_kernel]
+        size = max(1, _BLOCK * features // kernel.size)
+
+        def block(start: Array | int, size: int) -> Promise:
+            def cut(array: Array | None, axis: int) -> Any:
+                if array is None:
+                    return None
+                return lax.dynamic_slice_in_dim(array, start, size, axis)
+
+            arrived, out = cut(relevance, of_out), cut(z, of_out)
+            part = split.part(cut(kernel, of_kernel), cut(split.plain, of_out), arrived)
+            return self._distribute(part, arrived, out, cut(bias, of_out))
+
+        starts = jnp.arange(features // size) * size
+        parts = lax.map(lambda start: block(start, size), starts)
+        handed = parts.map(lambda part: lax.reduce_sum(part, [0]))
+        if rest := features % size:
+            handed = handed + block(features - rest, rest)
+        return handed
 
     @property
     def _stabilizer(self) -> float:
@@ -246,9 +287,9 @@ class _Split:
         arrived: Array | None = None,
     ):
         self.map = kernel_map
-        # What is made of them waits for relevance to arrive; of map.kernel is not.
+        # Of this one others are made, when relevance arrives; map.kernel is there.
         self.kernel = waiting_for(arrived, kernel_map.kernel)
-        self.x = waiting_for(arrived, x)
+        self.x = x
         self._start = start  # of which x is the number
         self.nonnegative = "nonnegative" in facts
         self.rectified = "rectified" in facts  # no relevance where z < 0
@@ -256,6 +297,20 @@ class _Split:
         self.plain: Array | None = None  # W x, if the forward pass has it
         self.absorbed: list[Callable[[], Causes]] = []
         self.shared: list[tuple[Array, Array]] = []  # per unit, and all that is shared
+
+    def part(self, kernel: Array, plain: Array | None, arrived: Array) -> _Split:
+        """The same for some output features."""
+        some = _Split(
+            _PartOfMap(kernel, self.map),
+            self.x,
+            self._start,
+            frozenset(),
+            self.stabilizer,
+            arrived,
+        )
+        some.nonnegative, some.rectified = self.nonnegative, self.rectified
+        some.plain = plain
+        return some
 
     def ones(self) -> Array:
         """1 for each input, 0 where x is padding."""
@@ -317,10 +372,51 @@ class _Split:
         rest = lax.sub(self.plain, part)
         small = lax.lt(lax.abs(rest), lax.mul(lax.abs(part), number(part, _SMALL)))
         exact = lambda: self.map.apply(self.x, kernel)  # noqa: E731
-        return lax.cond(jnp.any(small), exact, lambda: rest)
+        return lax.cond(lax.reduce_or(small, range(small.ndim)), exact, lambda: rest)
 
 
 _SMALL = 1 / 32
+
+# Kernels that are much larger than what goes through them, as that of a language
+# model's logits, are explained by blocks of about so many elements, which fit in a
+# cache: what rules make of them would take more time, and memory, than all else.
+_BLOCK = 2**20
+_MUCH_LARGER = 16
+
+
+@dataclass(frozen=True)
+class _PartOfMap:
+    """A linear map with the kernel of some output features; it has no bias."""
+
+    kernel: Array
+    whole: KernelMap
+    bias: Array | None = None
+
+    def apply(self, x: Array, kernel: Array) -> Array:
+        return self.whole.apply(x, kernel)
+
+    def transpose(self, kernel: Array, y: Array) -> Array:
+        return self.whole.transpose(kernel, y)
+
+
+def _large_axes(op: Operation, kernel: Array) -> tuple[int, int] | None:
+    """The axes of the features, in the kernel and in the output, of a large kernel."""
+    affine = op.affine
+    assert affine is not None
+    through = _size(op.inputs[0]) + _size(op.outputs[0])
+    if kernel.size < max(4 * _BLOCK, _MUCH_LARGER * through):
+        return None
+    if affine.core.primitive is not p.dot_general_p:
+        return None
+    if any(step.kind == "move" for step in affine.steps):
+        return None
+    batch = affine.core.params["dimension_numbers"][1][1 - affine.operand]
+    pairs = [(axis, out) for out, axis in feature_axes(affine) if axis not in batch]
+    return max(pairs, key=lambda pair: kernel.shape[pair[0]], default=None)
+
+
+def _size(value: Value) -> int:
+    return math.prod(value.shape)
 
 
 def positive(x: Array) -> Array:
@@ -329,6 +425,14 @@ def positive(x: Array) -> Array:
 
 def negative(x: Array) -> Array:
     return lax.min(x, zero(x))
+
+
+def _times(factor: float, x: Array) -> Array:
+    return lax.mul(x, number(x, factor))
+
+
+def _favouring(part: Callable[[Array], Array], x: Array, gamma: float) -> Array:
+    return lax.add(x, _times(gamma, part(x)))
 
 
 @dataclass(frozen=True)
@@ -356,31 +460,39 @@ class Gamma(_KernelRule):
         self, split: _Split, relevance: Array, z: Array, bias: Array | None
     ) -> Promise:
         w, g = split.kernel, self.gamma
-        upper, lower = w + g * positive(w), w + g * negative(w)
-        b_positive = None if bias is None else bias + g * positive(bias)
-        b_negative = None if bias is None else bias + g * negative(bias)
-        if split.nonnegative and split.rectified:
-            m = split.by_sign(relevance, upper, lower, b_positive)
-            return Promise(multiplier=m)
+        if split.nonnegative:
+            upper, lower = _favouring(positive, w, g), _favouring(negative, w, g)
+            if split.rectified:
+                b = None if bias is None else _favouring(positive, bias, g)
+                return Promise(multiplier=split.by_sign(relevance, upper, lower, b))
         split.absorbed.append(lambda: {"blocked": jnp.where(z == 0, relevance, 0)})
-        above, below = (jnp.where(kept, relevance, 0) for kept in (z > 0, z < 0))
+        is_positive, nothing = lax.gt(z, zero(z)), zeros_like(relevance)
+        relevance = lax.select(lax.eq(z, zero(z)), nothing, relevance)
+        if bias is not None:
+            b = _favouring(positive, bias, g), _favouring(negative, bias, g)
+            bias = lax.select(is_positive, *b)
         # With z > 0, z + g z+ loses no digits, nor z + g z- with z < 0: so z+ and z-,
         # the sums of positive and of negative products, may come from one map.
         plain = split.linear()
         if split.nonnegative:
             z_positive = split.map.apply(split.x, positive(w))
-            z_negative = plain - z_positive
+            same_sign = lax.select(is_positive, z_positive, lax.sub(plain, z_positive))
         else:
-            size = split.map.apply(jnp.abs(split.x), jnp.abs(w))
-            z_positive, z_negative = (plain + size) / 2, (plain - size) / 2
-        s = split.per_unit(above, plain + g * z_positive, b_positive)
-        t = split.per_unit(below, plain + g * z_negative, b_negative)
+            size = split.map.apply(lax.abs(split.x), lax.abs(w))
+            signed_size = lax.select(is_positive, size, lax.neg(size))
+            same_sign = _times(0.5, lax.add(plain, signed_size))
+        total = lax.add(plain, _times(g, same_sign))
+        s = split.per_unit(relevance, total, bias)
         if split.nonnegative:
-            m = split.map.transpose(upper, s) + split.map.transpose(lower, t)
-            return Promise(multiplier=m)
-        shared = split.map.transpose(split.map.kernel, s + t)
-        odd = jnp.sign(split.x) * split.map.transpose(jnp.abs(w), s - t)
-        return Promise(multiplier=shared + g / 2 * (shared + odd))
+            above = split.map.transpose(upper, lax.select(is_positive, s, nothing))
+            below = split.map.transpose(lower, lax.select(is_positive, nothing, s))
+            return Promise(multiplier=lax.add(above, below))
+        shared = split.map.transpose(split.map.kernel, s)
+        odd = lax.select(is_positive, s, lax.neg(s))
+        odd = split.map.transpose(lax.abs(w), odd)
+        odd = lax.mul(lax.sign(split.x), odd)
+        more = _times(g / 2, lax.add(shared, odd))
+        return Promise(multiplier=lax.add(shared, more))
 
 
 @dataclass(frozen=True)
@@ -447,7 +559,7 @@ class AlphaBeta(_KernelRule):
     ) -> Promise:
         w_positive, w_negative = positive(split.kernel), negative(split.kernel)
         b = None if bias is None else positive(bias)
-        r_positive = self.alpha * relevance if self.beta else relevance
+        r_positive = _times(self.alpha, relevance) if self.beta else relevance
         z = split.sum_by_sign(w_positive, w_negative)
         s = split.per_unit(r_positive, z, b)
         m = split.back_by_sign(w_positive, w_negative, s)
@@ -458,8 +570,9 @@ class AlphaBeta(_KernelRule):
             z = split.rest(z, w_negative)
         else:
             z = split.sum_by_sign(w_negative, w_positive)
-        s = split.per_unit(-self.beta * relevance, z, b)
-        return Promise(multiplier=m + split.back_by_sign(w_negative, w_positive, s))
+        s = split.per_unit(_times(-self.beta, relevance), z, b)
+        against = split.back_by_sign(w_negative, w_positive, s)
+        return Promise(multiplier=lax.add(m, against))
 
 
 @dataclass(frozen=True)
