@@ -3,9 +3,10 @@
     python benchmarks/policies.py [--layers 12] [--length 64]
 
 A dot or convolution that is promised runs again when a rule asks for it, and shows in
-the compiled program. Where the compiler merges the second run with the first (XLA on a
-CPU as of jax 0.10, outside of loops), the traced program has it and the compiled one
-has not: then no memory is saved either.
+the compiled program. Where the compiler merges the second run with the first, the
+traced program has it and the compiled one has not: then no memory is saved either.
+Five memory limits are then set on two networks, between what `sqrt` and `keep` take,
+and one below the least that is possible.
 """
 
 import argparse
@@ -64,7 +65,56 @@ def measure(scanned, options):
         yield row
 
 
+def measure_limits(options):
+    """Limits from below the least possible to what `keep` takes, and what was taken."""
+    model = replace(SMALL, layers=options.layers)
+    scanned = replace(model, scanned=True)
+    shape = (1, options.length, model.width)
+    x = np.random.default_rng(1).standard_normal(shape, np.float32)
+    networks = {
+        "in a row": ("attnlrp", model, fill(model.shapes(), seed=0), x),
+        "scanned": ("attnlrp", scanned, fill(scanned.shapes(), seed=0), x),
+    }
+    for name, network in networks.items():
+        least, most = (taken(*network, residuals=p) for p in ("sqrt", "keep"))
+        for share in (-0.25, 0.0, 0.25, 0.5, 0.75, 1.0):
+            limit = round(least + share * (most - least))
+            row = {"network": name, "limit": limit, "taken": None, "refused": ""}
+            try:
+                row["taken"] = taken(*network, memory_limit=limit)
+            except jlrp.MemoryLimitError as error:
+                row["refused"] = str(error)
+            print(f"{name:9} limit {limit}, taken {row['taken']} {row['refused']}")
+            yield row
+
+
+def taken(composite, fn, params, x, **options):
+    """Bytes of temporary memory of the compiled explanation."""
+    explain = jlrp.explain(fn, composite=composite, **options)
+    run = jax.jit(lambda p, x: explain(p, x).relevance).lower(params, x).compile()
+    return run.memory_analysis().temp_size_in_bytes
+
+
 def report(record):
+    return _policies_table(record) + "\n" + _limits_table(record)
+
+
+def _limits_table(record):
+    header = ["network", "memory_limit", "temporary memory compiled"]
+    return markdown(
+        header,
+        [
+            [
+                row["network"],
+                f"{row['limit'] / 2**20:.2f} MiB",
+                row["refused"] or f"{row['taken'] / 2**20:.2f} MiB",
+            ]
+            for row in record["limits"]
+        ],
+    )
+
+
+def _policies_table(record):
     header = ["layers", "policy", "contractions traced", "compiled"]
     header += ["temporary memory", "time", "largest difference from keep"]
     return markdown(
@@ -92,10 +142,11 @@ def main():
     add("--seconds", type=float, default=3)
     add("--json", metavar="PATH", help="also write the rows to this file")
     options = parser.parse_args()
-    record = new_record(options)
+    record = new_record(options, limits=[])
     print(record["machine"], flush=True)
     for scanned in (False, True):
         collect(record, f"scanned: {scanned}", measure(scanned, options))
+    record["limits"] = list(measure_limits(options))
     return finish(record, options.json)
 
 

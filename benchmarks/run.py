@@ -75,7 +75,8 @@ input.
     "policies": """\
 `attnlrp` on that network with {layers} layers. What a policy runs again is in the
 traced program; where the compiler merges it with the first run, it is not in the
-compiled one, and saves nothing.
+compiled one, and saves nothing. Below, `memory_limit` between what `sqrt` and `keep`
+take, and what the compiled program then takes.
 """,
     "billion": """\
 A network of Llama-3.2-1B's shape (d 2048, 32 heads, 8 of keys and values, hidden 8192,

@@ -225,17 +225,32 @@ class Promised:
         equations, starts = computing(self._plan.program, values, is_missing)
         starts = [v for v in starts if v not in self._made]
         self._made.update(self._plan.program.constants)
-        self._made.update(zip(starts, self._behind_barrier(starts), strict=True))
+        held = self._held_back(starts, _laid_out(equations))
+        self._made.update(zip(starts, held, strict=True))
         _run(equations, self._made, self._plan.recorders)
 
-    def _behind_barrier(self, starts: Sequence[Value]) -> list[Array]:
+    def _held_back(
+        self, starts: Sequence[Value], laid_out: frozenset[Atom]
+    ) -> list[Array]:
+        """What a second run starts from, until relevance arrives.
+
+        To wait may be to be copied, so parameters do not, but for those ``laid_out``.
+        """
         numbers = [_on_device(self._kept[v]) for v in starts]
         floats = [i for i, v in enumerate(starts) if is_float(v)]
         if self._guarded and floats and self._arrived is not None:
             held = [*(numbers[i] for i in floats), self._arrived]
             for i, number in zip(floats, lax.optimization_barrier(held), strict=False):
-                numbers[i] = waiting_for(self._arrived, number)
+                still = self._plan.program.is_parameter(starts[i])
+                waits = not still or starts[i] in laid_out
+                numbers[i] = waiting_for(self._arrived, number) if waits else number
         return numbers
+
+
+def _laid_out(equations: Iterable[Equation]) -> frozenset[Atom]:
+    """The kernels of convolutions, which XLA copies into an order of its own."""
+    convolutions = (e for e in equations if e.primitive is p.conv_general_dilated_p)
+    return frozenset(e.inputs[1] for e in convolutions)
 
 
 class Numbers:
