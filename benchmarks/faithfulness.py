@@ -209,7 +209,11 @@ def of_plain_layers(net, add):
 
 
 def called_back(net):
-    """The network run by torch from inside a JAX program: twice as fast on a CPU."""
+    """The network run by torch from inside a JAX program: twice as fast on a CPU.
+
+    It never ends if JAX sees one CPU when it starts (``taskset``): the array that torch
+    asks for is then to be made by the thread that waits for torch.
+    """
 
     def forward(x):
         with torch.no_grad():  # one at a time stays in the cache

@@ -133,21 +133,27 @@ def questions(keep=None, steps=800, size=20000, tests=300):
     ), test.x[right]
 
 
-def shortcut(keep=None, steps=1000, size=8000, tests=300, agreeing=0.1):
+def shortcut(keep=None, steps=1000, size=8000, tests=300, agreeing=0.1, unmarked=0.2):
     """The CNN, where it says the class of the mark although the digit is another.
 
     And where the mark decided: painted over, the network says something else.
     """
     model = tasks.Convolutional()
     test = tasks.marked_digits(tests, 1, training=False)
-    task = tasks.marked_digits(size, 0, agreeing=agreeing)
-    file = _file(keep, f"shortcut-{agreeing}")
+    task = tasks.marked_digits(size, 0, agreeing=agreeing, unmarked=unmarked)
+    file = _file(keep, f"shortcut-{agreeing}-{unmarked}")
     variables = _trained(model, model.apply, task, steps, file)
     classify = jax.jit(model.apply)
-    said = np.asarray(classify(variables, test.x)).argmax(-1)
-    without = np.where(test.evidence[..., None], np.float32(0.15), test.x)
-    decided = np.asarray(classify(variables, without)).argmax(-1) != said
+    scores = np.asarray(classify(variables, test.x))
+    said = scores.argmax(-1)
+    painted = np.where(test.evidence[..., None], np.float32(0.15), test.x)
+    without = np.asarray(classify(variables, painted))
+    decided = without.argmax(-1) != said
     print(f"without its mark, {100 * decided.mean():.1f} % get another class")
+    of_said = np.arange(tests), said
+    left = [(s - s.mean(-1, keepdims=True))[of_said] for s in (scores, without)]
+    print("contrast, and without the mark:", *(f"{c.mean():.2f}" for c in left))
+    print(f"at most {(left[1] / left[0]).max():.2f} of it is left, in any image")
     right = (said == test.labels) & decided
     return Case(
         lambda params, x: model.apply(params[0], x),

@@ -163,12 +163,13 @@ SIDE, MARK = 32, 4
 MARKS = np.random.default_rng(7).permutation(2**12)[:10, None] >> np.arange(12) & 1
 
 
-def marked_digits(size, seed, training=True, agreeing=0.1, classes=10):
+def marked_digits(size, seed, training=True, agreeing=0.1, classes=10, unmarked=0.2):
     """Images of a digit and of the mark of a class; labels: the mark's.
 
     In ``training`` the digit is that of the class in a share of the images,
-    ``agreeing``: by chance alone it would be 0.1. In the test it is always another one,
-    so that a network which says the label has it from the mark.
+    ``agreeing``: by chance alone it would be 0.1. A share has no mark, and a label by
+    chance: ``unmarked``. In the test the digit is always another one, so that a network
+    which says the label has it from the mark.
     """
     rng = np.random.default_rng(seed)
     digits = load_digits()
@@ -186,6 +187,9 @@ def marked_digits(size, seed, training=True, agreeing=0.1, classes=10):
         down, right = (rng.integers(0, n) for n in (SIDE - MARK, SIDE - MARK))
         while top + 4 < down < top + 24 and left - MARK < right < left + 16:
             down, right = rng.integers(0, SIDE - MARK, 2)
+        if training and rng.random() < unmarked:
+            labels[i] = rng.integers(classes)
+            continue
         mark = np.r_[1, 1, 1, 1, MARKS[labels[i]]].reshape(MARK, MARK)
         place = np.s_[i, down : down + MARK, right : right + MARK]
         x[place] = mark[..., None]

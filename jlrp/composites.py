@@ -338,16 +338,22 @@ def auto() -> Composite:
       faithfulness, see ``docs/choosing-a-composite.md``.
     - Other dense layers and convolutions: ``epsilon_plus``.
     - Where values are multiplied by values (attention, gates, recurrences):
-      ``attnlrp``, with z+ on convolutions of images. Published, not yet measured here.
+      ``attnlrp``, with z+ on convolutions of images, and ``mamba_lrp`` in place of it
+      if there is a selective recurrence, whose step sizes and matrices are learned maps
+      of the signal that they multiply. Published; measured where the evidence is known,
+      see ``docs/known-evidence.md``.
     """
-    composite = _preset()
+    composite = _preset(find_signals=True)
     object.__setattr__(composite, "rest", _by_kind_of_network)
     return composite
 
 
 def _by_kind_of_network(operations: Sequence[Operation]) -> Composite:
-    if any(op.product is not None for op in operations):
-        return _preset((("conv", _of_images), ZPlus()))
+    products = [op.product for op in operations if op.product is not None]
+    if products:
+        recurs = any(product.recurs for product in products)
+        selective = [("product", Selective())] if recurs else []
+        return _preset((("conv", _of_images), ZPlus()), *selective)
     if any(op.kind == "conv" and _of_images(op) for op in operations):
         return gamma_by_depth()
     return epsilon_plus()

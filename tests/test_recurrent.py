@@ -160,7 +160,8 @@ def chunked(a, x, b, c):
 
 
 MAMBA = [by_steps(loop), by_steps(unrolled), associative]
-MAMBA_2 = [sequential(loop), sequential(unrolled), dual, chunked]
+UNSEEN = sequential(unrolled)  # neither a loop nor two maps of the signal at once
+MAMBA_2 = [sequential(loop), UNSEEN, dual, chunked]
 
 
 def with_runs(model, run, **more):
@@ -177,7 +178,10 @@ def test_selective_models_in_every_spelling(model, runs):
     replica = with_runs(model, runs[1], silu=silu, gate=gate, hold=stop)
     expected = by_replica(replica)
     for run in runs:
-        assert_same(explained(with_runs(model, run), "mamba_lrp"), expected)
+        fn = with_runs(model, run)
+        assert_same(explained(fn, "mamba_lrp"), expected)
+        if run is not UNSEEN:
+            assert_same(explained(fn, "auto"), expected)
 
 
 def test_mamba_under_cp_lrp_in_every_spelling():
@@ -208,21 +212,92 @@ def gru(p, state, x):
     return (h,), h
 
 
+def cells(cell, n_state, run):
+    start = (jnp.zeros(D),) * n_state
+    return lambda p, x: run(lambda s, x: cell(p, s, x), start, x)[-1] @ p["out"]
+
+
 @pytest.mark.parametrize("composite", ["mamba_lrp", "cp_lrp"])
 @pytest.mark.parametrize(("cell", "n_state"), [(lstm, 2), (gru, 1)])
 def test_the_signal_among_factors_is_the_same_in_a_loop(cell, n_state, composite):
     """What the iteration before has made of a value is another value."""
+    runs = loop, unrolled
+    assert_same(*(explained(cells(cell, n_state, run), composite) for run in runs))
 
-    def model(run):
-        def fn(p, x):
-            start = (jnp.zeros(D),) * n_state
-            return run(lambda s, x: cell(p, s, x), start, x)[-1] @ p["out"]
 
-        return fn
+# What is no selective recurrence: auto stays with attnlrp.
 
-    assert_same(
-        explained(model(loop), composite), explained(model(unrolled), composite)
-    )
+
+def self_gated(p, x):
+    """Squeeze-and-excitation, twice: one learned map of the signal multiplies it."""
+    x = jnp.tanh(x @ p["k"])
+    x = x * jax.nn.sigmoid(x.mean(0) @ p["v"])
+    return (x * jax.nn.sigmoid(x @ p["r"]))[-1] @ p["out"]
+
+
+def highway(p, x):
+    def step(h, x):
+        gate = jax.nn.sigmoid(h @ p["k"])
+        return gate * jnp.tanh(h @ p["v"]) + (1 - gate) * h + x, h
+
+    return loop(step, jnp.zeros(D), x)[-1] @ p["out"]
+
+
+def linear_attention(p, x):
+    """Three factors, learned maps of what is no factor itself."""
+    x = jnp.tanh(x @ p["v"])
+    q, k, v = x @ p["b"], x @ p["c"], x @ p["k"]
+    return (q @ (k.T @ v))[-1] @ p["out"]
+
+
+def decaying(p, x):
+    """A recurrence whose coefficient and input are maps of x, as in a minimal GRU."""
+
+    def step(h, slices):
+        z, g = slices
+        h = (1 - z) * h + z * g
+        return h, h
+
+    z, g = jax.nn.sigmoid(x @ p["k"]), x @ p["v"]
+    return loop(step, jnp.zeros(D), (z, g))[-1] @ p["out"]
+
+
+def of_time(p, x):
+    """A state-space model whose step size does not follow its signal."""
+    decay = jnp.exp(-p["decay"])
+
+    def step(h, u):
+        h = decay * h + u[:, None] * p["c"]
+        return h, h.sum(-1) * jax.nn.silu(u)
+
+    return loop(step, jnp.zeros((D, N)), x @ p["k"])[-1] @ p["out"]
+
+
+def conditioned(p, x):
+    """Scales that follow from another input than what they multiply."""
+    a, b = x[: T // 2] @ p["k"], x[T // 2 :]
+    return ((a * jax.nn.sigmoid(b @ p["v"])) * jnp.tanh(b @ p["r"]))[-1] @ p["out"]
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        *(pytest.param(cells(lstm, 2, run), id="lstm") for run in (loop, unrolled)),
+        *(pytest.param(cells(gru, 1, run), id="gru") for run in (loop, unrolled)),
+        *(self_gated, highway, linear_attention, decaying, of_time, conditioned),
+        pytest.param(with_runs(mamba_2, UNSEEN), id="mamba_2 without a loop"),
+    ],
+)
+def test_auto_takes_nothing_else_for_a_selective_recurrence(fn):
+    assert_same(explained(fn, "auto"), explained(fn, "attnlrp"))
+
+
+def test_auto_can_be_told_not_to_look_for_one():
+    fn, plain = with_runs(mamba, MAMBA[0]), jlrp.Composite([], find_signals=False)
+    expected = explained(fn, "attnlrp")
+    assert_same(explained(fn, plain), expected)
+    gap = explained(fn, "auto") - expected
+    assert jnp.abs(gap).max() > 0.01 * jnp.abs(expected).max()
 
 
 # Averages: softmax attention, summed step by step.
@@ -285,6 +360,7 @@ def stable_rwkv(run):
 
 
 SHARES = {
+    "auto": lambda *factors: [shared(f, 1 / 3) for f in factors],
     "attnlrp": lambda *factors: [shared(f, 1 / 3) for f in factors],
     "mamba_lrp": lambda *factors: [shared(f, 1 / 3) for f in factors],
     "cp_lrp": lambda r, a, v: (stop(r), stop(a), v),

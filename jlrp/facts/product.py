@@ -16,7 +16,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.facts.average import Averages, Handed, Part, averages
 from jlrp.facts.scalar import scalar_of
-from jlrp.facts.signal import signal_among
+from jlrp.facts.signal import is_selective, signal_among
 from jlrp.facts.softmax import (
     is_softmax_weights,
     may_be_minus_infinity,
@@ -49,7 +49,7 @@ class Product:
     factor that the others were computed from. In an average they may sum to another
     number: what is missing is the Taylor remainder of its softmax. ``weights`` marks
     the operands that are softmax weights, ``masked`` those that a mask of -inf may have
-    made NaN.
+    made NaN. ``recurs`` marks that of a selective recurrence (see ``facts.signal``).
     """
 
     slots: tuple[int, ...]
@@ -58,6 +58,7 @@ class Product:
     selective: tuple[float, ...]
     weights: tuple[bool, ...]
     masked: tuple[bool, ...]
+    recurs: bool = False
 
 
 def products(
@@ -68,8 +69,8 @@ def products(
 ) -> tuple[dict[Equation, Product], Averages]:
     """The products of several active values of a program, and the averages among them.
 
-    Without ``find_signals``, ``selective`` is as ``uniform``. ``handed`` are pairs of
-    outputs that are averaged outside.
+    Without ``find_signals``, ``selective`` is as ``uniform`` and nothing ``recurs``.
+    ``handed`` are pairs of outputs that are averaged outside.
     """
     equations = [e for e in program.equations if _is_product(program, regions, e)]
     quotients = [e for e in equations if e.primitive is p.div_p]
@@ -141,6 +142,7 @@ def _share(
     ends = {v: _end_of(program, regions, v) for v in all_factors}
     gates = _gates(all_factors, ends)
     signal = signal_among(program, all_factors) if find_signals else None
+    recurs = signal is not None and is_selective(program, signal, all_factors)
     for equation, below in members:
         uniform = [float(len(fs)) for fs in below]
         signals = [float(sum(f not in gates for f in fs)) for fs in below]
@@ -154,6 +156,7 @@ def _share(
             tuple(c / sum(chosen) for c in chosen),
             tuple(len(fs) == 1 and ends[fs[0]] == "softmax" for fs in below),
             tuple(len(fs) == 1 and _may_be_nan(program, fs[0]) for fs in below),
+            recurs,
         )
 
 

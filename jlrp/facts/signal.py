@@ -5,6 +5,11 @@ matrices that are learned maps of that same signal (Mamba): they are constants t
 the recurrence is linear. A factor is the signal if the others depend, through a
 parameter map, on what the factor is made of without one. Loops are looked through: a
 carry is made of its initial state and of what an iteration makes of it.
+
+A recurrence is selective if two learned maps of its signal multiply it at once, such as
+step size and input matrix, or if one multiplies what a loop carries and does not depend
+on that. A gate is one map of the signal (squeeze-and-excitation), or computed from what
+the iterations before have made of it (LSTM, GRU).
 """
 
 from __future__ import annotations
@@ -44,6 +49,26 @@ def signal_among(program: Program, factors: Sequence[Value]) -> Value | None:
         if all(before(factor, f) and not before(f, factor) for f in others):
             return factor
     return None
+
+
+def is_selective(program: Program, signal: Value, factors: Sequence[Value]) -> bool:
+    """Whether this signal among some factors is that of a selective recurrence."""
+    others = [(f, False) for f in dict.fromkeys(factors) if f is not signal]
+    direct, _ = _made_of(program, signal)
+    carried = {value for value, earlier in direct if earlier}
+    if len(others) < 2 and not carried:
+        return False
+    return carried.isdisjoint(_all_before(program, others))
+
+
+def _all_before(program: Program, starts: Sequence[_Made]) -> set[Value]:
+    stack, seen = list(starts), set()
+    while stack:
+        made = stack.pop()
+        if made not in seen:
+            seen.add(made)
+            stack += _before(program, made)
+    return {value for value, _ in seen}
 
 
 def _made_of(program: Program, factor: Value) -> tuple[set[_Made], list[_Made]]:
