@@ -355,7 +355,7 @@ def _slice(
     starts, params = equation.params["start_indices"], equation.params
     steps = params["strides"] or [1] * len(starts)
     config = [
-        (start, size - start - (count - 1) * step - 1, step - 1)
+        (start, size - start - max(0, (count - 1) * step + 1), step - 1)
         for start, size, count, step in zip(
             starts, x.shape, m.shape, steps, strict=True
         )

@@ -116,6 +116,7 @@ def test_dots(dims, side):
 C = np.random.default_rng(3).normal(size=(3, 4))
 LINEAR = {
     "slice": lambda x: x[1:, ::2],
+    "empty slice": lambda x: jnp.concatenate([x[:, 4::2], x], 1),
     "slice to nothing before": lambda x: x[:1, 1:2],
     "split": lambda x: jnp.split(x, [1, 3], axis=1)[1],
     "split, all parts": lambda x: sum(
