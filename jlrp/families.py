@@ -307,17 +307,7 @@ def groups_of(equation: Equation) -> tuple[Group, ...]:
 RANDOM = (p.random_bits_p, p.rng_uniform_p, p.rng_bit_generator_p, p.threefry2x32_p)
 NO_RELEVANCE: dict[Any, str] = {
     **dict.fromkeys(
-        (
-            p.argmax_p,
-            p.argmin_p,
-            p.eq_p,
-            p.ge_p,
-            p.gt_p,
-            p.le_p,
-            p.lt_p,
-            p.ne_p,
-            never_p,
-        ),
+        (p.argmax_p, p.argmin_p, p.eq_p, p.ge_p, p.gt_p, p.le_p, p.lt_p, p.ne_p),
         "integers and booleans carry no relevance",
     ),
     **dict.fromkeys(
@@ -325,7 +315,7 @@ NO_RELEVANCE: dict[Any, str] = {
             *(p.and_p, p.not_p, p.or_p, p.xor_p, p.clz_p, p.population_count_p),
             *(p.reduce_and_p, p.reduce_or_p, p.reduce_xor_p, p.axis_index_p),
             *(p.shift_left_p, p.shift_right_arithmetic_p, p.shift_right_logical_p),
-            *(p.eq_to_p, p.le_to_p, p.lt_to_p),
+            *(p.eq_to_p, p.le_to_p, p.lt_to_p, never_p),
         ),
         "integers and booleans carry no relevance",
     ),

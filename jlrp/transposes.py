@@ -352,8 +352,8 @@ def _slice(
     equation: Equation, moving: Moving, arriving: Arriving, read: Read
 ) -> Handed:
     (x,), (m,) = equation.inputs, arriving
-    starts, params = equation.params["start_indices"], equation.params
-    steps = params["strides"] or [1] * len(starts)
+    starts = equation.params["start_indices"]
+    steps = equation.params["strides"] or [1] * len(starts)
     config = [
         (start, size - start - max(0, (count - 1) * step + 1), step - 1)
         for start, size, count, step in zip(

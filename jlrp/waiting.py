@@ -3,8 +3,8 @@
 XLA's scheduler for CPUs starts whatever can start. All that the reverse pass makes of
 parameters alone, kernels of positive weights, kernels turned around for a transpose, it
 would make at once, before the forward pass, and hold until it is needed. So they get a
-data dependency on the relevance that arrives: on ResNet-50 z+ then takes a third of the
-memory, and a tenth less time. Rejected: ``lax.optimization_barrier``, which XLA's
+data dependency on the relevance that arrives: on ResNet-50 z+ then takes two fifths of
+the memory (docs/benchmarks.md). Rejected: ``lax.optimization_barrier``, which XLA's
 pipelines for CPUs take away before they schedule (jax 0.10), or which keeps what is
 behind it from being fused (0.12). Other schedulers look at memory by themselves: there
 nothing is added.

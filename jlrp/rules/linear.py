@@ -290,7 +290,7 @@ class _Split:
         # Of this one others are made, when relevance arrives; map.kernel is there.
         self.kernel = waiting_for(arrived, kernel_map.kernel)
         self.x = x
-        self._start = start  # of which x is the number
+        self._start, self._facts = start, facts  # of which x is the number
         self.nonnegative = "nonnegative" in facts
         self.rectified = "rectified" in facts  # no relevance where z < 0
         self.stabilizer = stabilizer
@@ -304,11 +304,10 @@ class _Split:
             _PartOfMap(kernel, self.map),
             self.x,
             self._start,
-            frozenset(),
+            self._facts,
             self.stabilizer,
             arrived,
         )
-        some.nonnegative, some.rectified = self.nonnegative, self.rectified
         some.plain = plain
         return some
 
