@@ -32,6 +32,9 @@ Array = jax.Array
 class Reader(Protocol):
     """What is asked of the numbers of a program here."""
 
+    @property
+    def arrived(self) -> Array | None: ...
+
     def read(self, atom: Atom) -> Array: ...
 
     def shape_of(self, value: Value) -> jax.ShapeDtypeStruct: ...
@@ -47,6 +50,7 @@ class EffectiveKernel:
         self._affine = op.affine
         self._params = _jax.widened(op.affine.core.params)
         self._shape = numbers.shape_of(op.affine.start)
+        self.arrived = numbers.arrived
         self.kernel = effective_kernel(op.affine, numbers)
         self.bias = numbers.offset(op) if op.has_offset else None
 
@@ -61,7 +65,8 @@ class EffectiveKernel:
 
     def transpose(self, kernel: Array, y: Array) -> Array:
         if all(step.kind != "move" for step in self._affine.steps):
-            x = core_transpose(self._affine, self._params, y, kernel)
+            arrived = self.arrived if kernel is self.kernel else None  # others waited
+            x = core_transpose(self._affine, self._params, y, kernel, arrived)
             if x is not None:
                 return x
         pull = jax.linear_transpose(lambda x: self.apply(x, kernel), self._shape)

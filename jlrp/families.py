@@ -25,7 +25,6 @@ from jax.extend.core import primitives as p
 
 from jlrp import _jax
 from jlrp.graph import Equation
-from jlrp.waiting import never_p
 
 
 class Family(NamedTuple):
@@ -104,6 +103,7 @@ MOVEMENT_BY_NAME = (
     "stack",
     "tile",
     "unstack",
+    "wait",  # jlrp.waiting
     "with_memory_space_constraint",
 )
 
@@ -315,7 +315,7 @@ NO_RELEVANCE: dict[Any, str] = {
             *(p.and_p, p.not_p, p.or_p, p.xor_p, p.clz_p, p.population_count_p),
             *(p.reduce_and_p, p.reduce_or_p, p.reduce_xor_p, p.axis_index_p),
             *(p.shift_left_p, p.shift_right_arithmetic_p, p.shift_right_logical_p),
-            *(p.eq_to_p, p.le_to_p, p.lt_to_p, never_p),
+            *(p.eq_to_p, p.le_to_p, p.lt_to_p),
         ),
         "integers and booleans carry no relevance",
     ),

@@ -5,6 +5,7 @@ Both are ordinary JAX code: under jit they become one XLA program.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -104,22 +105,25 @@ def reverse(
 
     ``explained`` are the multipliers of parameters among the explained outputs.
     """
-    pending: dict[Value, Promise] = dict(seeds)
+    pending = {value: [promise] for value, promise in seeds.items()}
     watched = {v for values in plan.captured.values() for v in values}
     captured: dict[Value, Promise] = {}
     parameters: dict[Value, Array] = dict(explained)
     for step in plan.steps:
         op = step.operation
-        arriving = [pending.pop(v, None) for v in op.outputs]
+        arriving = [_total(pending.pop(v, ())) for v in op.outputs]
         if all(promise is None for promise in arriving):
             continue
-        numbers.wait_for(arriving)
+        if numbers.arrived is None:
+            numbers.wait_for(arriving)
         handed = step.rule.propagate(op, arriving, numbers)
         if observe is not None:
             observe(step, arriving, handed, numbers)
+        if op.affine is not None:
+            numbers.wait_for(handed.promises)
         for value, promise in zip(op.inputs, handed.promises, strict=True):
             if promise is not None:
-                pending[value] = promise + pending.get(value)
+                pending.setdefault(value, []).append(promise)
         for value, promise in zip(op.outputs, arriving, strict=True):
             if promise is not None and value in watched and value not in op.inputs:
                 captured[value] = promise
@@ -127,11 +131,22 @@ def reverse(
         multipliers = _of_constants(op, arriving, handed, numbers, wanted)
         for value, m in zip(wanted, multipliers, strict=True):
             parameters[value] = m + parameters[value] if value in parameters else m
-    sources = [pending.get(value) for value in plan.program.sources]
+    sources = [_total(pending.get(value, ())) for value in plan.program.sources]
     for value, promise in zip(plan.program.sources, sources, strict=True):
         if promise is not None and value in watched:
             captured[value] = promise
     return Delivered(sources, captured, parameters)
+
+
+def _total(promises: Sequence[Promise]) -> Promise | None:
+    """What arrived for one value, summed from the last to the first.
+
+    Along a residual stream the first is all that came from behind. Were the others
+    added to it one by one, XLA would write the whole stream into each fusion.
+    """
+    if not promises:
+        return None
+    return functools.reduce(lambda total, one: one + total, reversed(promises))
 
 
 def to_inputs(
@@ -198,11 +213,7 @@ class Promised:
     def __init__(self, plan: Plan, residuals: Residuals, guarded: bool = True):
         self._plan, self._kept, self._guarded = plan, residuals, guarded
         self._made: Residuals = {}
-        self._arrived: Array | None = None
-
-    def wait_for(self, arriving: Sequence[Promise | None]) -> None:
-        if self._guarded:
-            self._arrived = next(iter(jax.tree.leaves(arriving)), None)
+        self.arrived: Array | None = None
 
     def __getitem__(self, value: Value) -> Array:
         if value not in self._plan.promised:
@@ -238,12 +249,12 @@ class Promised:
         """
         numbers = [_on_device(self._kept[v]) for v in starts]
         floats = [i for i, v in enumerate(starts) if is_float(v)]
-        if self._guarded and floats and self._arrived is not None:
-            held = [*(numbers[i] for i in floats), self._arrived]
+        if self._guarded and floats and self.arrived is not None:
+            held = [*(numbers[i] for i in floats), self.arrived]
             for i, number in zip(floats, lax.optimization_barrier(held), strict=False):
                 still = self._plan.program.is_parameter(starts[i])
                 waits = not still or starts[i] in laid_out
-                numbers[i] = waiting_for(self._arrived, number) if waits else number
+                numbers[i] = waiting_for(self.arrived, number) if waits else number
         return numbers
 
 
@@ -275,9 +286,13 @@ class Numbers:
         """What the forward pass kept."""
         return self._residuals
 
-    def wait_for(self, arriving: Sequence[Promise | None]) -> None:
-        """Promised numbers that are asked for now are not made before this arrives."""
-        self._promised.wait_for(arriving)
+    @property
+    def arrived(self) -> Array | None:
+        """What is made of parameters or promised waits for this relevance."""
+        return self._promised.arrived
+
+    def wait_for(self, promises: Sequence[Promise | None]) -> None:
+        self._promised.arrived = next(iter(jax.tree.leaves(promises)), self.arrived)
 
     def replaced(self, numbers: Mapping[Value, Array]) -> Numbers:
         residuals = {**self._residuals, **numbers}

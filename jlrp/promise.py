@@ -139,8 +139,8 @@ def _kept_fraction(z: Array, stabilizer: float) -> Array:
 
 def _divided(relevance: Array, z: Array) -> Array:
     """``relevance / z``, 0 where the relevance is, even if z is NaN."""
-    quotient = lax.div(relevance, z)
-    return lax.select(lax.eq(relevance, zero(relevance)), relevance, quotient)
+    vanishes = lax.eq(relevance, zero(relevance))
+    return lax.div(relevance, lax.select(vanishes, lax.full_like(z, 1), z))
 
 
 def product(multiplier: Array, v: Array) -> Array:
@@ -149,10 +149,14 @@ def product(multiplier: Array, v: Array) -> Array:
 
 
 def safe_divide(a: Array, b: Array) -> Array:
-    """``a / b``, 0 where b is 0; a double ``select`` keeps its gradient finite."""
+    """``a / b``, 0 where b is 0; a double ``select`` keeps its gradient finite.
+
+    The division comes last: XLA writes what is behind a division, but never a division
+    itself, into each of its consumers.
+    """
     vanishes = lax.eq(b, zero(b))
-    quotient = lax.div(a, lax.select(vanishes, lax.full_like(b, 1), b))
-    return lax.select(vanishes, zeros_like(quotient), quotient)
+    a = lax.select(vanishes, zeros_like(a), a)
+    return lax.div(a, lax.select(vanishes, lax.full_like(b, 1), b))
 
 
 def number(x: Array, number: float) -> np.ndarray:

@@ -23,8 +23,8 @@ from jlrp import _jax
 from jlrp.bodies import Body
 from jlrp.errors import InputError
 from jlrp.facts.activity import everything, flow
-from jlrp.facts.unary import ELEMENTWISE
-from jlrp.families import MOVEMENT, MOVEMENT_BY_NAME, RANDOM
+from jlrp.facts.unary import ELEMENTWISE, NONLINEAR_UNARY
+from jlrp.families import MOVEMENT, MOVEMENT_BY_NAME, PRODUCTS, RANDOM
 from jlrp.graph import Equation, Program, Value, computing, evaluate
 from jlrp.operations import Operation
 
@@ -235,9 +235,9 @@ def offloaded(
 def within(policy: Policy, body: Body) -> Policy:
     """The policy for a scan's body, of which all that is kept is stacked.
 
-    Where rules read much more than the derivative would, what is cheap is made again,
-    or all is from the carries: ``epsilon`` reads the output of every dense, of which
-    the derivative of a recurrent cell reads none.
+    What is cheap is made again. Where rules read much more than the derivative would,
+    all is, from the carries: ``epsilon`` reads the output of every dense, of which the
+    derivative of a recurrent cell reads none.
     """
     if isinstance(policy, Again):  # chunks of iterations are run again instead
         policy = keep if policy.share > 0 else promise
@@ -246,12 +246,12 @@ def within(policy: Policy, body: Body) -> Policy:
 
     def stacked(program: Program, needed: Sequence[Value]) -> Saves:
         varying = flow(program, (*body.carries, *body.slices), everything)
-        limit = _SLACK * _kept_by_derivative(body)
-        for candidate in (keep, promise):
-            kept, _ = kept_and_promised(program, needed, (), candidate)
-            found = {v for v in kept if v in varying and v not in body.slices}
-            if sum(map(size_of, found)) <= limit:
-                return candidate(program, needed)
+        kept, _ = kept_and_promised(program, needed, (), promise)
+        found = {v for v in kept if v in varying and v not in body.slices}
+        size = sum(map(size_of, found))
+        # To ask JAX takes as long as to trace the network's gradient.
+        if any(size <= _SLACK * least(body) for least in (_least_kept, _kept)):
+            return promise(program, needed)
         return nothing(program, needed)
 
     return stacked
@@ -380,7 +380,23 @@ _CHEAP |= {p.eq_p, p.ge_p, p.gt_p, p.le_p, p.lt_p, p.ne_p, p.not_p, p.and_p, p.o
 _CHEAP |= {p.reduce_sum_p, p.reduce_max_p, p.reduce_min_p}
 
 
-def _kept_by_derivative(body: Body) -> float:
+def _least_kept(body: Body) -> float:
+    """Bytes that reverse-mode differentiation of an iteration keeps at least.
+
+    The factors of products, and an array for each function that is not linear.
+    """
+    program = body.program
+    kept: set[Value] = set()
+    for equation in program.equations:
+        active = [a for a in equation.inputs if program.is_active(a)]
+        if equation.primitive in PRODUCTS and len(active) == 2:
+            kept.update(active)  # type: ignore[arg-type]
+        elif equation.primitive in NONLINEAR_UNARY and active:
+            kept.update(equation.outputs)
+    return sum(size_of(v) for v in kept if v not in body.slices)
+
+
+def _kept(body: Body) -> float:
     """Bytes that reverse-mode differentiation of an iteration keeps of it.
 
     Asked of JAX: it knows what each derivative reads, and in which form. Without a

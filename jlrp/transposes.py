@@ -26,6 +26,9 @@ Array = jax.Array
 
 
 class Reader(Protocol):
+    @property
+    def arrived(self) -> Array | None: ...
+
     def read(self, atom: Atom) -> Array: ...
 
     def shape_of(self, value: Value) -> jax.ShapeDtypeStruct: ...
@@ -147,11 +150,16 @@ def direct_product_vjp(
 
 
 def conv_transpose(
-    params: dict[str, Any], m: Array, kernel: Array, shape: tuple[int, ...]
+    params: dict[str, Any],
+    m: Array,
+    kernel: Array,
+    shape: tuple[int, ...],
+    arrived: Array | None = None,
 ) -> Array | None:
     """The transpose of a convolution by its input, of a shape; None: take JAX's.
 
-    A convolution of ``m``, dilated by the strides, with the kernel reversed.
+    A convolution of ``m``, dilated by the strides, with the kernel reversed when
+    relevance has arrived.
     """
     if params["batch_group_count"] > 1:
         return None
@@ -178,7 +186,7 @@ def conv_transpose(
         kernel = lax.reshape(kernel, (outs // groups, groups * ins, *space))
         of_kernel = range(kernel.ndim)
     outs, ins, *space = of_kernel
-    kernel = waiting_for(m, kernel)
+    kernel = waiting_for(arrived, kernel)
     return lax.conv_general_dilated(
         m,
         lax.rev(kernel, space),
@@ -210,14 +218,18 @@ def _transposed_padding(
 
 
 def core_transpose(
-    affine: Affine, params: dict[str, Any], m: Array, kernel: Array
+    affine: Affine,
+    params: dict[str, Any],
+    m: Array,
+    kernel: Array,
+    arrived: Array | None = None,
 ) -> Array | None:
     """The transpose of the dot or convolution of an affine operation by its input."""
     shape, prim = affine.start.shape, affine.core.primitive
     if prim is p.dot_general_p:
         return dot_transpose(params, m, kernel, affine.operand, shape)
     if prim is p.conv_general_dilated_p and affine.operand == 0:
-        return conv_transpose(params, m, kernel, shape)
+        return conv_transpose(params, m, kernel, shape, arrived)
     return None
 
 
@@ -243,7 +255,8 @@ def _direct_affine(
             )
         elif step.negates:
             m = lax.neg(m)
-    x = core_transpose(affine, _jax.widened(affine.core.params), m, kernel)
+    params = _jax.widened(affine.core.params)
+    x = core_transpose(affine, params, m, kernel, numbers.arrived)
     return None if x is None else [x]
 
 

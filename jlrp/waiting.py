@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
@@ -23,45 +24,60 @@ from jax.interpreters import ad, batching, mlir
 
 Array = jax.Array
 
-never_p = Primitive("never")
-never_p.def_impl(lambda arrived: np.False_)
-never_p.def_abstract_eval(
-    lambda arrived: jax.core.ShapedArray((), np.dtype(bool))  # type: ignore[attr]
-)
+wait_p = Primitive("wait")
+wait_p.def_impl(lambda arrived, number: number)
+wait_p.def_abstract_eval(lambda arrived, number: number)
 
 
-def _unseen(arrived: Array) -> Array:
-    """False, but the compiler does not know it: whether a number is NaN and is not."""
-    first = lax.slice(arrived, [0] * arrived.ndim, [1] * arrived.ndim)
-    first = lax.reshape(first, ())
-    return lax.bitwise_and(lax.ne(first, first), lax.eq(first, first))
+def _held_back(arrived: Array, number: Array) -> Array:
+    """The number, chosen by a comparison whose outcome the compiler does not know.
+
+    A tanh is nowhere above 2. To XLA it is too costly to be computed at each element,
+    so it stays a program of its own: a cheap one would be written, with all that
+    ``arrived`` is made of, into whatever is made of the number.
+    """
+    first = lax.slice(
+        lax.real(arrived) if jnp.iscomplexobj(arrived) else arrived,
+        [0] * arrived.ndim,
+        [1] * arrived.ndim,
+    )
+    bounded = lax.tanh(lax.reshape(first, ()))
+    never = lax.gt(lax.broadcast(bounded, number.shape), np.asarray(2, bounded.dtype))
+    return lax.select(never, lax.full_like(number, 0), number)
 
 
+mlir.register_lowering(wait_p, lambda ctx, arrived, number: [number])
 mlir.register_lowering(
-    never_p,
-    mlir.lower_fun(lambda arrived: lax.full((), False), multiple_results=False),
-)
-mlir.register_lowering(
-    never_p, mlir.lower_fun(_unseen, multiple_results=False), platform="cpu"
+    wait_p, mlir.lower_fun(_held_back, multiple_results=False), platform="cpu"
 )
 
 
 def _batched(args: Sequence[Any], axes: Sequence[Any]) -> tuple[Any, Any]:
-    """One for the whole batch: what waits is not made for each example apart."""
-    (arrived,), (axis,) = args, axes
-    first = lax.index_in_dim(arrived, 0, axis, keepdims=False)
-    return never_p.bind(first), None  # an axis: none
+    """What is not batched waits for the first of a batch, and stays one."""
+    (arrived, number), (axis, of_number) = args, axes
+    if axis is not None:
+        arrived = lax.index_in_dim(arrived, 0, axis, keepdims=False)
+    return wait_p.bind(arrived, number), of_number
 
 
-batching.primitive_batchers[never_p] = _batched
-ad.primitive_jvps[never_p] = lambda primals, tangents: (
-    never_p.bind(*primals),
-    ad.Zero(jax.core.ShapedArray((), jax.dtypes.float0)),  # type: ignore[attr]
-)
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    (arrived, number), (_, tangent) = primals, tangents
+    if not isinstance(tangent, ad.Zero):
+        tangent = wait_p.bind(arrived, tangent)
+    return wait_p.bind(arrived, number), tangent
+
+
+def _transpose(cotangent: Any, arrived: Any, number: Any) -> Sequence[Any]:
+    return [None, cotangent]
+
+
+batching.primitive_batchers[wait_p] = _batched
+ad.primitive_jvps[wait_p] = _jvp
+ad.primitive_transposes[wait_p] = _transpose
 
 
 def waiting_for(arrived: Array | None, number: Array) -> Array:
     """The number, made no sooner than ``arrived``, of whatever shape, is there."""
     if arrived is None or arrived.size == 0:
         return number
-    return lax.select(never_p.bind(arrived), lax.full_like(number, 0), number)
+    return wait_p.bind(arrived, number)

@@ -124,7 +124,7 @@ def test_kernels_are_not_made_for_each_of_several_targets():
     several = jax.vmap(lambda t: explain(w, x, t).relevance)
     targets = jnp.arange(5)[:, None]
     made = jax.make_jaxpr(several)(targets)
-    assert "never" in str(made)
+    assert "wait" in str(made)
     assert not any(v.aval.shape == (5, 7, 11) for eqn in made.eqns for v in eqn.outvars)
     one_by_one = jnp.stack([explain(w, x, t).relevance for t in targets])
     np.testing.assert_allclose(several(targets), one_by_one, rtol=1e-5, atol=1e-7)

@@ -43,6 +43,11 @@ class Propagation:
 class Context(Protocol):
     """Values and maps of one operation, in the dtype in which relevance is computed."""
 
+    @property
+    def arrived(self) -> Array | None:
+        """Relevance for which what is made of kept numbers alone should wait."""
+        ...
+
     def read(self, atom: Atom) -> Array:
         """The number that the atom had in the forward pass."""
         ...
@@ -172,6 +177,11 @@ class KernelMap(Protocol):
 
     @property
     def bias(self) -> Array | None: ...
+
+    @property
+    def arrived(self) -> Array | None:
+        """What is made of the kernel waits for this relevance."""
+        ...
 
     def apply(self, x: Array, kernel: Array) -> Array: ...
 

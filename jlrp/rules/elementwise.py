@@ -59,7 +59,7 @@ class Pass(Rule):
             return Propagation([passing])
         if _is_costly(region):
             # Or XLA keeps what the forward pass made of x, instead of x alone.
-            x = waiting_for(multiplier, lax.optimization_barrier(x))
+            x = waiting_for(ctx.arrived, lax.optimization_barrier(x))
         ratio = gate(region, x, y.astype(x.dtype), ctx)
         handed = Promise(passing.value, lax.mul(multiplier, ratio))
 

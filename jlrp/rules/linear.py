@@ -192,7 +192,7 @@ class _KernelRule(Rule):
         if promise.value is not None or option == "split":  # z is another one there
             facts -= {"rectified"}
         x = ctx.read(op.inputs[0])
-        split = _Split(kernel_map, x, op.inputs[0], facts, self._stabilizer, relevance)
+        split = _Split(kernel_map, x, op.inputs[0], facts, self._stabilizer)
         if op.outputs[0].dtype == z.dtype:  # or z was rounded
             split.plain = z if bias is None else lax.sub(z, bias)
         if option == "split" and bias is not None:
@@ -254,7 +254,7 @@ class _KernelRule(Rule):
                 return lax.dynamic_slice_in_dim(array, start, size, axis)
 
             arrived, out = cut(relevance, of_out), cut(z, of_out)
-            part = split.part(cut(kernel, of_kernel), cut(split.plain, of_out), arrived)
+            part = split.part(cut(kernel, of_kernel), cut(split.plain, of_out))
             return self._distribute(part, arrived, out, cut(bias, of_out))
 
         starts = jnp.arange(features // size) * size
@@ -284,11 +284,10 @@ class _Split:
         start: Value,
         facts: frozenset[str],
         stabilizer: float,
-        arrived: Array | None = None,
     ):
         self.map = kernel_map
         # Of this one others are made, when relevance arrives; map.kernel is there.
-        self.kernel = waiting_for(arrived, kernel_map.kernel)
+        self.kernel = waiting_for(kernel_map.arrived, kernel_map.kernel)
         self.x = x
         self._start, self._facts = start, facts  # of which x is the number
         self.nonnegative = "nonnegative" in facts
@@ -298,7 +297,7 @@ class _Split:
         self.absorbed: list[Callable[[], Causes]] = []
         self.shared: list[tuple[Array, Array]] = []  # per unit, and all that is shared
 
-    def part(self, kernel: Array, plain: Array | None, arrived: Array) -> _Split:
+    def part(self, kernel: Array, plain: Array | None) -> _Split:
         """The same for some output features."""
         some = _Split(
             _PartOfMap(kernel, self.map),
@@ -306,7 +305,6 @@ class _Split:
             self._start,
             self._facts,
             self.stabilizer,
-            arrived,
         )
         some.plain = plain
         return some
@@ -320,6 +318,12 @@ class _Split:
         if self.plain is None:
             self.plain = self.map.apply(self.x, self.map.kernel)
         return self.plain
+
+    def whole(self, z: Array, bias: Array | None) -> Array:
+        """``W x + bias``: z itself, unless the forward pass rounded it."""
+        if bias is None:
+            return self.linear()
+        return lax.add(self.linear(), bias) if self.plain is None else z
 
     def per_unit(self, relevance: Array, z: Array, bias: Array | None) -> Array:
         """``R / (z + bias + stabiliser)``, the absorbed parts noted."""
@@ -390,6 +394,7 @@ class _PartOfMap:
     kernel: Array
     whole: KernelMap
     bias: Array | None = None
+    arrived: Array | None = None
 
     def apply(self, x: Array, kernel: Array) -> Array:
         return self.whole.apply(x, kernel)
@@ -459,39 +464,34 @@ class Gamma(_KernelRule):
         self, split: _Split, relevance: Array, z: Array, bias: Array | None
     ) -> Promise:
         w, g = split.kernel, self.gamma
-        if split.nonnegative:
+        if split.nonnegative and split.rectified:
             upper, lower = _favouring(positive, w, g), _favouring(negative, w, g)
-            if split.rectified:
-                b = None if bias is None else _favouring(positive, bias, g)
-                return Promise(multiplier=split.by_sign(relevance, upper, lower, b))
+            b = None if bias is None else _favouring(positive, bias, g)
+            return Promise(multiplier=split.by_sign(relevance, upper, lower, b))
         split.absorbed.append(lambda: {"blocked": jnp.where(z == 0, relevance, 0)})
-        is_positive, nothing = lax.gt(z, zero(z)), zeros_like(relevance)
-        relevance = lax.select(lax.eq(z, zero(z)), nothing, relevance)
+        # ``q + g q+`` is ``(1 + g/2) q + g/2 |q|`` and ``q + g q-`` the same with a
+        # minus: the favoured sums of both signs are two maps, of W and of |W|.
+        is_positive = lax.gt(z, zero(z))
+
+        def as_z(size: Array) -> Array:
+            return _times(g / 2, lax.select(is_positive, size, lax.neg(size)))
+
+        x = split.x if split.nonnegative else lax.abs(split.x)
+        size = split.map.apply(x, lax.abs(w))
         if bias is not None:
-            b = _favouring(positive, bias, g), _favouring(negative, bias, g)
-            bias = lax.select(is_positive, *b)
-        # With z > 0, z + g z+ loses no digits, nor z + g z- with z < 0: so z+ and z-,
-        # the sums of positive and of negative products, may come from one map.
-        plain = split.linear()
-        if split.nonnegative:
-            z_positive = split.map.apply(split.x, positive(w))
-            same_sign = lax.select(is_positive, z_positive, lax.sub(plain, z_positive))
-        else:
-            size = split.map.apply(lax.abs(split.x), lax.abs(w))
-            signed_size = lax.select(is_positive, size, lax.neg(size))
-            same_sign = _times(0.5, lax.add(plain, signed_size))
-        total = lax.add(plain, _times(g, same_sign))
-        s = split.per_unit(relevance, total, bias)
-        if split.nonnegative:
-            above = split.map.transpose(upper, lax.select(is_positive, s, nothing))
-            below = split.map.transpose(lower, lax.select(is_positive, nothing, s))
-            return Promise(multiplier=lax.add(above, below))
+            size = lax.add(size, lax.abs(bias))
+        total = lax.add(_times(1 + g / 2, split.whole(z, bias)), as_z(size))
+        nothing = zeros_like(relevance)
+        relevance = lax.select(lax.eq(z, zero(z)), nothing, relevance)
+        s = split.per_unit(relevance, total, None)
+        if bias is not None:
+            favoured = lambda: (1 + g / 2) * bias + as_z(lax.abs(bias))  # noqa: E731
+            split.absorbed.append(lambda: {"bias": s * favoured()})
+        odd = split.map.transpose(lax.abs(w), as_z(s))
+        if not split.nonnegative:
+            odd = lax.mul(lax.sign(split.x), odd)
         shared = split.map.transpose(split.map.kernel, s)
-        odd = lax.select(is_positive, s, lax.neg(s))
-        odd = split.map.transpose(lax.abs(w), odd)
-        odd = lax.mul(lax.sign(split.x), odd)
-        more = _times(g / 2, lax.add(shared, odd))
-        return Promise(multiplier=lax.add(shared, more))
+        return Promise(multiplier=lax.add(_times(1 + g / 2, shared), odd))
 
 
 @dataclass(frozen=True)
