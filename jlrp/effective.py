@@ -7,7 +7,8 @@ rules that look at weights see one linear map: what other libraries call a canon
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +33,6 @@ Array = jax.Array
 class Reader(Protocol):
     """What is asked of the numbers of a program here."""
 
-    @property
-    def arrived(self) -> Array | None: ...
-
     def read(self, atom: Atom) -> Array: ...
 
     def shape_of(self, value: Value) -> jax.ShapeDtypeStruct: ...
@@ -42,36 +40,64 @@ class Reader(Protocol):
     def offset(self, op: Operation) -> Array: ...
 
 
-class EffectiveKernel:
-    """An affine operation: ``y = apply(x, kernel) + bias``, bilinear in both."""
+@dataclass(frozen=True)
+class LinearMap:
+    """``y = apply(x, kernel)``, bilinear: a dot or convolution, then its axes moved.
 
-    def __init__(self, op: Operation, numbers: Reader):
-        assert op.affine is not None
-        self._affine = op.affine
-        self._params = _jax.widened(op.affine.core.params)
-        self._shape = numbers.shape_of(op.affine.start)
-        self.arrived = numbers.arrived
-        self.kernel = effective_kernel(op.affine, numbers)
-        self.bias = numbers.offset(op) if op.has_offset else None
+    Without any numbers: equal layers have equal maps.
+    """
+
+    primitive: Any
+    params: tuple[tuple[str, Any], ...]
+    operand: int  # which of its operands is x
+    moves: tuple[tuple[Any, tuple[tuple[str, Any], ...]], ...]
+    x: jax.ShapeDtypeStruct
 
     def apply(self, x: Array, kernel: Array) -> Array:
-        args = [x, kernel] if self._affine.operand == 0 else [kernel, x]
-        (y,) = _jax.bind(self._affine.core.primitive, self._params, args)
-        for step in self._affine.steps:
-            if step.kind == "move":
-                params = _jax.widened(step.equation.params)
-                (y,) = _jax.bind(step.equation.primitive, params, [y])
+        args = [x, kernel] if self.operand == 0 else [kernel, x]
+        (y,) = _jax.bind(self.primitive, dict(self.params), args)
+        for primitive, params in self.moves:
+            (y,) = _jax.bind(primitive, dict(params), [y])
         return y
 
-    def transpose(self, kernel: Array, y: Array) -> Array:
-        if all(step.kind != "move" for step in self._affine.steps):
-            arrived = self.arrived if kernel is self.kernel else None  # others waited
-            x = core_transpose(self._affine, self._params, y, kernel, arrived)
+    def transpose(self, kernel: Array, y: Array, arrived: Array | None = None) -> Array:
+        """Of ``apply`` by x. What is made of the kernel waits for what ``arrived``."""
+        if not self.moves:
+            core = self.primitive, dict(self.params), self.operand
+            x = core_transpose(*core, y, kernel, self.x.shape, arrived)
             if x is not None:
                 return x
-        pull = jax.linear_transpose(lambda x: self.apply(x, kernel), self._shape)
-        (x,) = pull(y)
+        (x,) = jax.linear_transpose(lambda x: self.apply(x, kernel), self.x)(y)
         return x
+
+
+@dataclass(frozen=True)
+class EffectiveKernel:
+    """An affine operation: ``y = linear.apply(x, kernel) + bias``."""
+
+    linear: LinearMap
+    kernel: Array
+    bias: Array | None
+
+
+def effective_map(op: Operation, numbers: Reader) -> EffectiveKernel:
+    """The kernel and bias that rules see."""
+    affine = op.affine
+    assert affine is not None
+    moves = [step.equation for step in affine.steps if step.kind == "move"]
+    linear = LinearMap(
+        affine.core.primitive,
+        _frozen(affine.core.params),
+        affine.operand,
+        tuple((equation.primitive, _frozen(equation.params)) for equation in moves),
+        numbers.shape_of(affine.start),
+    )
+    bias = numbers.offset(op) if op.has_offset else None
+    return EffectiveKernel(linear, effective_kernel(affine, numbers), bias)
+
+
+def _frozen(params: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(_jax.widened(params).items()))
 
 
 def linear_part(affine: Affine, x: Array, numbers: Reader) -> Array:

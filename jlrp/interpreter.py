@@ -18,7 +18,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp import _jax
-from jlrp.effective import EffectiveKernel, linear_part
+from jlrp.effective import EffectiveKernel, effective_map, linear_part
 from jlrp.facts.unary import Region
 from jlrp.graph import (
     Atom,
@@ -478,4 +478,4 @@ class Numbers:
         return self.run(region.equations, region.constants, {region.start: x})
 
     def kernel_map(self, op: Operation) -> EffectiveKernel:
-        return EffectiveKernel(op, self)
+        return effective_map(op, self)

@@ -51,11 +51,11 @@ class Promise:
         product = lax_real(lax.mul(finite, self.multiplier))
         return product if self.value is None else lax.add(self.value, product)
 
-    def over(self, z: Array, stabilizer: float) -> Array:
+    def over(self, z: Array, stabilizer: float, nonnegative: bool = False) -> Array:
         """Relevance per unit of ``z``: ``R / (z + stabilizer sign(z))``.
 
         Without stabiliser nothing is divided but the value part, and that is 0 where
-        ``z`` is 0.
+        ``z`` is 0. ``nonnegative``: z is known to be.
         """
         parts = []
         if self.multiplier is not None:
@@ -64,7 +64,7 @@ class Promise:
         if self.value is not None:
             value = like(self.value, z)
             parts.append(
-                _divided(value, stabilized(z, stabilizer))
+                _divided(value, stabilized(z, stabilizer, nonnegative))
                 if stabilizer
                 else safe_divide(value, z)
             )
@@ -109,11 +109,13 @@ def _is_finite(v: Array) -> Array:
 # large part of the tracing time.
 
 
-def stabilized(z: Array, stabilizer: float) -> Array:
+def stabilized(z: Array, stabilizer: float, nonnegative: bool = False) -> Array:
     """``z + stabilizer * sign(z)`` with ``sign(0) = +1`` (Bach et al. 2015, eq. 58)."""
     if is_complex(z):
         return lax.add(z, signed(z, stabilizer))
     s = number(z, stabilizer)
+    if nonnegative:
+        return lax.add(z, s)
     return lax.select(lax.ge(z, zero(z)), lax.add(z, s), lax.sub(z, s))
 
 
@@ -132,8 +134,8 @@ def _kept_fraction(z: Array, stabilizer: float) -> Array:
     For NaN too: it shows where the multiplier meets z, if that is not 0.
     """
     size = lax.abs(z)
-    largest = lax.full_like(size, float(jnp.finfo(z.dtype).max))
-    size = lax.select(lax.lt(size, largest), size, largest)
+    largest = jnp.finfo(size.dtype).max
+    size = lax.clamp(zero(size), size, np.asarray(largest, size.dtype))
     return like(lax.div(size, lax.add(size, number(size, stabilizer))), z)
 
 

@@ -16,7 +16,6 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp import _jax
-from jlrp.facts.affine import Affine
 from jlrp.graph import Atom, Equation, Value
 from jlrp.operations import Operation
 from jlrp.promise import number, zeros_like
@@ -218,17 +217,18 @@ def _transposed_padding(
 
 
 def core_transpose(
-    affine: Affine,
+    primitive: Any,
     params: dict[str, Any],
+    operand: int,
     m: Array,
     kernel: Array,
-    arrived: Array | None = None,
+    shape: tuple[int, ...],
+    arrived: Array | None,
 ) -> Array | None:
-    """The transpose of the dot or convolution of an affine operation by its input."""
-    shape, prim = affine.start.shape, affine.core.primitive
-    if prim is p.dot_general_p:
-        return dot_transpose(params, m, kernel, affine.operand, shape)
-    if prim is p.conv_general_dilated_p and affine.operand == 0:
+    """The transpose of a dot or convolution by its input, of a shape."""
+    if primitive is p.dot_general_p:
+        return dot_transpose(params, m, kernel, operand, shape)
+    if primitive is p.conv_general_dilated_p and operand == 0:
         return conv_transpose(params, m, kernel, shape, arrived)
     return None
 
@@ -255,8 +255,8 @@ def _direct_affine(
             )
         elif step.negates:
             m = lax.neg(m)
-    params = _jax.widened(affine.core.params)
-    x = core_transpose(affine, params, m, kernel, numbers.arrived)
+    core = affine.core.primitive, _jax.widened(affine.core.params), affine.operand
+    x = core_transpose(*core, m, kernel, start.shape, numbers.arrived)
     return None if x is None else [x]
 
 

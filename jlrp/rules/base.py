@@ -169,23 +169,27 @@ class BodyPlan(Protocol):
     def repeated(self) -> frozenset[Equation]: ...
 
 
+class LinearMap(Protocol):
+    """``y = apply(x, kernel)``, bilinear; hashable, and equal for equal layers."""
+
+    def apply(self, x: Array, kernel: Array) -> Array: ...
+
+    def transpose(
+        self, kernel: Array, y: Array, arrived: Array | None = None
+    ) -> Array: ...
+
+
 class KernelMap(Protocol):
-    """``y = apply(x, kernel) + bias``, bilinear in x and kernel."""
+    """``y = linear.apply(x, kernel) + bias``."""
+
+    @property
+    def linear(self) -> LinearMap: ...
 
     @property
     def kernel(self) -> Array: ...
 
     @property
     def bias(self) -> Array | None: ...
-
-    @property
-    def arrived(self) -> Array | None:
-        """What is made of the kernel waits for this relevance."""
-        ...
-
-    def apply(self, x: Array, kernel: Array) -> Array: ...
-
-    def transpose(self, kernel: Array, y: Array) -> Array: ...
 
 
 class Rule:

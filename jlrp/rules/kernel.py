@@ -1,0 +1,596 @@
+"""Rules that look at the kernel of a dense or convolution, and at its bias.
+
+Notation: ``z = W x + b`` and ``q+ = max(q, 0)``, ``q- = min(q, 0)``, of the effective
+kernel and bias. Every division is stabilised, ``z + s sign(z)`` with ``sign(0) = +1``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import primitives as p
+
+from jlrp.facts.affine import feature_axes
+from jlrp.graph import Value
+from jlrp.operations import Operation
+from jlrp.promise import Promise, number, signed, zero, zeros_like
+from jlrp.rules.base import (
+    Array,
+    Causes,
+    Context,
+    LinearMap,
+    Propagation,
+    Rule,
+    refuse,
+)
+from jlrp.rules.linear import bias_fraction, check_options, summed
+from jlrp.rules.padding import Padding, ones, padding_of
+from jlrp.waiting import waiting_for
+
+
+class _Layer(NamedTuple):
+    """What a rule sees of a dense or convolution, but for the numbers.
+
+    Equal layers are traced once.
+    """
+
+    linear: LinearMap
+    padding: Padding  # of x
+    nonnegative: bool  # x is
+    rectified: bool  # no relevance where z < 0
+    rounded: bool  # z was, in the forward pass
+    blocks: tuple[int, int] | None  # the axes of a large kernel's features
+
+
+class _Numbers(NamedTuple):
+    """The numbers of a layer, and the promise that arrived."""
+
+    kernel: Array
+    bias: Array | None
+    x: Array
+    z: Array
+    promise: Promise
+    arrived: Array | None  # what is made of the kernel waits for it
+
+
+@dataclass(frozen=True)
+class _KernelRule(Rule):
+    """Common to the rules that look at the kernel of a dense or convolution."""
+
+    _degree: ClassVar[int] = 1  # of the shares, as functions of kernel and bias
+
+    def check(self, op: Operation) -> None:
+        if op.affine is None:
+            refuse(self, op, "it has no kernel (it is not dense or conv)")
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.inputs + op.outputs
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        (promise,) = r
+        assert promise is not None
+        z, found = ctx.read(op.outputs[0]), ctx.kernel_map(op)
+        x = ctx.read(op.inputs[0])
+        numbers = _Numbers(found.kernel, found.bias, x, z, promise, ctx.arrived)
+        layer = _Layer(
+            found.linear,
+            padding_of(op.inputs[0]),
+            "nonnegative" in op.facts,
+            # z is another one where there are values, or the bias is split off.
+            "rectified" in op.facts
+            and promise.value is None
+            and self.option != "split",
+            op.outputs[0].dtype != z.dtype,
+            _large_axes(op, found.kernel),
+        )
+
+        def constants(wanted: Sequence[Value]) -> Sequence[Array]:
+            """Multipliers by Euler: what is shared is homogeneous in the constants."""
+
+            def shared(*moved: Array) -> Array:
+                by = ctx.replaced(dict(zip(wanted, moved, strict=True))).kernel_map(op)
+                again = layer._replace(rounded=True)  # W x is of the moved kernel
+                split = _Split(self, again, numbers._replace(kernel=by.kernel))
+                if split.bias is not None:
+                    split.bias = by.bias
+                self._distribute(split)
+                totals = [
+                    jnp.sum(lax.stop_gradient(share) * total)
+                    for share, total in split.shared
+                ]
+                return sum(totals) / self._degree  # type: ignore[return-value]
+
+            found = [ctx.read(v) for v in wanted]
+            return jax.grad(shared, tuple(range(len(wanted))))(*found)
+
+        def causes() -> Causes:
+            split = _Split(self, layer, numbers)
+            self._distribute(split)
+            return summed([absorbed() for absorbed in split.absorbed])
+
+        handed = _traced_once(self, layer, numbers)
+        return Propagation([handed], causes, constants=constants)
+
+    @property
+    def stabilizing(self) -> float:
+        return getattr(self, "stabilizer")  # noqa: B009  (a field of each subclass)
+
+    @property
+    def option(self) -> str:
+        """What becomes of the bias."""
+        return getattr(self, "bias", "absorb")
+
+    def share(self, layer: _Layer, numbers: _Numbers) -> Promise:
+        """What the input of a layer is handed."""
+        if layer.blocks is not None:
+            return self._by_blocks(layer, numbers)
+        return self._distribute(_Split(self, layer, numbers))
+
+    def _by_blocks(self, layer: _Layer, numbers: _Numbers) -> Promise:
+        """The shares of some output features at a time, added up."""
+        assert layer.blocks is not None
+        of_kernel, of_out = layer.blocks
+        kernel, bias, x, z, promise, _ = numbers
+        features = kernel.shape[of_kernel]
+        size = max(1, _BLOCK * features // kernel.size)
+        whole = layer._replace(blocks=None)
+
+        def block(start: Array | int, size: int) -> Promise:
+            def cut(array: Array, axis: int = of_out) -> Array:
+                return lax.dynamic_slice_in_dim(array, start, size, axis)
+
+            part = None if bias is None else cut(bias)
+            of_block = cut(kernel, of_kernel), part, x, cut(z), promise.map(cut), None
+            return self.share(whole, _Numbers(*of_block))
+
+        starts = jnp.arange(features // size) * size
+        parts = lax.map(lambda start: block(start, size), starts)
+        handed = parts.map(lambda part: lax.reduce_sum(part, [0]))
+        if rest := features % size:
+            handed = handed + block(features - rest, rest)
+        return handed
+
+    def _distribute(self, split: _Split) -> Promise:
+        raise NotImplementedError
+
+
+def _traced_once(rule: _KernelRule, layer: _Layer, numbers: _Numbers) -> Promise:
+    """The shares of a layer; what was traced for an equal layer is called again."""
+    try:
+        hash(layer)
+    except TypeError:  # a parameter of the primitive that is not hashable
+        return rule.share(layer, numbers)
+    return _called(rule, layer, numbers)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _called(rule: _KernelRule, layer: _Layer, numbers: _Numbers) -> Promise:
+    return rule.share(layer, numbers)
+
+
+class _Split:
+    """Shares relevance by parts of the kernel, and remembers what was absorbed.
+
+    Attributes:
+      relevance, z, bias: after the rule's option for the bias; None is no bias.
+      kernel: of this one others are made, when relevance arrives.
+    """
+
+    def __init__(self, rule: _KernelRule, layer: _Layer, numbers: _Numbers):
+        self.map, self.nonnegative = layer.linear, layer.nonnegative
+        self.rectified = layer.rectified
+        self.stabilizer = rule.stabilizing
+        self.absorbed: list[Callable[[], Causes]] = []
+        self.shared: list[tuple[Array, Array]] = []  # per unit, and all that is shared
+        self.x = numbers.x
+        self.kernel = waiting_for(numbers.arrived, numbers.kernel)
+        self._layer, self._numbers = layer, numbers
+        self._linear: Array | None = None
+        self.z, bias = numbers.z, numbers.bias
+        self.relevance = numbers.promise.resolve(self.z)
+        if rule.option == "split" and bias is not None:
+            self.z = self.z - bias
+            lost = self.relevance * bias_fraction(self.z, bias, self.stabilizer)
+            self.relevance = self.relevance - lost
+            self.absorbed.append(lambda: {"bias": lost})
+        self.bias = bias if rule.option == "absorb" else None
+
+    def ones(self) -> Array:
+        """1 for each input, 0 where x is padding."""
+        return ones(self._layer.padding, self.x.dtype)
+
+    def apply(self, x: Array, kernel: Array) -> Array:
+        return self.map.apply(x, kernel)
+
+    def transpose(self, kernel: Array, y: Array) -> Array:
+        return self.map.transpose(kernel, y)
+
+    def transpose_whole(self, y: Array) -> Array:
+        """By the kernel as it is, which is there before relevance arrives."""
+        numbers = self._numbers
+        return self.map.transpose(numbers.kernel, y, numbers.arrived)
+
+    def linear(self) -> Array:
+        """``W x``."""
+        if self._linear is None:
+            _, bias, x, z, _, _ = self._numbers
+            if self._layer.rounded:
+                self._linear = self.map.apply(x, self._numbers.kernel)
+            else:
+                self._linear = z if bias is None else lax.sub(z, bias)
+        return self._linear
+
+    def whole(self) -> Array:
+        """``W x + bias``: z itself, unless the forward pass rounded it."""
+        if self.bias is None:
+            return self.linear()
+        return lax.add(self.linear(), self.bias) if self._layer.rounded else self.z
+
+    def per_unit(
+        self,
+        relevance: Array,
+        z: Array,
+        bias: Array | None = None,
+        nonnegative: bool = False,
+    ) -> Array:
+        """``R / (z + bias + stabiliser)``, the absorbed parts noted."""
+        if bias is not None:
+            z = lax.add(z, bias)
+        share = Promise(value=relevance).over(z, self.stabilizer, nonnegative)
+        self.shared.append((share, z))
+
+        def absorbed() -> Causes:
+            causes = {"stabilizer": share * signed(z, self.stabilizer)}
+            if not self.stabilizer:
+                causes["blocked"] = jnp.where(z == 0, relevance, 0)
+            if bias is not None:
+                causes["bias"] = share * bias
+            return causes
+
+        self.absorbed.append(absorbed)
+        return share
+
+    def sum_by_sign(
+        self, upper: Callable[[Array], Array], lower: Callable[[Array], Array]
+    ) -> Array:
+        """``x+ upper(W) + x- lower(W)``, by separate sums for the two signs of x.
+
+        Taking one from the difference of the whole and the other loses digits where the
+        kept sign is rare.
+        """
+        if self.nonnegative:
+            return self.map.apply(self.x, upper(self.kernel))
+        z = self.map.apply(positive(self.x), upper(self.kernel))
+        return lax.add(z, self.map.apply(negative(self.x), lower(self.kernel)))
+
+    def back_by_sign(
+        self, upper: Callable[[Array], Array], lower: Callable[[Array], Array], s: Array
+    ) -> Array:
+        """The transpose of ``upper(W)`` where x is positive, else of ``lower(W)``."""
+        above = self.map.transpose(upper(self.kernel), s)
+        if self.nonnegative:
+            return above
+        below = self.map.transpose(lower(self.kernel), s)
+        return lax.select(lax.gt(self.x, zero(self.x)), above, below)
+
+    def rest(self, part: Array, of: Callable[[Array], Array]) -> Array:
+        """``x of(W)``, of which ``W x - part`` gives all digits unless it is small."""
+        exact = lambda: self.map.apply(self.x, of(self.kernel))  # noqa: E731
+        if self._layer.rounded:
+            return exact()
+        rest = lax.sub(self.linear(), part)
+        small = lax.lt(lax.abs(rest), lax.mul(lax.abs(part), number(part, _SMALL)))
+        return lax.cond(lax.reduce_or(small, range(small.ndim)), exact, lambda: rest)
+
+
+_SMALL = 1 / 32
+
+# Kernels that are much larger than what goes through them, as that of a language
+# model's logits, are explained by blocks of about so many elements, which fit in a
+# cache: what rules make of them would take more time, and memory, than all else.
+_BLOCK = 2**20
+_MUCH_LARGER = 16
+
+
+def _large_axes(op: Operation, kernel: Array) -> tuple[int, int] | None:
+    """The axes of the features, in the kernel and in the output, of a large kernel."""
+    affine = op.affine
+    assert affine is not None
+    through = _size(op.inputs[0]) + _size(op.outputs[0])
+    if kernel.size < max(4 * _BLOCK, _MUCH_LARGER * through):
+        return None
+    if affine.core.primitive is not p.dot_general_p:
+        return None
+    if any(step.kind == "move" for step in affine.steps):
+        return None
+    batch = affine.core.params["dimension_numbers"][1][1 - affine.operand]
+    pairs = [(axis, out) for out, axis in feature_axes(affine) if axis not in batch]
+    return max(pairs, key=lambda pair: kernel.shape[pair[0]], default=None)
+
+
+def _size(value: Value) -> int:
+    return math.prod(value.shape)
+
+
+def positive(x: Array) -> Array:
+    return lax.max(x, zero(x))
+
+
+def negative(x: Array) -> Array:
+    return lax.min(x, zero(x))
+
+
+def _times(factor: float, x: Array) -> Array:
+    return lax.mul(x, number(x, factor))
+
+
+def _favouring(
+    part: Callable[[Array], Array], gamma: float
+) -> Callable[[Array], Array]:
+    """``q + gamma part(q)``."""
+    return lambda q: lax.add(q, _times(gamma, part(q)))
+
+
+@dataclass(frozen=True)
+class Gamma(_KernelRule):
+    """Generalised LRP-gamma: positive contributions count ``1 + gamma`` times.
+
+    For ``z > 0``: numerators ``x+ (w + g w+) + x- (w + g w-)``, denominator their sum
+    plus ``b + g b+``; for ``z < 0`` the signs are exchanged, with ``b + g b-``; ``z =
+    0`` hands on nothing. Source: Andeol et al. 2021; Zennit ``Gamma``.
+
+    Args:
+      gamma: additional weight of the contributions that have the sign of z.
+      bias: ``"absorb"``, ``"ignore"`` or ``"split"``, as in ``Epsilon``.
+      stabilizer: added to denominators with their sign.
+    """
+
+    gamma: float = 0.25
+    bias: str = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_options(self.stabilizer, self.bias)
+
+    def _distribute(self, split: _Split) -> Promise:
+        g, bias = self.gamma, split.bias
+        if split.nonnegative and split.rectified:
+            upper, lower = _favouring(positive, g), _favouring(negative, g)
+            total = split.sum_by_sign(upper, lower)
+            b = None if bias is None else upper(bias)
+            s = split.per_unit(split.relevance, total, b)
+            return Promise(multiplier=split.back_by_sign(upper, lower, s))
+        z, relevance = split.z, split.relevance
+        split.absorbed.append(lambda: {"blocked": jnp.where(z == 0, relevance, 0)})
+        # ``q + g q+`` is ``(1 + g/2) q + g/2 |q|`` and ``q + g q-`` the same with a
+        # minus: the favoured sums of both signs are two maps, of W and of |W|.
+        is_positive, magnitude = lax.gt(z, zero(z)), lax.abs(split.kernel)
+
+        def as_z(size: Array) -> Array:
+            return _times(g / 2, lax.select(is_positive, size, lax.neg(size)))
+
+        x = split.x if split.nonnegative else lax.abs(split.x)
+        size = split.apply(x, magnitude)
+        if bias is not None:
+            size = lax.add(size, lax.abs(bias))
+        total = lax.add(_times(1 + g / 2, split.whole()), as_z(size))
+        nothing = zeros_like(relevance)
+        relevance = lax.select(lax.eq(z, zero(z)), nothing, relevance)
+        s = split.per_unit(relevance, total)
+        if bias is not None:
+            favoured = lambda: (1 + g / 2) * bias + as_z(lax.abs(bias))  # noqa: E731
+            split.absorbed.append(lambda: {"bias": s * favoured()})
+        odd = split.transpose(magnitude, as_z(s))
+        if not split.nonnegative:
+            odd = lax.mul(lax.sign(split.x), odd)
+        shared = _times(1 + g / 2, split.transpose_whole(s))
+        return Promise(multiplier=lax.add(shared, odd))
+
+
+@dataclass(frozen=True)
+class GammaMontavon(_KernelRule):
+    """LRP-gamma on weights: epsilon with ``w + g w+`` and ``b + g b+``.
+
+    Meant for non-negative inputs, where it equals ``Gamma`` if a ReLU follows.
+    Source: Montavon et al. 2019; Captum ``GammaRule``.
+
+    Args:
+      gamma: additional weight of positive kernel entries.
+      gamma_bias: whether the bias is modified too (Captum: False).
+      bias: ``"absorb"``, ``"ignore"`` or ``"split"``, as in ``Epsilon``.
+      stabilizer: added to denominators with their sign.
+    """
+
+    gamma: float = 0.25
+    gamma_bias: bool = True
+    bias: str = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_options(self.stabilizer, self.bias)
+
+    def _distribute(self, split: _Split) -> Promise:
+        favoured = _favouring(positive, self.gamma)
+        w, bias = favoured(split.kernel), split.bias
+        if bias is not None and self.gamma_bias:
+            bias = favoured(bias)
+        s = split.per_unit(split.relevance, split.apply(split.x, w), bias)
+        return Promise(multiplier=split.transpose(w, s))
+
+
+@dataclass(frozen=True)
+class AlphaBeta(_KernelRule):
+    """LRP-alpha-beta: ``(alpha (x w)+ / (sum (x w)+ + b+) - beta (x w)- / (...)) R``.
+
+    With ``(x w)+ = x+ w+ + x- w-`` and ``(x w)- = x+ w- + x- w+``: products are split,
+    not weights. Source: Bach et al. 2015, eq. 60.
+
+    Args:
+      alpha: weight of positive contributions.
+      beta: weight of negative ones; ``alpha - beta = 1``.
+      bias: ``"absorb"``, ``"ignore"`` or ``"split"``, as in ``Epsilon``.
+      stabilizer: added to denominators with their sign.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    bias: str = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_options(self.stabilizer, self.bias)
+        if self.alpha < 0 or self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-9:
+            raise ValueError(
+                f"AlphaBeta needs alpha - beta = 1 and both non-negative; got alpha="
+                f"{self.alpha}, beta={self.beta}."
+            )
+
+    def _distribute(self, split: _Split) -> Promise:
+        bias, relevance = split.bias, split.relevance
+        total = split.sum_by_sign(positive, negative)
+        b = None if bias is None else positive(bias)
+        arrived = _times(self.alpha, relevance) if self.beta else relevance
+        s = split.per_unit(arrived, total, b, nonnegative=True)
+        m = split.back_by_sign(positive, negative, s)
+        if not self.beta:
+            return Promise(multiplier=m)
+        if split.nonnegative:
+            total = split.rest(total, negative)
+        else:
+            total = split.sum_by_sign(negative, positive)
+        b = None if bias is None else negative(bias)
+        s = split.per_unit(_times(-self.beta, relevance), total, b)
+        against = split.back_by_sign(negative, positive, s)
+        return Promise(multiplier=lax.add(m, against))
+
+
+@dataclass(frozen=True)
+class ZPlus(_KernelRule):
+    """LRP-z+: only positive contributions, ``(x w)+ / (sum (x w)+ + b+) R``.
+
+    AlphaBeta(1, 0); negative inputs with negative weights count. Source: Montavon et
+    al. 2017; Zennit ``ZPlus``.
+
+    Args:
+      bias: ``"absorb"``, ``"ignore"`` or ``"split"``, as in ``Epsilon``.
+      stabilizer: added to denominators with their sign.
+    """
+
+    bias: str = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_options(self.stabilizer, self.bias)
+
+    def _distribute(self, split: _Split) -> Promise:
+        rule = AlphaBeta(1.0, 0.0, self.bias, self.stabilizer)
+        return rule._distribute(split)
+
+
+class _Bound:
+    """A bound of ZBox that may be an array: hashable and printable."""
+
+    def __init__(self, bound: Bound):
+        self.array = bound.array if isinstance(bound, _Bound) else np.asarray(bound)
+        self._key = (self.array.shape, str(self.array.dtype), self.array.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bound) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        if self.array.ndim == 0:
+            return repr(self.array.item())
+        return f"array{self.array.shape}"
+
+    def like(self, x: Array) -> Array:
+        return jnp.broadcast_to(jnp.asarray(self.array, x.dtype), x.shape)
+
+
+Bound = float | np.ndarray | Array | _Bound
+
+
+@dataclass(frozen=True, init=False)
+class ZBox(_KernelRule):
+    """LRP-z^B for bounded inputs: ``(x w - l w+ - h w-) / (sum ...) R``.
+
+    The bias cancels. Source: Montavon et al. 2017, section 3.2.
+
+    Args:
+      low: lowest possible input: a scalar or an array that broadcasts to x.
+      high: highest possible input.
+      stabilizer: added to denominators with their sign.
+    """
+
+    low: _Bound
+    high: _Bound
+    stabilizer: float = 1e-6
+
+    def __init__(self, low: Bound, high: Bound, stabilizer: float = 1e-6):
+        check_options(stabilizer)
+        low, high = _Bound(low), _Bound(high)
+        if np.any(low.array > high.array):
+            raise ValueError(f"ZBox needs low <= high; got {low} and {high}.")
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+        object.__setattr__(self, "stabilizer", stabilizer)
+
+    def check(self, op: Operation) -> None:
+        super().check(op)
+        shape = op.inputs[0].shape
+        for name, bound in (("low", self.low), ("high", self.high)):
+            try:
+                fits = np.broadcast_shapes(bound.array.shape, shape) == shape
+            except ValueError:
+                fits = False
+            if not fits:
+                why = f"{name} has shape {bound.array.shape}, its input {shape}"
+                refuse(self, op, why)
+
+    def _distribute(self, split: _Split) -> Promise:
+        inputs, w = split.ones(), split.kernel
+        low, high = (bound.like(inputs) * inputs for bound in (self.low, self.high))
+        w_positive, w_negative = positive(w), negative(w)
+        z = split.linear() - split.apply(low, w_positive)
+        z = z - split.apply(high, w_negative)
+        s = split.per_unit(split.relevance, z)
+        value = -low * split.transpose(w_positive, s)
+        value = value - high * split.transpose(w_negative, s)
+        return Promise(value, split.transpose_whole(s))
+
+
+@dataclass(frozen=True)
+class WSquare(_KernelRule):
+    """LRP-w^2: ``w_ij^2 / (sum_i w_ij^2 + b_j^2) R_j``, for unbounded first inputs.
+
+    Source: Montavon et al. 2017, section 3.1 (the squared bias: Zennit).
+
+    Args:
+      bias: ``"absorb"``, ``"ignore"`` or ``"split"``, as in ``Epsilon``.
+      stabilizer: added to denominators with their sign.
+    """
+
+    _degree: ClassVar[int] = 2
+    bias: str = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_options(self.stabilizer, self.bias)
+
+    def _distribute(self, split: _Split) -> Promise:
+        squared, inputs = split.kernel * split.kernel, split.ones()
+        b = None if split.bias is None else split.bias * split.bias
+        s = split.per_unit(split.relevance, split.apply(inputs, squared), b)
+        return Promise(value=split.transpose(squared, s) * inputs)
