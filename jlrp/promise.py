@@ -122,9 +122,9 @@ def stabilized(z: Array, stabilizer: float, nonnegative: bool = False) -> Array:
 def signed(z: Array, stabilizer: float) -> Array:
     """``stabilizer * sign(z)`` with ``sign(0) = +1``; of complex z, ``z / |z|``."""
     if is_complex(z):
-        unit = lax.select(lax.eq(z, zero(z)), lax.full_like(z, 1), lax.sign(z))
+        unit = lax.select(lax.eq(z, zero(z)), filled(z, 1), lax.sign(z))
         return lax.mul(unit, number(z, stabilizer))
-    s = lax.full_like(z, stabilizer)
+    s = filled(z, stabilizer)
     return lax.select(lax.ge(z, zero(z)), s, lax.neg(s))
 
 
@@ -142,7 +142,7 @@ def _kept_fraction(z: Array, stabilizer: float) -> Array:
 def _divided(relevance: Array, z: Array) -> Array:
     """``relevance / z``, 0 where the relevance is, even if z is NaN."""
     vanishes = lax.eq(relevance, zero(relevance))
-    return lax.div(relevance, lax.select(vanishes, lax.full_like(z, 1), z))
+    return lax.div(relevance, lax.select(vanishes, filled(z, 1), z))
 
 
 def product(multiplier: Array, v: Array) -> Array:
@@ -158,7 +158,7 @@ def safe_divide(a: Array, b: Array) -> Array:
     """
     vanishes = lax.eq(b, zero(b))
     a = lax.select(vanishes, zeros_like(a), a)
-    return lax.div(a, lax.select(vanishes, lax.full_like(b, 1), b))
+    return lax.div(a, lax.select(vanishes, filled(b, 1), b))
 
 
 def number(x: Array, number: float) -> np.ndarray:
@@ -170,8 +170,13 @@ def zero(x: Array) -> np.ndarray:
     return number(x, 0)
 
 
+def filled(x: Array, value: float) -> Array:
+    """An array like x: ``lax.full_like`` would take thrice as long to trace."""
+    return lax.broadcast(number(x, value), x.shape)
+
+
 def zeros_like(x: Array) -> Array:
-    return lax.full_like(x, 0)
+    return filled(x, 0)
 
 
 def _add(a: Array | None, b: Array | None) -> Array | None:

@@ -82,19 +82,41 @@ def _has_one_dtype(equation: Equation, moving: set[Value]) -> bool:
 def direct_vjp(
     op: Operation, cotangents: Sequence[Array | None], numbers: Reader
 ) -> list[Array] | None:
-    """The transpose of a softmax's derivative, ``y (m - sum y m)``, or None."""
-    (axes, *_), (m, *_) = (op.softmax_axes,), cotangents
-    if axes is None or m is None:
+    """The transpose of an operation's derivative, or None: take JAX's."""
+    m = cotangents[0]
+    if m is None or numbers.shape_of(op.inputs[0]).dtype != m.dtype:
         return None
-    y = numbers.read(op.outputs[0])
-    if numbers.shape_of(op.inputs[0]).dtype != m.dtype:
-        return None
+    if op.softmax_axes is not None:
+        return [_softmax_vjp(op, m, numbers)]
+    if len(op.equations) == 1 and op.equations[0].primitive in _WINNERS:
+        return _pooling_vjp(op.equations[0], m, numbers)
+    return None
+
+
+def _softmax_vjp(op: Operation, m: Array, numbers: Reader) -> Array:
+    """``y (m - sum y m)``."""
+    y, axes = numbers.read(op.outputs[0]), op.softmax_axes
+    assert axes is not None
     if "masked" in op.facts:  # a row in which all is masked is no number
         y = lax.select(lax.ne(y, y), lax.full_like(y, 0), y)
     mean = lax.reduce_sum(lax.mul(y, m), axes)
     kept = tuple(i for i in range(y.ndim) if i not in axes)
     spread = lax.broadcast_in_dim(mean, y.shape, kept)
-    return [lax.mul(y, lax.sub(m, spread))]
+    return lax.mul(y, lax.sub(m, spread))
+
+
+_WINNERS = {p.reduce_window_max_p: p.ge_p, p.reduce_window_min_p: p.le_p}
+
+
+def _pooling_vjp(equation: Equation, m: Array, numbers: Reader) -> list[Array] | None:
+    """To the winner of each window, as JAX chooses it."""
+    params = dict(equation.params)
+    dilations = params.pop("base_dilation"), params.pop("window_dilation")
+    if any(n != 1 for dilation in dilations for n in dilation):
+        return None
+    x = numbers.read(equation.inputs[0])
+    winner = _WINNERS[equation.primitive]
+    return [p.select_and_scatter_add_p.bind(m, x, select_prim=winner, **params)]
 
 
 def dot_transpose(

@@ -36,12 +36,8 @@ def _held_back(arrived: Array, number: Array) -> Array:
     so it stays a program of its own: a cheap one would be written, with all that
     ``arrived`` is made of, into whatever is made of the number.
     """
-    first = lax.slice(
-        lax.real(arrived) if jnp.iscomplexobj(arrived) else arrived,
-        [0] * arrived.ndim,
-        [1] * arrived.ndim,
-    )
-    bounded = lax.tanh(lax.reshape(first, ()))
+    first = lax.reshape(lax.slice(arrived, [0] * arrived.ndim, [1] * arrived.ndim), ())
+    bounded = lax.tanh(lax.real(first) if jnp.iscomplexobj(first) else first)
     never = lax.gt(lax.broadcast(bounded, number.shape), np.asarray(2, bounded.dtype))
     return lax.select(never, lax.full_like(number, 0), number)
 
@@ -81,3 +77,10 @@ def waiting_for(arrived: Array | None, number: Array) -> Array:
     if arrived is None or arrived.size == 0:
         return number
     return wait_p.bind(arrived, number)
+
+
+def first_of(arrived: Array | None) -> Array | None:
+    """One element: to wait for it is to wait for the whole array."""
+    if arrived is None or arrived.size == 0:
+        return None
+    return lax.slice(arrived, [0] * arrived.ndim, [1] * arrived.ndim)

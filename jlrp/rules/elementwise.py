@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.facts.scalar import at_zero
 from jlrp.facts.unary import NONLINEAR_UNARY, Region
-from jlrp.graph import Atom, Equation, Literal, Value, read
+from jlrp.graph import Atom, Equation, Literal, Value
 from jlrp.operations import Operation
 from jlrp.promise import Promise, safe_divide, zero, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
@@ -60,10 +61,10 @@ class Pass(Rule):
         if _is_costly(region):
             # Or XLA keeps what the forward pass made of x, instead of x alone.
             x = waiting_for(ctx.arrived, lax.optimization_barrier(x))
-        ratio = gate(region, x, y.astype(x.dtype), ctx)
-        handed = Promise(passing.value, lax.mul(multiplier, ratio))
+        handed = Promise(passing.value, gated(region, x, y, multiplier, ctx))
 
         def causes() -> Causes:
+            ratio = gated(region, x, y, jnp.ones_like(x), ctx)
             # Where x is 0 and f(x) is not (1/x, or the limit set to 0), y m is lost.
             lost = jnp.where((x == 0) | (ratio == 0), y * multiplier, 0)
             return {"blocked": jnp.sum(jnp.where(jnp.isfinite(y), lost, 0))}
@@ -107,16 +108,18 @@ def _is_costly(region: Region) -> bool:
 _CHEAP = {p.abs_p, p.integer_pow_p, p.square_p}
 
 
-def gate(region: Region, x: Array, y: Array, ctx: Context) -> Array:
-    """``f(x) / x`` of a region with f(0) = 0, without dividing where it need not."""
-    ratio = _Ratios(region, x, ctx).of(region.end)
-    if ratio is not None:
-        return ratio
+def gated(region: Region, x: Array, y: Array, m: Array, ctx: Context) -> Array:
+    """``m f(x) / x`` of a region with f(0) = 0, not divided where it need not be."""
+    passed = _Ratios(region, x, m, ctx).of(region.end)
+    if passed is not None:
+        return passed
+    y = y.astype(x.dtype)
     if region.homogeneous and not region.zero_at_zero:
-        return safe_divide(y, x)
+        return lax.mul(m, safe_divide(y, x))
     if region.homogeneous:  # its derivative at 0 may be infinite
         y = ctx.region(region, lax.select(x == 0, lax.full_like(x, 1), x))[region.end]
-    return _quotient(lambda v: ctx.region(region, v)[region.end], x, y)
+    ratio = _quotient(lambda v: ctx.region(region, v)[region.end], x, y)
+    return lax.mul(m, ratio)
 
 
 def _quotient(function: Callable[[Array], Array], x: Array, y: Array) -> Array:
@@ -145,15 +148,23 @@ _UNIT_SLOPE: dict[Any, Callable[[Array], Array]] = {
 
 
 class _Ratios:
-    """``v / x`` for the values v of a region, from the equations that made them.
+    """``m v / x`` for the values v of a region, from the equations that made them.
 
     None where it must be divided out. Arrays have the shape of x throughout.
     """
 
-    def __init__(self, region: Region, x: Array, ctx: Context):
-        self.region, self.x = region, x
-        self.env = ctx.region(region, x)
-        self.memo: dict[Value, Array | None] = {region.start: lax.full_like(x, 1)}
+    def __init__(self, region: Region, x: Array, m: Array, ctx: Context):
+        self.region, self.x, self._ctx = region, x, ctx
+        self.memo: dict[Value, Array | None] = {region.start: m}
+
+    @cached_property
+    def _env(self) -> dict[Value, Array]:
+        return self._ctx.region(self.region, self.x)
+
+    def number(self, atom: Atom) -> Array:
+        if isinstance(atom, Literal):
+            return atom.number  # type: ignore[return-value]
+        return self.x if atom is self.region.start else self._env[atom]
 
     def of(self, atom: Atom) -> Array | None:
         if isinstance(atom, Literal):
@@ -164,7 +175,7 @@ class _Ratios:
         return self.memo[atom]
 
     def value(self, atom: Atom) -> Array:
-        number = read(self.env, atom)
+        number = self.number(atom)
         if number.dtype != self.x.dtype:  # a low-precision literal
             number = number.astype(self.x.dtype)
         if np.shape(number) in ((), self.x.shape):
@@ -214,7 +225,7 @@ class _Ratios:
         ratios = [r for case in cases if (r := self.of(case)) is not None]
         if len(ratios) < len(cases):
             return None
-        return lax.select_n(read(self.env, which), *ratios)
+        return lax.select_n(self.number(which), *ratios)
 
     def extreme(self, equation: Equation, a: Atom, b: Atom) -> Array | None:
         if isinstance(a, Literal):  # at a tie the constant wins: ReLU's step is 0 at 0

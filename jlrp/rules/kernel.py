@@ -33,7 +33,7 @@ from jlrp.rules.base import (
 )
 from jlrp.rules.linear import bias_fraction, check_options, summed
 from jlrp.rules.padding import Padding, ones, padding_of
-from jlrp.waiting import waiting_for
+from jlrp.waiting import first_of, waiting_for
 
 
 class _Layer(NamedTuple):
@@ -81,7 +81,9 @@ class _KernelRule(Rule):
         assert promise is not None
         z, found = ctx.read(op.outputs[0]), ctx.kernel_map(op)
         x = ctx.read(op.inputs[0])
-        numbers = _Numbers(found.kernel, found.bias, x, z, promise, ctx.arrived)
+        # One element of it, or equal layers differ by what is behind them.
+        arrived = first_of(ctx.arrived)
+        numbers = _Numbers(found.kernel, found.bias, x, z, promise, arrived)
         layer = _Layer(
             found.linear,
             padding_of(op.inputs[0]),
