@@ -7,6 +7,7 @@ tracing time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -138,18 +139,55 @@ def dot_transpose(
     of_left = list(range(n, n + len(left)))
     of_right = list(range(n + len(left), m.ndim))
     of_its = of_right if side == 0 else of_left
-    out = lax.dot_general(
-        m,
-        other,
-        ((of_its, its_free), (list(range(n)), its_batch)),
-        precision=params["precision"],
-    )
-    # Its axes: the batch, mine that are free, and the contracted by the other's order.
     order = sorted(range(len(its)), key=its.__getitem__)
+    kept = sorted(its)
+    if not n and _are_beside(its_free) and _are_beside(kept):
+        # As a matrix: XLA would copy a kernel to bring several axes in order.
+        out = _by_matrix(params, m, of_its, other, its_free, kept)
+    else:
+        out = lax.dot_general(
+            m,
+            other,
+            ((of_its, its_free), (list(range(n)), its_batch)),
+            precision=params["precision"],
+        )
+    # Its axes: the batch, mine that are free, and the contracted by the other's order.
     axes = [*my_batch, *my_free, *(mine[k] for k in order)]
     if axes == sorted(axes):
         return out
     return lax.transpose(out, sorted(range(len(axes)), key=axes.__getitem__))
+
+
+def _are_beside(axes: list[int]) -> bool:
+    return bool(axes) and axes[-1] - axes[0] + 1 == len(axes)
+
+
+def _by_matrix(
+    params: dict[str, Any],
+    m: Array,
+    of_its: list[int],
+    other: Array,
+    summed: list[int],
+    kept: list[int],
+) -> Array:
+    """The product of m and ``other``, over axes of m that are beside each other."""
+    sizes = [other.shape[axis] for axis in kept]
+    total = math.prod(other.shape[axis] for axis in summed)
+    first, last = of_its[0], of_its[-1]
+    matrix = [total, math.prod(sizes)]
+    if kept[0] < summed[0]:
+        matrix.reverse()
+    out = lax.dot_general(
+        _reshaped(m, (*m.shape[:first], total, *m.shape[last + 1 :])),
+        _reshaped(other, matrix),
+        (([first], [0 if summed[0] < kept[0] else 1]), ([], [])),
+        precision=params["precision"],
+    )
+    return _reshaped(out, (*out.shape[:-1], *sizes))
+
+
+def _reshaped(x: Array, shape: Sequence[int]) -> Array:
+    return x if x.shape == tuple(shape) else lax.reshape(x, shape)
 
 
 def direct_product_vjp(
