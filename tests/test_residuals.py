@@ -157,6 +157,18 @@ def test_promise_keeps_less_and_runs_no_dot_again():
     assert dots[0] == dots[1]
 
 
+@pytest.mark.parametrize("composite", ["attnlrp", "epsilon"])
+def test_a_scan_does_not_ask_for_the_derivative_where_it_need_not(
+    composite, monkeypatch
+):
+    def asked(body):
+        raise AssertionError("traced the derivative of the body")
+
+    monkeypatch.setattr(residuals, "_kept", asked)
+    explain = jlrp.explain(lambda p, x: scanned(p, x), composite=composite)
+    assert jnp.isfinite(explain(P, X, 1).relevance).all()
+
+
 def test_sqrt_grows_like_the_square_root_of_depth():
     depths = (16, 64, 256)
     sizes = [bytes_made(plan_of(deep(n), policy="sqrt")) for n in depths]

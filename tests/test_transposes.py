@@ -111,6 +111,58 @@ def test_dots(dims, side):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
 
 
+# Kernels of several axes, as attention has them: one matrix where their axes allow it.
+SEVERAL = {
+    "heads out": ((2, 3, 8), (8, 2, 4), ((2,), (0,))),
+    "heads in": ((2, 3, 2, 4), (2, 4, 7), ((2, 3), (0, 1))),
+    "heads in, by another order": ((2, 3, 4, 2), (2, 4, 7), ((3, 2), (0, 1))),
+    "features first": ((2, 3, 2, 4), (7, 2, 4), ((2, 3), (1, 2))),
+    "of squares": ((2, 4, 4), (4, 4, 4), ((1, 2), (0, 1))),
+    "apart": ((2, 3, 4, 5), (4, 7, 5), ((2, 3), (0, 2))),
+    "all": ((3, 4), (3, 4), ((0, 1), (0, 1))),
+    "none": ((3, 4), (5,), ((), ())),
+}
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_dots_with_kernels_of_several_axes(name, side):
+    rng = np.random.default_rng(1)
+    *shapes, contracted = SEVERAL[name]
+    operands = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+
+    def dot(wanted):
+        args = [wanted if i == side else x for i, x in enumerate(operands)]
+        return lax.dot_general(*args, (contracted, ((), ())))
+
+    (eqn,) = jax.make_jaxpr(dot)(operands[side]).eqns
+    m = jnp.asarray(rng.normal(size=dot(operands[side]).shape))
+    found = dot_transpose(eqn.params, m, operands[1 - side], side, shapes[side])
+    (expected,) = jax.linear_transpose(dot, operands[side])(m)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME", ((0, 0), (2, 1), (0, 0))])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["max", "min"])
+def test_pooling_goes_to_the_winner_as_in_jax(kind, stride, padding, monkeypatch):
+    """Ties included: the numbers are few."""
+    combine, start = (lax.max, -jnp.inf) if kind == "max" else (lax.min, jnp.inf)
+    x = jnp.asarray(np.random.default_rng(2).integers(-2, 3, (2, 9, 3)) * 1.0)
+
+    def pooled(_, x):
+        window, strides = (1, 3, 1), (1, stride, 1)
+        return lax.reduce_window(x, start, combine, window, strides, padding)
+
+    m = jnp.asarray(np.random.default_rng(3).normal(size=pooled(None, x).shape))
+    m = jnp.where(jnp.isfinite(pooled(None, x)), m, 0)
+    monkeypatch.setattr(jax, "vjp", None)  # not asked
+    ours = jlrp.relevance(lambda p, x: pooled(p, x), (), x, m, composite="epsilon")
+    monkeypatch.undo()
+    _, pull = jax.vjp(lambda x: pooled(None, x), x)
+    np.testing.assert_allclose(ours, x * pull(m)[0], rtol=0, atol=1e-12)
+
+
 # Linear operations of several equations, against JAX's transpose of them.
 
 C = np.random.default_rng(3).normal(size=(3, 4))

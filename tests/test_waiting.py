@@ -1,5 +1,7 @@
 """What the reverse pass makes of parameters is made when relevance arrives."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +130,67 @@ def test_kernels_are_not_made_for_each_of_several_targets():
     assert "f32[5,7,11]" not in made
     one_by_one = jnp.stack([explain(w, x, t).relevance for t in targets])
     np.testing.assert_allclose(several(targets), one_by_one, rtol=1e-5, atol=1e-7)
+
+
+# What the compiler makes of it.
+
+
+def residual_stream(depth, width=16):
+    rng = np.random.default_rng(0)
+    kernels = jnp.asarray(rng.normal(size=(depth, 2, width, width)) / 4, jnp.float32)
+
+    def fn(kernels, x):
+        for up, down in kernels:
+            mean = x.mean(-1, keepdims=True)
+            scale = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-5)
+            x = x + jax.nn.gelu((x - mean) * scale @ up) @ down
+        return x.sum((1, 2))
+
+    return fn, list(kernels), jnp.asarray(rng.normal(size=(1, 8, width)), jnp.float32)
+
+
+def test_a_residual_stream_is_not_written_into_each_fusion():
+    """The compiled program would grow with the square of the depth."""
+    lines = []
+    for depth in (6, 12, 24):
+        fn, kernels, x = residual_stream(depth)
+        explain = jlrp.explain(lambda w, x, fn=fn: fn(w, x), composite="attnlrp")
+        run = jax.jit(lambda w, x, e=explain: e(w, x).relevance)
+        lines.append(len(run.lower(kernels, x).compile().as_text().splitlines()))
+    assert lines[2] - lines[1] < 2.3 * (lines[1] - lines[0])
+
+
+@pytest.mark.parametrize("rule", [rules.Gamma(0.25), rules.ZPlus()], ids=repr)
+def test_equal_layers_are_traced_once(rule, monkeypatch):
+    fn, kernels, x = residual_stream(8)
+    shared, layers = kernel_rules._KernelRule.share, []
+
+    def counted(self, layer, numbers):
+        layers.append(layer)
+        return shared(self, layer, numbers)
+
+    monkeypatch.setattr(kernel_rules._KernelRule, "share", counted)
+    jax.clear_caches()
+    composite = jlrp.Composite([("dense", rule)], base="attnlrp")
+    explain = jlrp.explain(lambda w, x: fn(w, x), composite=composite)
+    jax.make_jaxpr(lambda w, x: explain(w, x).relevance)(kernels, x)
+    assert len(layers) <= 2  # 16 dense; of the last, relevance arrives in another rank
+
+
+def test_two_explanations_in_one_program_share_the_forward_pass():
+    fn, kernels, x = residual_stream(4)
+
+    def dots(*names):
+        explainers = {
+            name: jlrp.explain(lambda w, x: fn(w, x), composite=name) for name in names
+        }
+        run = jax.jit(
+            lambda w, x: {k: e(w, x).relevance for k, e in explainers.items()}
+        )
+        return len(re.findall(r" dot\(", run.lower(kernels, x).compile().as_text()))
+
+    one, other = dots("attnlrp"), dots("epsilon")
+    assert dots("attnlrp", "epsilon") == one + other - 8
 
 
 # Blocks of a large kernel.

@@ -6,6 +6,7 @@ kernel and bias. Every division is stabilised, ``z + s sign(z)`` with ``sign(0) 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -285,16 +286,61 @@ class _Split:
         below = self.map.transpose(lower(self.kernel), s)
         return lax.select(lax.gt(self.x, zero(self.x)), above, below)
 
-    def rest(self, part: Array, of: Callable[[Array], Array]) -> Array:
-        """``x of(W)``, of which ``W x - part`` gives all digits unless it is small."""
-        exact = lambda: self.map.apply(self.x, of(self.kernel))  # noqa: E731
+    def sums(self, signs: Sequence[Sign]) -> Sequence[Array]:
+        """The sums of the positive products ``x w``, and of the negative ones.
+
+        Where both signs of x occur, from ``W x`` and ``|W| |x|``, which is one map for
+        two; taken apart where few products have a sign: their digits would be lost.
+        """
+        if self.nonnegative:
+            above = self.map.apply(self.x, positive(self.kernel))
+            return [above, self._rest(above)] if len(signs) > 1 else [above]
+        size = self.map.apply(lax.abs(self.x), lax.abs(self.kernel))
+        plain = self.linear()
+        whole = [lax.add(plain, size), lax.sub(plain, size)][: len(signs)]
+        halves = [_times(0.5, z) for z in whole]
+        least = functools.reduce(lax.min, map(lax.abs, halves))
+        self.few = _any(lax.lt(least, _times(_SMALL, size)))
+
+        def apart() -> Sequence[Array]:
+            return [self.sum_by_sign(sign, _other(sign)) for sign in signs]
+
+        return lax.cond(self.few, apart, lambda: halves)
+
+    def _rest(self, part: Array) -> Array:
+        """``x W-``, of which ``W x - part`` gives all digits unless it is small."""
+        exact = lambda: self.map.apply(self.x, negative(self.kernel))  # noqa: E731
         if self._layer.rounded:
             return exact()
         rest = lax.sub(self.linear(), part)
-        small = lax.lt(lax.abs(rest), lax.mul(lax.abs(part), number(part, _SMALL)))
-        return lax.cond(lax.reduce_or(small, range(small.ndim)), exact, lambda: rest)
+        small = lax.lt(lax.abs(rest), _times(_SMALL, lax.abs(part)))
+        return lax.cond(_any(small), exact, lambda: rest)
+
+    def back(self, signs: Sequence[Sign], shares: Sequence[Array]) -> Array:
+        """What ``sums`` hand back of relevance per unit."""
+
+        def apart() -> Array:
+            parts = [
+                self.back_by_sign(sign, _other(sign), s)
+                for sign, s in zip(signs, shares, strict=True)
+            ]
+            return functools.reduce(lax.add, parts)
+
+        if self.nonnegative:
+            return apart()
+
+        def together() -> Array:
+            both, odd = functools.reduce(lax.add, shares), shares[0]
+            if len(signs) > 1:
+                odd = lax.sub(odd, shares[1])
+            odd = self.transpose(lax.abs(self.kernel), odd)
+            odd = lax.mul(lax.sign(self.x), odd)
+            return _times(0.5, lax.add(self.transpose_whole(both), odd))
+
+        return lax.cond(self.few, apart, together)
 
 
+Sign = Callable[[Array], Array]  # ``positive`` or ``negative``
 _SMALL = 1 / 32
 
 # Kernels that are much larger than what goes through them, as that of a language
@@ -330,6 +376,14 @@ def positive(x: Array) -> Array:
 
 def negative(x: Array) -> Array:
     return lax.min(x, zero(x))
+
+
+def _other(sign: Sign) -> Sign:
+    return negative if sign is positive else positive
+
+
+def _any(flags: Array) -> Array:
+    return lax.reduce_or(flags, range(flags.ndim))
 
 
 def _times(factor: float, x: Array) -> Array:
@@ -458,22 +512,17 @@ class AlphaBeta(_KernelRule):
             )
 
     def _distribute(self, split: _Split) -> Promise:
-        bias, relevance = split.bias, split.relevance
-        total = split.sum_by_sign(positive, negative)
-        b = None if bias is None else positive(bias)
-        arrived = _times(self.alpha, relevance) if self.beta else relevance
-        s = split.per_unit(arrived, total, b, nonnegative=True)
-        m = split.back_by_sign(positive, negative, s)
-        if not self.beta:
-            return Promise(multiplier=m)
-        if split.nonnegative:
-            total = split.rest(total, negative)
-        else:
-            total = split.sum_by_sign(negative, positive)
-        b = None if bias is None else negative(bias)
-        s = split.per_unit(_times(-self.beta, relevance), total, b)
-        against = split.back_by_sign(negative, positive, s)
-        return Promise(multiplier=lax.add(m, against))
+        signs = (positive, negative) if self.beta else (positive,)
+        shares = []
+        for sign, total in zip(signs, split.sums(signs), strict=True):
+            b = None if split.bias is None else sign(split.bias)
+            weight = self.alpha if sign is positive else -self.beta
+            arrived = (
+                split.relevance if weight == 1 else _times(weight, split.relevance)
+            )
+            is_positive = sign is positive
+            shares.append(split.per_unit(arrived, total, b, nonnegative=is_positive))
+        return Promise(multiplier=split.back(signs, shares))
 
 
 @dataclass(frozen=True)
