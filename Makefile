@@ -15,7 +15,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTHON312 ?= python3.12
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadgroup
 DEMO_ARGS ?=
 
 PY := $(VENV)/bin/python

@@ -249,6 +249,18 @@ def test_signs_save_maps(rule, signs):
     assert str(program(X)).count("dot_general[") == MAPS[rule, signs]
 
 
+def test_sums_of_many_products_share_maps():
+    """W x and |W| |x|, and their transposes; in a branch, eight where signs are rare."""
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(100, 5)))
+    composite = jlrp.Composite([("dense", jlrp.rules.AlphaBeta())], base="epsilon")
+    program = jax.make_jaxpr(
+        lambda x: jlrp.relevance(
+            lambda w, x: x @ w, kernel, x, jnp.ones((3, 5)), composite=composite
+        )
+    )
+    assert str(program(jnp.ones((3, 100)))).count("dot_general[") == 4 + 8
+
+
 # Affine operations: kinds here; test_rules and test_spellings compare the relevance.
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# In one worker: each would run all programs again.
+pytestmark = pytest.mark.xdist_group("sharding")
+
 PROGRAMS = Path(__file__).with_name("sharded_programs.py")
 NAMES = [
     line.split("(")[0].removeprefix("def ")

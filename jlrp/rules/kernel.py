@@ -49,6 +49,7 @@ class _Layer(NamedTuple):
     rectified: bool  # no relevance where z < 0
     rounded: bool  # z was, in the forward pass
     blocks: tuple[int, int] | None  # the axes of a large kernel's features
+    products: int  # that an output is the sum of
 
 
 class _Numbers(NamedTuple):
@@ -95,6 +96,7 @@ class _KernelRule(Rule):
             and self.option != "split",
             op.outputs[0].dtype != z.dtype,
             _large_axes(op, found.kernel),
+            _products_of(op, found.kernel),
         )
 
         def constants(wanted: Sequence[Value]) -> Sequence[Array]:
@@ -199,6 +201,7 @@ class _Split:
         self.kernel = waiting_for(numbers.arrived, numbers.kernel)
         self._layer, self._numbers = layer, numbers
         self._linear: Array | None = None
+        self.few: Array | None = None  # whether somewhere few products have a sign
         self.z, bias = numbers.z, numbers.bias
         self.relevance = numbers.promise.resolve(self.z)
         if rule.option == "split" and bias is not None:
@@ -289,22 +292,25 @@ class _Split:
     def sums(self, signs: Sequence[Sign]) -> Sequence[Array]:
         """The sums of the positive products ``x w``, and of the negative ones.
 
-        Where both signs of x occur, from ``W x`` and ``|W| |x|``, which is one map for
-        two; taken apart where few products have a sign: their digits would be lost.
+        Both may come from ``W x`` and ``|W| |x|``: one map instead of four. They are
+        taken apart if anywhere few products have a sign: its digits would be lost.
         """
-        if self.nonnegative:
-            above = self.map.apply(self.x, positive(self.kernel))
-            return [above, self._rest(above)] if len(signs) > 1 else [above]
-        size = self.map.apply(lax.abs(self.x), lax.abs(self.kernel))
-        plain = self.linear()
-        whole = [lax.add(plain, size), lax.sub(plain, size)][: len(signs)]
-        halves = [_times(0.5, z) for z in whole]
-        least = functools.reduce(lax.min, map(lax.abs, halves))
-        self.few = _any(lax.lt(least, _times(_SMALL, size)))
 
         def apart() -> Sequence[Array]:
             return [self.sum_by_sign(sign, _other(sign)) for sign in signs]
 
+        if len(signs) == 1:
+            return apart()
+        if self.nonnegative:
+            above = self.map.apply(self.x, positive(self.kernel))
+            return [above, self._rest(above)]
+        if self._layer.products < _FEW:
+            return apart()
+        size = self.map.apply(lax.abs(self.x), lax.abs(self.kernel))
+        plain = self.linear()
+        halves = [_times(0.5, z) for z in (lax.add(plain, size), lax.sub(plain, size))]
+        least = lax.min(*map(lax.abs, halves))
+        self.few = _any(lax.lt(least, _times(_SMALL, size)))
         return lax.cond(self.few, apart, lambda: halves)
 
     def _rest(self, part: Array) -> Array:
@@ -326,13 +332,11 @@ class _Split:
             ]
             return functools.reduce(lax.add, parts)
 
-        if self.nonnegative:
+        if self.few is None:
             return apart()
 
         def together() -> Array:
-            both, odd = functools.reduce(lax.add, shares), shares[0]
-            if len(signs) > 1:
-                odd = lax.sub(odd, shares[1])
+            both, odd = lax.add(*shares), lax.sub(*shares)
             odd = self.transpose(lax.abs(self.kernel), odd)
             odd = lax.mul(lax.sign(self.x), odd)
             return _times(0.5, lax.add(self.transpose_whole(both), odd))
@@ -342,6 +346,7 @@ class _Split:
 
 Sign = Callable[[Array], Array]  # ``positive`` or ``negative``
 _SMALL = 1 / 32
+_FEW = 64  # of so few products all may well have one sign: nothing is shared
 
 # Kernels that are much larger than what goes through them, as that of a language
 # model's logits, are explained by blocks of about so many elements, which fit in a
@@ -364,6 +369,12 @@ def _large_axes(op: Operation, kernel: Array) -> tuple[int, int] | None:
     batch = affine.core.params["dimension_numbers"][1][1 - affine.operand]
     pairs = [(axis, out) for out, axis in feature_axes(affine) if axis not in batch]
     return max(pairs, key=lambda pair: kernel.shape[pair[0]], default=None)
+
+
+def _products_of(op: Operation, kernel: Array) -> int:
+    assert op.affine is not None
+    features = {axis for _, axis in feature_axes(op.affine)}
+    return math.prod(n for i, n in enumerate(kernel.shape) if i not in features)
 
 
 def _size(value: Value) -> int:
