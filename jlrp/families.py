@@ -338,6 +338,7 @@ NO_RELEVANCE_BY_NAME: dict[str, str] = {
     **dict.fromkeys(
         ("random_clone", "random_unwrap", "random_wrap"), "random keys are constants"
     ),
+    "anywhere": "integers and booleans carry no relevance",  # jlrp.anywhere
     "iota_2x32_shape": "depends on nothing",
     "lu_pivots_to_permutation": "integers and booleans carry no relevance",
     **dict.fromkeys(("debug_callback", "debug_print"), "has no output"),

@@ -250,7 +250,7 @@ def test_signs_save_maps(rule, signs):
 
 
 def test_sums_of_many_products_share_maps():
-    """W x and |W| |x|, and their transposes; in a branch, eight where signs are rare."""
+    """W x and |W| |x|, their transposes; in a branch, eight where signs are rare."""
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(100, 5)))
     composite = jlrp.Composite([("dense", jlrp.rules.AlphaBeta())], base="epsilon")
     program = jax.make_jaxpr(

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "jlrp"
 LAYERS = [
     ["errors"],
     ["_jax"],
-    ["promise", "primitives", "waiting"],
+    ["promise", "primitives", "waiting", "anywhere"],
     ["sharding"],
     ["graph"],
     ["bodies"],

@@ -326,6 +326,27 @@ def test_rare_signs_keep_their_digits(rule, rare, before):
     np.testing.assert_allclose(single, double, rtol=3e-5, atol=3e-6)
 
 
+@pytest.mark.parametrize("before", [jnp.tanh, jax.nn.relu])
+def test_a_batch_of_examples_decides_once(before):
+    """Under vmap, too, a branch is run or not: a batched predicate would run both."""
+    rng = np.random.default_rng(0)
+    w, x = rng.normal(size=(100, 5)), rng.normal(size=(4, 100))
+    w[:, 2] = np.abs(w[:, 2]) + 0.1  # behind a ReLU no product is negative
+    composite = jlrp.Composite([("dense", rules.AlphaBeta())], base="epsilon")
+
+    def explain(x):
+        return jlrp.relevance(
+            lambda w, x: before(x) @ w, w, x, jnp.ones(5), composite=composite
+        )
+
+    program = str(jax.make_jaxpr(jax.vmap(explain))(x))
+    assert "cond[" in program and "bool[4] = anywhere" not in program
+    one_by_one = jnp.stack([explain(row) for row in x])
+    np.testing.assert_allclose(jax.vmap(explain)(x), one_by_one, rtol=1e-9, atol=1e-12)
+    slope = jax.grad(lambda x: explain(x)[3])(jnp.asarray(x[0]))
+    assert jnp.isfinite(slope).all()
+
+
 def test_sign_fact_is_used_by_these_models():
     """The tables above test both forms of the rules: of any sign, and halved."""
     for name, (*_, fn) in MAPS.items():

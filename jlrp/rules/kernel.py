@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
+from jlrp.anywhere import anywhere
 from jlrp.facts.affine import feature_axes
 from jlrp.graph import Value
 from jlrp.operations import Operation
@@ -310,7 +311,7 @@ class _Split:
         plain = self.linear()
         halves = [_times(0.5, z) for z in (lax.add(plain, size), lax.sub(plain, size))]
         least = lax.min(*map(lax.abs, halves))
-        self.few = _any(lax.lt(least, _times(_SMALL, size)))
+        self.few = anywhere(lax.lt(least, _times(_SMALL, size)))
         return lax.cond(self.few, apart, lambda: halves)
 
     def _rest(self, part: Array) -> Array:
@@ -320,7 +321,7 @@ class _Split:
             return exact()
         rest = lax.sub(self.linear(), part)
         small = lax.lt(lax.abs(rest), _times(_SMALL, lax.abs(part)))
-        return lax.cond(_any(small), exact, lambda: rest)
+        return lax.cond(anywhere(small), exact, lambda: rest)
 
     def back(self, signs: Sequence[Sign], shares: Sequence[Array]) -> Array:
         """What ``sums`` hand back of relevance per unit."""
@@ -391,10 +392,6 @@ def negative(x: Array) -> Array:
 
 def _other(sign: Sign) -> Sign:
     return negative if sign is positive else positive
-
-
-def _any(flags: Array) -> Array:
-    return lax.reduce_or(flags, range(flags.ndim))
 
 
 def _times(factor: float, x: Array) -> Array:
