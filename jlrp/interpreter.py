@@ -5,10 +5,9 @@ Both are ordinary JAX code: under jit they become one XLA program.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -146,7 +145,7 @@ def _total(promises: Sequence[Promise]) -> Promise | None:
     """
     if not promises:
         return None
-    return functools.reduce(lambda total, one: one + total, reversed(promises))
+    return reduce(lambda total, one: one + total, reversed(promises))
 
 
 def to_inputs(

@@ -4,7 +4,7 @@ XLA's scheduler for CPUs starts whatever can start. All that the reverse pass ma
 parameters alone, kernels of positive weights, kernels turned around for a transpose, it
 would make at once, before the forward pass, and hold until it is needed. So they get a
 data dependency on the relevance that arrives: on ResNet-50 z+ then takes two fifths of
-the memory (docs/benchmarks.md). Rejected: ``lax.optimization_barrier``, which XLA's
+the memory. Rejected: ``lax.optimization_barrier``, which XLA's
 pipelines for CPUs take away before they schedule (jax 0.10), or which keeps what is
 behind it from being fused (0.12). Other schedulers look at memory by themselves: there
 nothing is added.
@@ -29,6 +29,10 @@ wait_p.def_impl(lambda arrived, number: number)
 wait_p.def_abstract_eval(lambda arrived, number: number)
 
 
+def _first(arrived: Array) -> Array:
+    return lax.slice(arrived, [0] * arrived.ndim, [1] * arrived.ndim)
+
+
 def _held_back(arrived: Array, number: Array) -> Array:
     """The number, chosen by a comparison whose outcome the compiler does not know.
 
@@ -36,7 +40,7 @@ def _held_back(arrived: Array, number: Array) -> Array:
     so it stays a program of its own: a cheap one would be written, with all that
     ``arrived`` is made of, into whatever is made of the number.
     """
-    first = lax.reshape(lax.slice(arrived, [0] * arrived.ndim, [1] * arrived.ndim), ())
+    first = lax.reshape(_first(arrived), ())
     bounded = lax.tanh(lax.real(first) if jnp.iscomplexobj(first) else first)
     never = lax.gt(lax.broadcast(bounded, number.shape), np.asarray(2, bounded.dtype))
     return lax.select(never, lax.full_like(number, 0), number)
@@ -83,4 +87,4 @@ def first_of(arrived: Array | None) -> Array | None:
     """One element: to wait for it is to wait for the whole array."""
     if arrived is None or arrived.size == 0:
         return None
-    return lax.slice(arrived, [0] * arrived.ndim, [1] * arrived.ndim)
+    return _first(arrived)

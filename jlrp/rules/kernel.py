@@ -6,11 +6,10 @@ kernel and bias. Every division is stabilised, ``z + s sign(z)`` with ``sign(0) 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -193,7 +192,7 @@ class _Split:
     """
 
     def __init__(self, rule: _KernelRule, layer: _Layer, numbers: _Numbers):
-        self.map, self.nonnegative = layer.linear, layer.nonnegative
+        self._map, self.nonnegative = layer.linear, layer.nonnegative
         self.rectified = layer.rectified
         self.stabilizer = rule.stabilizing
         self.absorbed: list[Callable[[], Causes]] = []
@@ -217,22 +216,32 @@ class _Split:
         return ones(self._layer.padding, self.x.dtype)
 
     def apply(self, x: Array, kernel: Array) -> Array:
-        return self.map.apply(x, kernel)
+        return self._map.apply(x, kernel)
 
     def transpose(self, kernel: Array, y: Array) -> Array:
-        return self.map.transpose(kernel, y)
+        return self._map.transpose(kernel, y)
 
     def transpose_whole(self, y: Array) -> Array:
         """By the kernel as it is, which is there before relevance arrives."""
         numbers = self._numbers
-        return self.map.transpose(numbers.kernel, y, numbers.arrived)
+        return self._map.transpose(numbers.kernel, y, numbers.arrived)
+
+    def sizes(self) -> Array:
+        """``|W| |x|``."""
+        x = self.x if self.nonnegative else lax.abs(self.x)
+        return self.apply(x, lax.abs(self.kernel))
+
+    def transpose_sizes(self, y: Array) -> Array:
+        """Of ``|W| |x|`` by x: with the sign of x."""
+        handed = self.transpose(lax.abs(self.kernel), y)
+        return handed if self.nonnegative else lax.mul(lax.sign(self.x), handed)
 
     def linear(self) -> Array:
         """``W x``."""
         if self._linear is None:
             _, bias, x, z, _, _ = self._numbers
             if self._layer.rounded:
-                self._linear = self.map.apply(x, self._numbers.kernel)
+                self._linear = self.apply(x, self._numbers.kernel)
             else:
                 self._linear = z if bias is None else lax.sub(z, bias)
         return self._linear
@@ -276,18 +285,18 @@ class _Split:
         kept sign is rare.
         """
         if self.nonnegative:
-            return self.map.apply(self.x, upper(self.kernel))
-        z = self.map.apply(positive(self.x), upper(self.kernel))
-        return lax.add(z, self.map.apply(negative(self.x), lower(self.kernel)))
+            return self.apply(self.x, upper(self.kernel))
+        z = self.apply(positive(self.x), upper(self.kernel))
+        return lax.add(z, self.apply(negative(self.x), lower(self.kernel)))
 
     def back_by_sign(
         self, upper: Callable[[Array], Array], lower: Callable[[Array], Array], s: Array
     ) -> Array:
         """The transpose of ``upper(W)`` where x is positive, else of ``lower(W)``."""
-        above = self.map.transpose(upper(self.kernel), s)
+        above = self.transpose(upper(self.kernel), s)
         if self.nonnegative:
             return above
-        below = self.map.transpose(lower(self.kernel), s)
+        below = self.transpose(lower(self.kernel), s)
         return lax.select(lax.gt(self.x, zero(self.x)), above, below)
 
     def sums(self, signs: Sequence[Sign]) -> Sequence[Array]:
@@ -303,12 +312,11 @@ class _Split:
         if len(signs) == 1:
             return apart()
         if self.nonnegative:
-            above = self.map.apply(self.x, positive(self.kernel))
+            above = self.apply(self.x, positive(self.kernel))
             return [above, self._rest(above)]
         if self._layer.products < _FEW:
             return apart()
-        size = self.map.apply(lax.abs(self.x), lax.abs(self.kernel))
-        plain = self.linear()
+        plain, size = self.linear(), self.sizes()
         halves = [_times(0.5, z) for z in (lax.add(plain, size), lax.sub(plain, size))]
         least = lax.min(*map(lax.abs, halves))
         self.few = anywhere(lax.lt(least, _times(_SMALL, size)))
@@ -316,7 +324,7 @@ class _Split:
 
     def _rest(self, part: Array) -> Array:
         """``x W-``, of which ``W x - part`` gives all digits unless it is small."""
-        exact = lambda: self.map.apply(self.x, negative(self.kernel))  # noqa: E731
+        exact = lambda: self.apply(self.x, negative(self.kernel))  # noqa: E731
         if self._layer.rounded:
             return exact()
         rest = lax.sub(self.linear(), part)
@@ -331,16 +339,15 @@ class _Split:
                 self.back_by_sign(sign, _other(sign), s)
                 for sign, s in zip(signs, shares, strict=True)
             ]
-            return functools.reduce(lax.add, parts)
+            return reduce(lax.add, parts)
 
         if self.few is None:
             return apart()
 
         def together() -> Array:
             both, odd = lax.add(*shares), lax.sub(*shares)
-            odd = self.transpose(lax.abs(self.kernel), odd)
-            odd = lax.mul(lax.sign(self.x), odd)
-            return _times(0.5, lax.add(self.transpose_whole(both), odd))
+            handed = lax.add(self.transpose_whole(both), self.transpose_sizes(odd))
+            return _times(0.5, handed)
 
         return lax.cond(self.few, apart, together)
 
@@ -438,13 +445,12 @@ class Gamma(_KernelRule):
         split.absorbed.append(lambda: {"blocked": jnp.where(z == 0, relevance, 0)})
         # ``q + g q+`` is ``(1 + g/2) q + g/2 |q|`` and ``q + g q-`` the same with a
         # minus: the favoured sums of both signs are two maps, of W and of |W|.
-        is_positive, magnitude = lax.gt(z, zero(z)), lax.abs(split.kernel)
+        is_positive = lax.gt(z, zero(z))
 
         def as_z(size: Array) -> Array:
             return _times(g / 2, lax.select(is_positive, size, lax.neg(size)))
 
-        x = split.x if split.nonnegative else lax.abs(split.x)
-        size = split.apply(x, magnitude)
+        size = split.sizes()
         if bias is not None:
             size = lax.add(size, lax.abs(bias))
         total = lax.add(_times(1 + g / 2, split.whole()), as_z(size))
@@ -454,11 +460,8 @@ class Gamma(_KernelRule):
         if bias is not None:
             favoured = lambda: (1 + g / 2) * bias + as_z(lax.abs(bias))  # noqa: E731
             split.absorbed.append(lambda: {"bias": s * favoured()})
-        odd = split.transpose(magnitude, as_z(s))
-        if not split.nonnegative:
-            odd = lax.mul(lax.sign(split.x), odd)
         shared = _times(1 + g / 2, split.transpose_whole(s))
-        return Promise(multiplier=lax.add(shared, odd))
+        return Promise(multiplier=lax.add(shared, split.transpose_sizes(as_z(s))))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.facts.scalar import scalar_of
 from jlrp.graph import Value
-
-Array = Any
+from jlrp.rules.base import Array
 
 
 class Padding(NamedTuple):
