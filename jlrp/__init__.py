@@ -12,6 +12,7 @@ from jlrp.composites import Composite as Composite
 from jlrp.errors import InputError as InputError
 from jlrp.errors import IntegrationError as IntegrationError
 from jlrp.errors import JlrpError as JlrpError
+from jlrp.errors import JlrpWarning as JlrpWarning
 from jlrp.errors import MemoryLimitError as MemoryLimitError
 from jlrp.errors import NoRelevanceError as NoRelevanceError
 from jlrp.errors import SelectorError as SelectorError

@@ -78,6 +78,39 @@ def derives(eqn: core.JaxprEqn, names: Collection[str]) -> bool:
     return holds(eqn.params["call_jaxpr"], names)
 
 
+def jaxprs_in_params(params: Params) -> list[Jaxpr]:
+    """The jaxprs among the parameters of an equation."""
+    return [open_jaxpr(inner)[0] for inner in core.jaxprs_in_params(params)]
+
+
+def uses_cotangent(eqn: core.JaxprEqn) -> list[bool]:
+    """For each operand of a call, whether its derivative reads an output's cotangent.
+
+    It does not for integers, nor where the derivative is declared zero or is missing.
+    """
+    operands = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in eqn.invars]
+    none = [False] * len(operands)
+
+    def pulled(x: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+        _, pull = jax.vjp(lambda *x: bind(eqn.primitive, eqn.params, x), *x)
+        return pull(list(cotangents))
+
+    def cotangent(aval: Any) -> jax.ShapeDtypeStruct:
+        dtype = aval.dtype if is_inexact(aval) else jax.dtypes.float0
+        return jax.ShapeDtypeStruct(aval.shape, dtype)
+
+    outs = [cotangent(v.aval) for v in eqn.outvars]
+    try:
+        jaxpr, _ = open_jaxpr(jax.make_jaxpr(pulled)(operands, outs))
+    except Exception:  # whatever a derivative raises that is not written to be traced
+        return none
+    depends = set(jaxpr.invars[len(operands) :])
+    for inner in jaxpr.eqns:
+        if any(not is_literal(a) and a in depends for a in inner.invars):
+            depends.update(inner.outvars)
+    return [not is_literal(a) and a in depends for a in jaxpr.outvars]
+
+
 def bodies(eqn: core.JaxprEqn) -> list[tuple[Jaxpr, Sequence[Any]]]:
     """The bodies of a loop or branch; of other equations, none."""
     names = _BODIES.get(eqn.primitive, ())

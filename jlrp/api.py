@@ -17,6 +17,7 @@ from jlrp.composites import FALLBACKS, Composite, resolve
 from jlrp.errors import InputError
 from jlrp.graph import Value
 from jlrp.interpreter import Numbers
+from jlrp.notices import once, warn_of
 from jlrp.planning import Step, is_float
 from jlrp.promise import Promise
 from jlrp.request import Options, Request, batch_of, check_arrays
@@ -136,6 +137,7 @@ def _explained(
 ) -> Explanation:
     request = Request(key.fn, params, x, key.options, traced_target)
     plan = request.plan()
+    warn_of(plan.stops)
     asks_for_params = "params" in key.options.wrt
 
     def explained(given: Any, masks: Any) -> Explanation:
@@ -166,7 +168,8 @@ def _fitting(key: _Key, limit: int, tree: Any, shapes: tuple[Any, ...]) -> Any:
             raise InputError("This backend does not tell memory: no memory_limit here.")
         return found.temp_size_in_bytes
 
-    return budget.fitting(bytes_of, limit)
+    with once():  # each policy makes a plan
+        return budget.fitting(bytes_of, limit)
 
 
 def relevance(
@@ -376,7 +379,8 @@ def inspect(
     """
     options = Options(resolve(composite), fallback=fallback, residuals=residuals)
     request = Request(fn, params, x, options, target)
-    return reports.inspection(request.plan(strict=False))
+    plan = request.plan(strict=False)
+    return reports.inspection(plan)
 
 
 def audit(
@@ -421,6 +425,7 @@ def audit(
     )
     request = Request(fn, params, x, options, target)
     plan = request.plan(for_ledger=True)
+    warn_of(plan.stops)
     steps: list[Step] = []
 
     def run(given: Any) -> dict[str, Any]:

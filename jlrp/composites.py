@@ -97,6 +97,9 @@ class Composite:
         any other. None: as in the base.
       find_signals: whether to look, among the factors of a product, for the one that
         the others were computed from, for ``Selective``. None: as in the base.
+      as_differentiated: whether the program is read as JAX's gradient reads it, with
+        the derivative of every ``custom_jvp`` and ``custom_vjp`` in place of its body.
+        None: as in the base.
 
     Raises:
       SelectorError: if a pair holds no rule, or the base is unknown.
@@ -118,6 +121,7 @@ class Composite:
         merge_batch_norm: bool | None = None,
         hold_statistics: bool | None = None,
         find_signals: bool | None = None,
+        as_differentiated: bool | None = None,
     ):
         own = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
         for pair in own:
@@ -136,6 +140,7 @@ class Composite:
             "merge_batch_norm": merge_batch_norm,
             "hold_statistics": hold_statistics,
             "find_signals": find_signals,
+            "as_differentiated": as_differentiated,
         }
         chosen = {name: is_so for name, is_so in chosen.items() if is_so is not None}
         if any(_asks_for_first(pair.selector) for pair in own):
@@ -291,8 +296,11 @@ def excitation_backprop(stabilizer: float = 1e-6) -> Composite:
 
 
 def gradient_input() -> Composite:
-    """Gradient x input: the first-order Taylor rule on every operation."""
-    return _preset(("*", Gradient()), hold_statistics=False)
+    """Gradient x input: the first-order Taylor rule on every operation.
+
+    Every ``custom_jvp`` and ``custom_vjp`` takes the derivative declared for it.
+    """
+    return _preset(("*", Gradient()), hold_statistics=False, as_differentiated=True)
 
 
 def attnlrp(

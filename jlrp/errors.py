@@ -5,6 +5,10 @@ class JlrpError(Exception):
     """Base class of every error that jlrp raises on purpose."""
 
 
+class JlrpWarning(UserWarning):
+    """Relevance stops where another path goes on: a part of it is on no input."""
+
+
 class UnsupportedPrimitiveError(JlrpError, NotImplementedError):
     """A primitive on a path of relevance has no propagation rule."""
 

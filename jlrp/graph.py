@@ -7,7 +7,7 @@ The graph is one flat list of equations; facts and rules never meet a call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from jax.extend.core import primitives
 
 from jlrp import _jax
+from jlrp.declared import LOOKED_INTO, Declared
 from jlrp.primitives import tag_p
 from jlrp.sharding.program import one_program
 
@@ -61,6 +62,11 @@ class Literal:
 
 Atom = Value | Literal
 
+# How a value depends on the sources; a value has the highest level of its operands:
+# not at all; on integers, which only chose it; on floats, but on no path that carries
+# relevance; on such a path.
+INDEPENDENT, ON_INTEGERS, DEAD, CARRIED = range(4)
+
 
 @dataclass(frozen=True, eq=False)
 class Region:
@@ -98,6 +104,11 @@ class Equation:
     def __repr__(self) -> str:
         return f"{self.primitive.name} at {self.where()}"
 
+    def holds(self, names: Collection[str]) -> bool:
+        """Whether a primitive of these names is in a body among its parameters."""
+        bodies = _jax.jaxprs_in_params(self.params)
+        return any(_jax.holds(body, names) for body in bodies)
+
     def where(self) -> str:
         """Scope path and the user's source line, for messages."""
         lines = map(_jax.source_line, self.source_infos)
@@ -118,14 +129,14 @@ class Program:
     constants: dict[Value, Any]
     tags: dict[str, list[Atom]] = field(default_factory=dict)
     boundaries: set[Value] = field(default_factory=set)  # no operation spans these
-    kernels: frozenset[str] = frozenset()  # a derivative around these is kept
+    declared: Declared = LOOKED_INTO  # derivatives that stand for a call's body
     parent: Program | None = None  # of a loop's or branch's body
     origins: dict[Value, tuple[Atom, ...]] = field(default_factory=dict)
     sources: tuple[Value, ...] = ()
     explained: tuple[Value, ...] = ()
     active: frozenset[Value] = frozenset()
     entered: frozenset[Value] = frozenset()  # integer sources of active floats
-    dependent: frozenset[Value] = frozenset()  # on a source, carrying relevance or not
+    levels: Mapping[Value, int] = field(default_factory=dict)  # INDEPENDENT left out
     uses: dict[Value, list[Equation]] = field(default_factory=dict)
 
     def is_active(self, atom: Atom) -> bool:
@@ -133,7 +144,15 @@ class Program:
 
     def is_parameter(self, atom: Atom | None) -> bool:
         """Whether an atom is the same for every x: parameters, literals, their sums."""
-        return not isinstance(atom, Value) or atom not in self.dependent
+        return self.level(atom) == INDEPENDENT
+
+    def level(self, atom: Atom | None) -> int:
+        """How a value depends on what is explained."""
+        return self.levels.get(atom, INDEPENDENT)  # type: ignore[arg-type]
+
+    def is_dead(self, atom: Atom) -> bool:
+        """Whether a float depends on floats of x, but on no path of relevance."""
+        return self.level(atom) == DEAD and _jax.is_inexact(atom)
 
     def active_inputs(self, equation: Equation) -> tuple[Value, ...]:
         """The distinct active operands of an equation, in order."""
@@ -147,18 +166,18 @@ class Program:
 
 
 def trace(
-    fn: Callable[..., Any], *args: Any, kernels: frozenset[str] = frozenset()
+    fn: Callable[..., Any], *args: Any, declared: Declared = LOOKED_INTO
 ) -> tuple[Program, Any]:
     """Trace ``fn(*args)``; arguments are pytrees of arrays or ``ShapeDtypeStruct``.
 
-    A ``custom_vjp`` or ``custom_jvp`` is looked into, but for those around ``kernels``:
-    primitives, by name, about which its derivative is all that is known.
+    A ``custom_vjp`` or ``custom_jvp`` is looked into, but for those of which
+    ``declared`` takes the derivative.
 
     Returns the program, whose inputs are the leaves of ``args`` in order, and the
     pytree of output avals.
     """
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-    return _body(*_jax.open_jaxpr(closed), "", (), kernels), shapes
+    return _body(*_jax.open_jaxpr(closed), "", (), declared), shapes
 
 
 def _flatten(
@@ -196,8 +215,8 @@ def _flatten(
         if eqn.primitive.name in _PLACING:
             env[eqn.outvars[0]] = inputs[0]
             continue
-        call = _jax.call_body(eqn) or one_program(eqn, program.kernels)
-        if call is not None and not _jax.derives(eqn, program.kernels):
+        call = _jax.call_body(eqn) or one_program(eqn, program.declared)
+        if call is not None and not program.declared.keeps(eqn):
             body, body_consts = call
             fresh = dict(zip(body.invars, inputs, strict=True))
             within = regions
@@ -215,7 +234,7 @@ def _flatten(
             continue
         position = len(program.equations)
         values = tuple(Value(v.aval) for v in eqn.outvars)
-        fresh = partial(_bodies, _jax.bodies(eqn), path, sources, program.kernels)
+        fresh = partial(_bodies, _jax.bodies(eqn), path, sources, program.declared)
         equation = Equation(
             eqn.primitive,
             _jax.unplaced(eqn.params),
@@ -242,9 +261,9 @@ def _bodies(
     bodies: Sequence[tuple[Any, Sequence[Any]]],
     scope: str,
     callers: tuple[Any, ...],
-    kernels: frozenset[str],
+    declared: Declared,
 ) -> tuple[Program, ...]:
-    return tuple(_body(*body, scope, callers, kernels) for body in bodies)
+    return tuple(_body(*body, scope, callers, declared) for body in bodies)
 
 
 def _body(
@@ -252,9 +271,9 @@ def _body(
     consts: Sequence[Any],
     scope: str,
     callers: tuple[Any, ...],
-    kernels: frozenset[str],
+    declared: Declared,
 ) -> Program:
-    program = Program([], (), (), {}, kernels=kernels)
+    program = Program([], (), (), {}, declared=declared)
     program.inputs = tuple(Value(v.aval) for v in jaxpr.invars)
     env: dict[Any, Atom] = dict(zip(jaxpr.invars, program.inputs, strict=True))
     program.outputs = _flatten(program, jaxpr, consts, env, scope, callers)

@@ -34,8 +34,16 @@ from jlrp.facts.product import Product, products
 from jlrp.facts.sign import signs
 from jlrp.facts.softmax import may_be_minus_infinity, softmax_axes, softmax_input
 from jlrp.facts.statistic import statistic_of, unscaled
+from jlrp.facts.stopped import (
+    Choice,
+    Stop,
+    choices_of,
+    endings,
+    is_adding,
+    stopped_operands,
+)
 from jlrp.facts.unary import Region, Regions
-from jlrp.families import SUMS_BY_NAME, family_at
+from jlrp.families import family_at
 from jlrp.graph import Atom, Equation, Program, Value, between
 
 
@@ -50,6 +58,7 @@ class Operation:
       outputs: the values whose promises it resolves.
       equations: the equations from inputs to outputs.
       constants: the other values that these read.
+      stopped: those of the constants that it adds to its inputs, and that are dead.
       position: order in the program.
       depth: of a dense or convolution, how many lie before it on the longest path from
         x, as a share of the most that lie before any: 0 is nearest to x, 1 nearest to
@@ -69,6 +78,7 @@ class Operation:
     softmax_axes: tuple[int, ...] | None = None
     bodies: tuple[tuple[Body, list[Operation]], ...] = ()
     facts: frozenset[str] = field(default_factory=frozenset)
+    stopped: tuple[Value, ...] = ()
     depth: float | None = None
 
     @property
@@ -110,6 +120,7 @@ class View:
     hold_statistics: bool = True  # what a norm divides by is a constant
     find_signals: bool = False  # among factors, the one the others are computed from
     peel_first: bool = False  # a first iteration may hold the first affine operation
+    as_differentiated: bool = False  # what JAX's gradient sees, no more and no less
 
 
 class _Builder:
@@ -376,10 +387,7 @@ class _Builder:
         offset = nature in ("linear", "movement") and len(operands) < len(
             [a for a in equation.inputs if np.issubdtype(a.dtype, np.inexact)]
         )
-        takes_constants = (*_ADDS_CONSTANTS, p.select_n_p, p.dynamic_update_slice_p)
-        adds = equation.primitive.name in SUMS_BY_NAME
-        adds |= equation.primitive in takes_constants
-        facts = {"offset"} if offset and adds else ()
+        facts = {"offset"} if offset and is_adding(equation) else ()
         return Operation(
             kind,
             nature,
@@ -412,12 +420,18 @@ class _Builder:
             value = heapq.heappop(heap)[2]
             if value in done or value in self.program.sources:
                 continue
-            operation = self.ending_at(value)
+            operation = self._with_stops(self.ending_at(value))
             done.update(operation.outputs)
             found.append(operation)
             for operand in operation.inputs:
                 demand(operand)
         return _marked_attention(found)
+
+    def _with_stops(self, op: Operation) -> Operation:
+        if op.nature not in ("linear", "movement"):
+            return op
+        found = stopped_operands(self.program, op.equations, op.constants)
+        return replace(op, stopped=found) if found else op
 
     def group(
         self, kind: str, nature: str, inputs: Sequence[Value], end: Value
@@ -428,16 +442,6 @@ class _Builder:
 
 _LOOPS = {p.scan_p: "scan", p.while_p: "while", p.cond_p: "cond"}
 _MEANS = {p.reduce_sum_p: "mean", p.reduce_window_sum_p: "avg_pool"}
-_ADDS_CONSTANTS = (
-    p.add_p,
-    p.add_jaxvals_p,
-    p.sub_p,
-    p.concatenate_p,
-    p.pad_p,
-    p.scatter_p,
-    p.scatter_add_p,
-    p.gather_p,
-)
 
 
 def _offset(steps: list[Step]) -> frozenset[str]:
@@ -467,6 +471,34 @@ def with_inner(operations: Iterable[Operation]) -> Iterator[Operation]:
         yield op
         for _, inner in op.bodies:
             yield from with_inner(inner)
+
+
+def stops(program: Program, operations: Iterable[Operation]) -> Iterator[Stop]:
+    """Where dead values meet what carries relevance, in bodies too."""
+    for op in operations:
+        for equation in op.equations:
+            for atom in set(op.stopped).intersection(equation.inputs):
+                yield Stop(endings(program, atom), equation)
+        for body, inner in op.bodies:
+            (equation,) = op.equations
+            yield from stops(body.program, inner)
+            pairs = zip(body.program.outputs, equation.outputs, strict=True)
+            for atom, outer in pairs:
+                if program.is_active(outer) and body.program.is_dead(atom):
+                    yield Stop(endings(body.program, atom), equation)
+
+
+def choices(program: Program, operations: Iterable[Operation]) -> Iterator[Choice]:
+    """What x decides without being a part of it, in bodies too.
+
+    The predicates of an activation are the function itself, a mask of a softmax's
+    scores is a part of them.
+    """
+    for op in operations:
+        if op.nature not in ("elementwise", "embedding"):
+            yield from choices_of(program, op.equations)
+        for body, inner in op.bodies:
+            yield from choices(body.program, inner)
 
 
 def _marked_attention(operations: list[Operation]) -> list[Operation]:

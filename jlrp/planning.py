@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jlrp.bodies import Body
 from jlrp.facts.activity import flow, with_carries
 from jlrp.facts.rectified import vanishes_below_zero
+from jlrp.facts.stopped import Stop
 from jlrp.graph import Equation, Program, Value, computing
 from jlrp.operations import Operation
 from jlrp.residuals import (
@@ -53,6 +54,7 @@ class Plan:
       repeated: the loops that are run again where relevance comes back.
       captured: the values whose relevance is asked for, by name.
       parameters: the constants whose multipliers are asked for.
+      stops: where relevance stops while another path goes on.
     """
 
     program: Program
@@ -63,6 +65,7 @@ class Plan:
     repeated: frozenset[Equation] = frozenset()
     captured: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     parameters: frozenset[Value] = frozenset()
+    stops: tuple[Stop, ...] = ()
 
     @cached_property
     def recorders(self) -> dict[Equation, Any]:

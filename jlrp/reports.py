@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from jlrp.graph import Equation, Value, computing
+from jlrp.operations import choices
 from jlrp.planning import Plan, Step, read_by
 from jlrp.residuals import size_of
 
-CAUSES = ("bias", "stabilizer", "taylor", "constants", "blocked")
+CAUSES = ("bias", "stabilizer", "taylor", "constants", "stopped", "blocked")
 
 
 class Table:
@@ -178,11 +179,19 @@ class OperationRow:
 
 @dataclass(frozen=True, repr=False)
 class Inspection(Table):
-    """What jlrp sees in a program, and the rule it gives to each operation."""
+    """What jlrp sees in a program, and the rule it gives to each operation.
+
+    Attributes:
+      stops: where a path from x ends while another goes on, a line each.
+      choices: what x decides without being a part of it (predicates, indices, trip
+        counts, factors that carry no relevance), a line each.
+    """
 
     operations: tuple[OperationRow, ...]
     coverage: Coverage
     activations: Activations
+    stops: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     def _title(self) -> str:
         kinds = Counter(row.kind for row in self.operations)
@@ -205,15 +214,37 @@ class Inspection(Table):
 
     def _footer(self) -> str:
         c = self.coverage
-        return (
+        lines = [
             f"active equations: {c.covered} covered, {c.fallback} by fallback, "
-            f"{c.uncovered} uncovered\n{self.activations}"
-        )
+            f"{c.uncovered} uncovered",
+            str(self.activations),
+            *_listed("relevance stops", self.stops),
+            *_listed("x chooses", self.choices),
+        ]
+        return "\n".join(lines)
+
+
+_LISTED = 12
+
+
+def _listed(title: str, lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        yield f"{title}:"
+        yield from (f"  {line}" for line in lines[:_LISTED])
+    if len(lines) > _LISTED:
+        yield f"  and {len(lines) - _LISTED} more"
 
 
 def inspection(plan: Plan) -> Inspection:
     """The inspection of a plan; static: no number is computed."""
-    return Inspection(tuple(_rows(plan)), coverage(plan), activations(plan))
+    operations = [step.operation for step in reversed(plan.steps)]
+    return Inspection(
+        tuple(_rows(plan)),
+        coverage(plan),
+        activations(plan),
+        tuple(dict.fromkeys(map(str, plan.stops))),
+        tuple(dict.fromkeys(map(str, choices(plan.program, operations)))),
+    )
 
 
 def activations(plan: Plan) -> Activations:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 
 from jlrp import _jax, captures, residuals, targets
 from jlrp.composites import Composite, assign
+from jlrp.declared import Declared
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
 from jlrp.facts.activity import activate
 from jlrp.facts.embedding import embeddings
@@ -26,7 +27,7 @@ from jlrp.interpreter import (
     reverse,
     to_inputs,
 )
-from jlrp.operations import Operation, find_operations
+from jlrp.operations import Operation, find_operations, stops
 from jlrp.planning import Plan, Step, is_float, make_plan, parameters_of
 from jlrp.promise import Promise
 from jlrp.rules import registered
@@ -74,8 +75,10 @@ class Request:
         self.options = options
         self.target = options.target if target is None else target
         scored = targets.scored(fn, self.target)
-        kernels = frozenset(KERNELS) - {primitive.name for primitive in registered()}
-        self.program, (scores, output) = trace(scored, params, x, kernels=kernels)
+        as_differentiated = options.composite.view.as_differentiated
+        self.program, (scores, output) = trace(
+            scored, params, x, declared=_declared(as_differentiated)
+        )
         self.batch = batch_of(x)
         targets.check(scores, self.target, self.batch)
         self.n_scores = len(jax.tree.leaves(scores))
@@ -154,7 +157,7 @@ class Request:
                 "residuals asks for the memory of the host, which this backend does "
                 'not offer. Take residuals="sqrt", or a memory_limit.'
             )
-        return plan
+        return replace(plan, stops=tuple(stops(program, operations)))
 
     def run(
         self,
@@ -274,8 +277,15 @@ def _check_mask(name: str, mask: tuple[int, ...], shape: tuple[int, ...]) -> Non
         )
 
 
+def _declared(always: bool) -> Declared:
+    """Which derivatives are taken; a primitive's registered rule goes before them."""
+    kernels = frozenset(KERNELS) - {primitive.name for primitive in registered()}
+    stops = frozenset(NO_RELEVANCE).difference(registered())
+    return Declared(kernels, stops, always)
+
+
 def _carries(equation: Equation) -> bool:
-    return equation.primitive in registered() or equation.primitive not in NO_RELEVANCE
+    return equation.primitive not in NO_RELEVANCE or equation.primitive in registered()
 
 
 def _why_none(program: Program) -> str:

@@ -14,10 +14,20 @@ import jax.numpy as jnp
 from jax.extend.core import primitives as p
 
 from jlrp.bodies import Body, bodies_of
-from jlrp.graph import Atom, Equation, Program, Value
+from jlrp.graph import (
+    CARRIED,
+    DEAD,
+    INDEPENDENT,
+    ON_INTEGERS,
+    Atom,
+    Equation,
+    Program,
+    Value,
+)
 
 Carries = Callable[[Equation], bool]
 Passes = Callable[[Equation], Sequence[bool]]
+Levels = Mapping[Atom, int]
 
 
 def activate(
@@ -26,31 +36,26 @@ def activate(
     explained: Sequence[Atom],
     carries: Carries,
     entries: Mapping[Value, Sequence[Value]],
-    dependent: Iterable[Value] = (),
+    levels: Levels | None = None,
 ) -> None:
     """Find the values that carry relevance between ``sources`` and ``explained``.
 
     A value is active if it depends on a source through floating-point values and
     equations that ``carries`` relevance, and reaches an explained output. ``entries``
-    are the floats that integer sources turn into, with these sources. ``dependent`` are
-    inputs that depend on what is explained without carrying relevance.
+    are the floats that integer sources turn into, with these sources. ``levels`` are
+    those of the inputs, if not the sources alone depend on what is explained.
     """
     targets = tuple(a for a in explained if isinstance(a, Value))
-    starts = {v for v in sources if jnp.issubdtype(v.dtype, jnp.inexact)}
-
-    def passes(equation: Equation) -> Sequence[bool]:
-        if not carries(equation):
-            return [False] * len(equation.outputs)
-        return [jnp.issubdtype(v.dtype, jnp.inexact) for v in equation.outputs]
-
-    reached = flow(program, starts.union(entries), passes)
-    active = reached.intersection(targets)
+    starts = {v: CARRIED if _is_float(v) else ON_INTEGERS for v in sources}
+    starts |= dict.fromkeys(entries, CARRIED)
+    found = levels_in(program, starts if levels is None else levels, carries)
+    active = {v for v in targets if found.get(v) == CARRIED}
     uses: dict[Value, list[Equation]] = defaultdict(list)
     for equation in reversed(program.equations):
         if active.isdisjoint(equation.outputs):
             continue
         for atom in equation.inputs:
-            if isinstance(atom, Value) and atom in reached:
+            if isinstance(atom, Value) and found.get(atom) == CARRIED:
                 active.add(atom)
                 uses[atom].append(equation)
     program.sources = tuple(sources)
@@ -59,9 +64,58 @@ def activate(
     program.entered = frozenset(
         v for end in entries if end in active for v in entries[end]
     )
-    starts = {*sources, *dependent}
-    program.dependent = frozenset(flow(program, starts, everything))
+    program.levels = found
     program.uses = dict(uses)
+
+
+def _is_float(atom: Atom) -> bool:
+    return jnp.issubdtype(atom.dtype, jnp.inexact)
+
+
+def levels_in(program: Program, starts: Levels, carries: Carries) -> dict[Value, int]:
+    """How the values of a program depend on its inputs, whose levels are given."""
+    found: dict[Value, int] = {v: n for v, n in starts.items() if n}  # type: ignore
+    for equation in program.equations:
+        operands = [found.get(a, INDEPENDENT) for a in equation.inputs]  # type: ignore
+        if not any(operands):
+            continue
+        if _is_a_copy(equation):
+            operands[0] = INDEPENDENT
+        if equation.bodies:
+            outs = _levels_through_bodies(equation, operands, carries)
+        else:
+            outs = [max(operands)] * len(equation.outputs)
+        for value, level in zip(equation.outputs, outs, strict=True):
+            if level == CARRIED and not (_is_float(value) and carries(equation)):
+                level = DEAD
+            if level > found.get(value, INDEPENDENT):
+                found[value] = level
+    return found
+
+
+def _levels_through_bodies(
+    equation: Equation, operands: Sequence[int], carries: Carries
+) -> list[int]:
+    outs = [INDEPENDENT] * len(equation.outputs)
+    for body in bodies_of(equation):
+        inside = list(operands[body.first :])
+        left = equation.params.get("length")  # a scan's; other loops may run for ever
+        while True:
+            made = _outputs(body, inside, carries)
+            grown = with_carries(body, inside, made)
+            left = left and left - 1
+            if grown == inside or left == 0:
+                break
+            inside = grown
+        outs = [max(a, b) for a, b in zip(outs, made, strict=True)]
+    return outs
+
+
+def _outputs(body: Body, inputs: Sequence[int], carries: Carries) -> list[int]:
+    """The levels of a body's outputs behind one iteration."""
+    starts = dict(zip(body.program.inputs, inputs, strict=True))
+    found = levels_in(body.program, starts, carries)
+    return [found.get(a, INDEPENDENT) for a in body.program.outputs]  # type: ignore
 
 
 def flow(program: Program, starts: Iterable[Value], passes: Passes) -> set[Value]:
@@ -122,11 +176,12 @@ def _through_bodies(
     return outs
 
 
-def with_carries(body: Body, inside: list[bool], made: Sequence[bool]) -> list[bool]:
-    """Flags of a body's inputs, with those of the carries that an iteration sets."""
+def with_carries(body: Body, inside: list[int], made: Sequence[int]) -> list[int]:
+    """Flags or levels of a body's inputs; carries as high as an iteration sets them."""
     grown = list(inside)
     for k in range(body.n_carries):
-        grown[body.n_constants + k] |= made[k]
+        carry = body.n_constants + k
+        grown[carry] = max(grown[carry], made[k])
     return grown
 
 
@@ -144,28 +199,30 @@ def active_parts(
     """
     found = []
     for case, body in enumerate(bodies_of(equation)):
-        operands = body.operands(equation)
-        active = [program.is_active(a) for a in operands]
-        dependent = [not program.is_parameter(a) for a in operands]
-        parts: list[tuple[Body, list[bool], list[bool]]] = []
+        levels = [_level(program, atom) for atom in body.operands(equation)]
+        parts: list[tuple[Body, list[int]]] = []
         while True:
             part = bodies_of(equation, equation.fresh_bodies())[case]
             last = len(parts) == _PEELED
-            next_active = _after(part, active, _floats(carries), last)
-            next_dependent = _after(part, dependent, everything, last)
-            settled = (next_active, next_dependent) == (active, dependent)
+            following = _after(part, levels, carries, last)
+            settled = following == levels
             if last and not settled:
-                active, dependent, settled = next_active, next_dependent, True
-            parts.append((part, active, dependent))
+                levels, settled = following, True
+            parts.append((part, levels))
             if settled and (len(parts) > 1 or not (peel_first and body.n_carries)):
                 break
-            active, dependent = next_active, next_dependent
+            levels = following
         _explain(program, equation, parts, carries)
-        for part, _, _ in parts:
+        for part, _ in parts:
             part.program.parent = program
             part.program.origins = _origins(equation, part)
-        found.append([part for part, _, _ in parts])
+        found.append([part for part, _ in parts])
     return found
+
+
+def _level(program: Program, atom: Atom) -> int:
+    level = program.level(atom)
+    return level if level < CARRIED or program.is_active(atom) else DEAD
 
 
 def _origins(equation: Equation, body: Body) -> dict[Value, tuple[Atom, ...]]:
@@ -181,55 +238,36 @@ def _origins(equation: Equation, body: Body) -> dict[Value, tuple[Atom, ...]]:
 def _explain(
     program: Program,
     equation: Equation,
-    parts: list[tuple[Body, list[bool], list[bool]]],
+    parts: list[tuple[Body, list[int]]],
     carries: Carries,
 ) -> None:
     """Activate the parts, last first: each explains the carries that the next reads."""
     outer = [v in program.active for v in equation.outputs]
     following: Body | None = None
-    for body, active, dependent in reversed(parts):
+    for body, levels in reversed(parts):
         wanted = list(outer)
+        inner = body.program
+        starts = dict(zip(inner.inputs, levels, strict=True))
+        sources = [v for v, level in starts.items() if level == CARRIED]
         while True:
-            inner = body.program
             for k, carry in enumerate((following or body).carries):
                 wanted[k] |= carry in (following or body).program.active
             explained = [a for a, w in zip(inner.outputs, wanted, strict=True) if w]
             before = inner.active
-            activate(
-                inner,
-                _chosen(inner, active),
-                explained,
-                carries,
-                {},
-                _chosen(inner, dependent),
-            )
+            activate(inner, sources, explained, carries, {}, starts)
             if following is not None or inner.active == before:
                 break
         following = body
 
 
-def _after(body: Body, flags: list[bool], passes: Passes, settle: bool) -> list[bool]:
-    """Flags of a body's inputs behind one iteration, or behind any number."""
+def _after(body: Body, levels: list[int], carries: Carries, settle: bool) -> list[int]:
+    """Levels of a body's inputs behind one iteration, or behind any number."""
     while True:
-        found = flow(body.program, _chosen(body.program, flags), passes)
-        made = [isinstance(a, Value) and a in found for a in body.program.outputs]
-        grown = with_carries(body, flags, made)
-        if grown == flags or not settle:
+        grown = with_carries(body, levels, _outputs(body, levels, carries))
+        if grown == levels or not settle:
             return grown
-        flags = grown
-
-
-def _chosen(program: Program, flags: Sequence[bool]) -> list[Value]:
-    return [v for v, flag in zip(program.inputs, flags, strict=True) if flag]
+        levels = grown
 
 
 def everything(equation: Equation) -> Sequence[bool]:
     return [True] * len(equation.outputs)
-
-
-def _floats(carries: Carries) -> Passes:
-    def passes(equation: Equation) -> Sequence[bool]:
-        floating = [jnp.issubdtype(v.dtype, jnp.inexact) for v in equation.outputs]
-        return floating if carries(equation) else [False] * len(floating)
-
-    return passes

@@ -81,7 +81,8 @@ NARY = {  # elementwise in several operands
     *present("polynomial"),
 }
 ELEMENTWISE = LINEAR_UNARY | NONLINEAR_UNARY | NARY
-_SHIFTS_AND_SCALES = {p.add_p, p.add_jaxvals_p, p.sub_p, p.mul_p, p.div_p}
+_SHIFTS = {p.add_p, p.add_jaxvals_p, p.sub_p}
+_SHIFTS_AND_SCALES = _SHIFTS | {p.mul_p, p.div_p}
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Regions:
         return value in self.program.active or is_elementwise(value)
 
     def _is_affine_step(self, value: Value, above: Value) -> bool:
-        """A scale or shift by a parameter on a single path."""
+        """A scale or shift by a parameter, or a dead shift, on a single path."""
         equation = value.producer
         assert equation is not None
         if equation.primitive not in _SHIFTS_AND_SCALES:
@@ -181,6 +182,8 @@ class Regions:
         others = [a for a in equation.inputs if a is not above]
         if operands != (above,) or len(others) != 1:
             return False
+        if self.program.is_dead(others[0]) and equation.primitive in _SHIFTS:
+            return True
         divides = equation.primitive is p.div_p and equation.inputs[1] is above
         scalar = scalar_of(others[0]) is not None
         return self.program.is_parameter(others[0]) and not scalar and not divides

@@ -26,8 +26,8 @@ class Propagation:
     Attributes:
       promises: one per input, None for none.
       causes: computes the relevance absorbed, by cause, each from its own formula
-        (``"bias"``, ``"stabilizer"``, ``"taylor"``, ``"constants"``, ``"blocked"``);
-        called by ``jlrp.audit`` only.
+        (``"bias"``, ``"stabilizer"``, ``"taylor"``, ``"constants"``, ``"stopped"``,
+        ``"blocked"``); called by ``jlrp.audit`` only.
       shares: relevance per unit of each output, from which the multipliers of constants
         follow by the chain rule; None: what arrived, over the outputs.
       constants: computes the multipliers of some constants, where that is not so;

@@ -141,7 +141,8 @@ class _Iteration:
                     _added(explained, atom, multiplier)  # type: ignore[arg-type]
             if self.extra.causes:
                 amount = jnp.sum(promise.resolve(self._number(atom, residuals)))
-                causes["constants"] = causes.get("constants", 0.0) + amount
+                cause = "stopped" if program.is_dead(atom) else "constants"
+                causes[cause] = causes.get(cause, 0.0) + amount
         observe = _summing(causes) if self.extra.causes else None
         inputs = [v for v, _ in self.wanted] + self.carried
         handed, found = self.ctx.reverse_body(

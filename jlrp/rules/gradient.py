@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jax.extend.core.primitives import custom_vjp_call_p
+from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 
-from jlrp.families import family_of
+from jlrp.families import KERNELS, family_of
 from jlrp.graph import Value
 from jlrp.operations import Operation
 from jlrp.promise import Promise, product
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.stopped import dead_part
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Gradient(Rule):
             return self._of_backward(op, r, multipliers, handed, ctx)
 
         def causes() -> Causes:
-            total = blocked = jnp.asarray(0, jnp.real(ctx.read(op.outputs[0])).dtype)
+            nothing = jnp.asarray(0, jnp.real(ctx.read(op.outputs[0])).dtype)
+            total = blocked = stopped = nothing
             linear = ctx.jvp(op, _tangents(op, ctx))
             for out, promise, m, j in zip(
                 op.outputs, r, multipliers, linear, strict=True
@@ -55,9 +57,12 @@ class Gradient(Rule):
                 y = ctx.read(out)
                 remainder = jnp.real(jnp.where(m == 0, 0, y - j) * m)
                 total = total + jnp.sum(remainder)
+                if op.stopped:
+                    stopped = stopped + jnp.sum(product(m, dead_part(op, ctx)))
                 if promise.value is not None:
                     blocked = blocked + jnp.sum(jnp.where(y == 0, promise.value, 0))
-            return {"taylor": total, "blocked": blocked}
+            causes = {"taylor": total - stopped, "blocked": blocked}
+            return causes | {"stopped": stopped} if op.stopped else causes
 
         return Propagation([Promise(multiplier=m) for m in handed], causes, multipliers)
 
@@ -88,6 +93,8 @@ class Gradient(Rule):
     def is_exact(self, op: Operation) -> bool:
         if op.kind == "softmax":
             return True
+        if op.primitive in (custom_jvp_call_p, custom_vjp_call_p):
+            return not op.equations[-1].holds(KERNELS)
         if op.nature == "function":  # the table of primitives says so
             family = family_of(op.primitive)
             return family is not None and family.exact

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, product, safe_divide, signed, zeros_like
+from jlrp.promise import Promise, safe_divide, signed, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.padding import ones, padding_of
+from jlrp.rules.stopped import divided
 
 BIASES = ("absorb", "ignore", "split")
 
@@ -75,7 +76,7 @@ class _LinearRule(Rule):
             def absorbed() -> Causes:
                 causes = {"stabilizer": share * signed(z, stabilizer)}
                 if op.has_offset:
-                    causes["bias"] = product(share, ctx.offset(op))
+                    causes |= divided(share, ctx.offset(op), op, ctx, "bias")
                 if not stabilizer and promise.value is not None:
                     causes["blocked"] = jnp.where(z == 0, promise.value, 0)
                 return causes
@@ -91,7 +92,8 @@ class _LinearRule(Rule):
         share = Promise(value=relevance).over(z0, stabilizer)
 
         def ignored() -> Causes:
-            causes = {"bias": lost, "stabilizer": share * signed(z0, stabilizer)}
+            causes = {"stabilizer": share * signed(z0, stabilizer)}
+            causes |= divided(safe_divide(lost, b), b, op, ctx, "bias")
             if not stabilizer:
                 causes["blocked"] = jnp.where(z0 == 0, relevance, 0)
             return causes

@@ -15,6 +15,8 @@ from jlrp.graph import Value
 from jlrp.operations import Operation
 from jlrp.promise import Promise, is_complex, lax_real, like
 from jlrp.rules.base import Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.linear import summed
+from jlrp.rules.stopped import dead_part
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,14 @@ def _kept_by_constants(
     """Relevance of the output elements that came from a constant operand."""
     ones = [jnp.ones_like(ctx.read(v)) for v in op.inputs]
     arrived = ctx.jvp(op, ones)  # 1 where an active element arrived, 0 for constants
-    total = 0.0
+    causes: list[Causes] = []
     for out, promise, mark in zip(op.outputs, r, arrived, strict=True):
         if promise is not None:
             relevance = promise.resolve(ctx.read(out))
-            total = total + jnp.sum(relevance * (1 - jnp.abs(mark)))
-    return {"constants": jnp.asarray(total)}
+            of_constants = relevance * (1 - jnp.abs(mark))
+            if op.stopped:
+                dead = jnp.abs(dead_part(op, ctx, marked=True))
+                causes.append({"stopped": of_constants * dead})
+                of_constants = of_constants * (1 - dead)
+            causes.append({"constants": of_constants})
+    return summed(causes)

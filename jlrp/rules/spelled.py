@@ -33,8 +33,22 @@ def spelled(equation: Equation) -> Function | None:
 
 def bound(equation: Equation) -> Function:
     """The equation itself, as a function of its operands."""
+    if equation.primitive in (p.custom_jvp_call_p, p.custom_vjp_call_p):
+        return _as_traced(equation)
     params = _jax.widened(equation.params)
     return lambda *x: _jax.bind(equation.primitive, params, x)
+
+
+def _as_traced(equation: Equation) -> Function:
+    """A call whose body has fixed dtypes: low precision inside, widened outside."""
+
+    def function(*x: Array) -> list[Array]:
+        operands = zip(x, equation.inputs, strict=True)
+        args = [jnp.asarray(v, atom.dtype) for v, atom in operands]
+        outs = _jax.bind(equation.primitive, equation.params, args)
+        return [_jax.at_least_float32(out) for out in outs]
+
+    return function
 
 
 def n_factors(equation: Equation, active: Sequence[int], x: Sequence[Array]) -> Array:

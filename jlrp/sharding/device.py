@@ -18,6 +18,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp import _jax
+from jlrp.declared import Declared
 from jlrp.errors import UnsupportedPrimitiveError
 from jlrp.primitives import custom_relevance_p
 from jlrp.sharding.axes import Array, gathered_p, joined, moved, own_p, permuted, split
@@ -46,12 +47,12 @@ class Device:
     """Runs a body as one device of a mesh does.
 
     Args:
-      kernels: names of primitives; a custom derivative around one is kept.
+      declared: derivatives that stand for a call's body.
       nested: the body of a ``shard_map`` inside, as a jaxpr.
     """
 
-    def __init__(self, mesh: Any, kernels: frozenset[str], nested: Nested):
-        self.mesh, self.kernels, self.nested = mesh, kernels, nested
+    def __init__(self, mesh: Any, declared: Declared, nested: Nested):
+        self.mesh, self.declared, self.nested = mesh, declared, nested
         self.sizes = dict(mesh.shape)
         self._sums: dict[tuple[Shard, Axes], Array] = {}
         self._partial: dict[tuple[Shard, Axes], bool] = {}
@@ -74,7 +75,7 @@ class Device:
             path = "/".join(filter(None, [scope, _jax.scope_path(eqn.source_info)]))
             operands = [read(a) for a in eqn.invars]
             call = _jax.call_body(eqn)
-            if call is not None and not _jax.derives(eqn, self.kernels):
+            if call is not None and not self.declared.keeps(eqn):
                 outs = self.run(*call, operands, path)
             else:
                 with _jax.naming(eqn.source_info, path):
@@ -352,7 +353,7 @@ class Device:
         varies: Sequence[Axes],
     ) -> list[Array]:
         # Of its own, since sums are numbers of the trace in which they were made.
-        inside = Device(self.mesh, self.kernels, self.nested)
+        inside = Device(self.mesh, self.declared, self.nested)
         shards = [Shard(x, axes) for x, axes in zip(numbers, varies, strict=True)]
         return [out.number for out in inside.run(jaxpr, consts, shards)]
 

@@ -20,6 +20,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp import _jax
+from jlrp.declared import LOOKED_INTO, Declared
 from jlrp.sharding.axes import Array, gathered_p
 from jlrp.sharding.device import Device, Shard
 from jlrp.sharding.variation import NOWHERE, Axes, named
@@ -27,7 +28,7 @@ from jlrp.sharding.variation import NOWHERE, Axes, named
 
 def one_program(
     eqn: Any,
-    kernels: frozenset[str] = frozenset(),
+    declared: Declared = LOOKED_INTO,
     mesh: Any = None,
     outer: Axes = NOWHERE,
 ) -> tuple[Any, Sequence[Any]] | None:
@@ -37,7 +38,7 @@ def one_program(
     the collective's name.
 
     Args:
-      kernels: names of primitives; a custom derivative around one is kept.
+      declared: derivatives that stand for a call's body.
       mesh: that of a ``shard_map`` around this one, and ``outer`` its axes.
 
     Raises:
@@ -50,7 +51,7 @@ def one_program(
     if sharded is not None:
         if mesh is not None:
             sharded = sharded._replace(mesh=mesh)
-        return _laid_out(sharded, tuple(shapes), kernels, outer)
+        return _laid_out(sharded, tuple(shapes), declared, outer)
     axes = [axis for axis in named(eqn.params) if isinstance(axis, int)]
     if reduction is None or len(axes) < len(named(eqn.params)):
         return None
@@ -69,7 +70,7 @@ _OF_VMAP = {
 def _laid_out(
     sharded: _jax.Sharded,
     shapes: tuple[Any, ...],
-    kernels: frozenset[str],
+    declared: Declared,
     outer: Axes,
 ) -> tuple[Any, Any]:
     sizes = {name: sharded.mesh.shape[name] for name in sharded.axes}
@@ -83,11 +84,11 @@ def _laid_out(
         ]
         nested = functools.partial(
             one_program,
-            kernels=kernels,
+            declared=declared,
             mesh=sharded.mesh,
             outer=outer.union(sizes),
         )
-        device = Device(sharded.mesh, kernels, nested)
+        device = Device(sharded.mesh, declared, nested)
         outs = device.run(sharded.jaxpr, (), arguments)
         return [
             _first(out, out.varies.intersection(sizes) - layout.axes, sizes)

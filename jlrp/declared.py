@@ -1,0 +1,100 @@
+"""Functions with a derivative of their own: looked into, or one operation.
+
+A ``custom_jvp`` or ``custom_vjp`` is its body, like any call. It is kept whole, and
+explained by first-order Taylor with the derivative that the user declared, where the
+body does not say how its output depends on its operands: around an opaque kernel, and
+around a straight-through estimator, whose body is piecewise constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jax.extend.core import primitives as p
+
+from jlrp import _jax
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Which declared derivatives are taken in place of the body.
+
+    Attributes:
+      kernels: names of primitives: a derivative around one of them is taken.
+      stops: the primitives that carry no relevance: a derivative is taken that goes on
+        where all paths of the body end at them.
+      always: every declared derivative is taken, as gradient times input does.
+    """
+
+    kernels: frozenset[str] = frozenset()
+    stops: frozenset[Any] = frozenset()
+    always: bool = False
+
+    def keeps(self, eqn: Any) -> bool:
+        """Whether a call is one operation, with the derivative declared for it."""
+        if eqn.primitive not in (p.custom_vjp_call_p, p.custom_jvp_call_p):
+            return False
+        if self.always or _jax.derives(eqn, self.kernels):
+            return True
+        return bool(self.stops) and self._goes_on_where_the_body_ends(eqn)
+
+    def _goes_on_where_the_body_ends(self, eqn: Any) -> bool:
+        jaxpr, _ = _jax.open_jaxpr(eqn.params["call_jaxpr"])
+        if not self._may_stop(jaxpr):
+            return False
+        ends = [i for i, v in enumerate(jaxpr.invars) if self._ends(jaxpr, i, v)]
+        return bool(ends) and any(_jax.uses_cotangent(eqn)[i] for i in ends)
+
+    def _may_stop(self, jaxpr: Any) -> bool:
+        return any(
+            self._is_stop(eqn)
+            or any(map(self._may_stop, _jax.jaxprs_in_params(eqn.params)))
+            for eqn in jaxpr.eqns
+        )
+
+    def _is_stop(self, eqn: Any) -> bool:
+        if eqn.primitive in self.stops:
+            return True
+        to_integers = eqn.primitive is p.convert_element_type_p
+        return to_integers and not any(_jax.is_inexact(v.aval) for v in eqn.outvars)
+
+    def _ends(self, jaxpr: Any, index: int, operand: Any) -> bool:
+        """Whether an operand reaches float outputs, but on no path that carries."""
+        if not _jax.is_inexact(operand.aval):
+            return False
+        flags = [i == index for i in range(len(jaxpr.invars))]
+        reached = self._flow(jaxpr, flags, carrying=False)
+        carried = self._flow(jaxpr, flags, carrying=True)
+        floats = [_jax.is_inexact(a.aval) for a in jaxpr.outvars]
+        reaches = any(a and b for a, b in zip(reached, floats, strict=True))
+        return reaches and not any(
+            a and b for a, b in zip(carried, floats, strict=True)
+        )
+
+    def _flow(self, jaxpr: Any, flags: Sequence[bool], carrying: bool) -> list[bool]:
+        """The outputs that depend on flagged inputs, or do on paths that carry."""
+        found = {v for v, flag in zip(jaxpr.invars, flags, strict=True) if flag}
+
+        def has(atom: Any) -> bool:
+            return not _jax.is_literal(atom) and atom in found
+
+        for eqn in jaxpr.eqns:
+            operands = [has(a) for a in eqn.invars]
+            if not any(operands):
+                continue
+            call = _jax.call_body(eqn)
+            if call is not None and not (carrying and self.keeps(eqn)):
+                outs = self._flow(call[0], operands, carrying)
+            elif carrying and self._is_stop(eqn):
+                continue
+            else:
+                outs = [True] * len(eqn.outvars)
+            for v, out in zip(eqn.outvars, outs, strict=True):
+                if out and (not carrying or _jax.is_inexact(v.aval)):
+                    found.add(v)
+        return [has(a) for a in jaxpr.outvars]
+
+
+LOOKED_INTO = Declared()
