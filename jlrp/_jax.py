@@ -333,6 +333,12 @@ def widened(params: Params) -> Params:
     return {**params, **low} if low else params
 
 
+def with_dtype(params: Params, dtype: Any) -> Params:
+    """Parameters with every dtype replaced by a floating one."""
+    asked = [name for name in _DTYPE_PARAMETERS if params.get(name) is not None]
+    return {**params, **dict.fromkeys(asked, np.dtype(dtype))}
+
+
 def scope_path(source_info: Any) -> str:
     """The name scopes that were open where the equation was made."""
     return str(getattr(source_info, "name_stack", ""))

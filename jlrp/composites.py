@@ -471,8 +471,8 @@ def matches(selector: Selector, op: Operation) -> bool:
         return bool(selector(op))
     if selector in op.facts or selector == op.kind:
         return True
-    if selector == "*":  # integers are summed whatever the composite
-        return op.embedding is None
+    if selector == "*":  # integers are summed, rounding passes, whatever the composite
+        return op.nature not in ("embedding", "rounding")
     if selector in KINDS or selector in _POSITIONS:
         return False
     if any(e.primitive.name == selector for e in op.equations):

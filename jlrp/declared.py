@@ -64,37 +64,55 @@ class Declared:
         """Whether an operand reaches float outputs, but on no path that carries."""
         if not _jax.is_inexact(operand.aval):
             return False
-        flags = [i == index for i in range(len(jaxpr.invars))]
-        reached = self._flow(jaxpr, flags, carrying=False)
-        carried = self._flow(jaxpr, flags, carrying=True)
+        flags = [_CARRIED * (i == index) for i in range(len(jaxpr.invars))]
         floats = [_jax.is_inexact(a.aval) for a in jaxpr.outvars]
-        reaches = any(a and b for a, b in zip(reached, floats, strict=True))
-        return reaches and not any(
-            a and b for a, b in zip(carried, floats, strict=True)
-        )
 
-    def _flow(self, jaxpr: Any, flags: Sequence[bool], carrying: bool) -> list[bool]:
-        """The outputs that depend on flagged inputs, or do on paths that carry."""
-        found = {v for v, flag in zip(jaxpr.invars, flags, strict=True) if flag}
+        def reaches(carrying: bool) -> bool:
+            found = self._flow(jaxpr, flags, carrying)
+            return any(n == _CARRIED and f for n, f in zip(found, floats, strict=True))
 
-        def has(atom: Any) -> bool:
-            return not _jax.is_literal(atom) and atom in found
+        return reaches(carrying=False) and not reaches(carrying=True)
+
+    def _flow(self, jaxpr: Any, flags: Sequence[int], carrying: bool) -> list[int]:
+        """How the outputs depend on flagged inputs, or do on paths that carry.
+
+        A rounded number carries again when it is cast to integers: those of a quantised
+        layer, which stand for floats (``quantised``).
+        """
+        found = {v: n for v, n in zip(jaxpr.invars, flags, strict=True) if n}
+
+        def level(atom: Any) -> int:
+            return _NOT if _jax.is_literal(atom) else found.get(atom, _NOT)
 
         for eqn in jaxpr.eqns:
-            operands = [has(a) for a in eqn.invars]
+            operands = [level(a) for a in eqn.invars]
             if not any(operands):
                 continue
             call = _jax.call_body(eqn)
             if call is not None and not (carrying and self.keeps(eqn)):
                 outs = self._flow(call[0], operands, carrying)
-            elif carrying and self._is_stop(eqn):
-                continue
+            elif carrying:
+                outs = [self._behind(eqn, operands)] * len(eqn.outvars)
             else:
-                outs = [True] * len(eqn.outvars)
-            for v, out in zip(eqn.outvars, outs, strict=True):
-                if out and (not carrying or _jax.is_inexact(v.aval)):
-                    found.add(v)
-        return [has(a) for a in jaxpr.outvars]
+                outs = [_CARRIED] * len(eqn.outvars)
+            found.update({v: n for v, n in zip(eqn.outvars, outs, strict=True) if n})
+        return [level(a) for a in jaxpr.outvars]
 
+    def _behind(self, eqn: Any, operands: Sequence[int]) -> int:
+        prim, highest = eqn.primitive, max(operands)
+        if prim in _ROUNDS and prim in self.stops:
+            return _ROUNDED
+        to_integers = not any(_jax.is_inexact(v.aval) for v in eqn.outvars)
+        if prim in self.stops or (prim in _INDEXED and operands[0] < _CARRIED):
+            return _NOT
+        if to_integers and prim is p.convert_element_type_p:
+            from_floats = _jax.is_inexact(eqn.invars[0].aval)
+            return _CARRIED if highest == _ROUNDED or not from_floats else _NOT
+        return highest
+
+
+_NOT, _ROUNDED, _CARRIED = range(3)
+_ROUNDS = (p.round_p, p.floor_p)
+_INDEXED = (p.gather_p, p.dynamic_slice_p)
 
 LOOKED_INTO = Declared()

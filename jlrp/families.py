@@ -10,6 +10,7 @@ A family is a kind (what composites select) and a nature (how relevance is deriv
 ``function``     differentiable, of no degree: first-order Taylor
 
 ``embedding``    integers turn into floats
+``rounding``     a quantiser: passes where it does not clip
 Elementwise functions of one active value are in ``facts/unary.py``.
 """
 
@@ -25,6 +26,7 @@ from jax.extend.core import primitives as p
 
 from jlrp import _jax
 from jlrp.graph import Equation
+from jlrp.primitives import straight_through_p
 
 
 class Family(NamedTuple):
@@ -302,6 +304,19 @@ def groups_of(equation: Equation) -> tuple[Group, ...]:
     return found[0](equation)
 
 
+# Operands that say which numbers move, not which numbers they are.
+STEERING: dict[Any, range] = {
+    p.dynamic_slice_p: range(1, 99),
+    p.dynamic_update_slice_p: range(2, 99),
+    p.gather_p: range(1, 2),
+    p.scatter_add_p: range(1, 2),
+    p.scatter_max_p: range(1, 2),
+    p.scatter_min_p: range(1, 2),
+    p.scatter_mul_p: range(1, 2),
+    p.scatter_p: range(1, 2),
+    p.select_n_p: range(0, 1),
+}
+
 # What carries no relevance.
 
 RANDOM = (p.random_bits_p, p.rng_uniform_p, p.rng_bit_generator_p, p.threefry2x32_p)
@@ -478,6 +493,9 @@ FAMILIES: dict[Any, Family] = {
         prim: Family("function", "function", _TAYLOR + why)
         for prim, why in FUNCTIONS.items()
     },
+    straight_through_p: Family(
+        "rounding", "rounding", "a quantiser: passes where it does not clip"
+    ),
     p.zeta_p: Family(
         "function", "homogeneous", _TAYLOR + "of no degree; by its second operand only"
     ),
@@ -528,6 +546,7 @@ KINDS = (
     "movement",
     "norm",
     "product",
+    "rounding",
     "scale",
     "selection",
     "softmax",

@@ -130,6 +130,7 @@ class Program:
     tags: dict[str, list[Atom]] = field(default_factory=dict)
     boundaries: set[Value] = field(default_factory=set)  # no operation spans these
     declared: Declared = LOOKED_INTO  # derivatives that stand for a call's body
+    rewrite: Callable[[Program], None] = lambda program: None  # of bodies too
     parent: Program | None = None  # of a loop's or branch's body
     origins: dict[Value, tuple[Atom, ...]] = field(default_factory=dict)
     sources: tuple[Value, ...] = ()
@@ -166,21 +167,25 @@ class Program:
 
 
 def trace(
-    fn: Callable[..., Any], *args: Any, declared: Declared = LOOKED_INTO
+    fn: Callable[..., Any],
+    *args: Any,
+    declared: Declared = LOOKED_INTO,
+    rewrite: Callable[[Program], None] = lambda program: None,
 ) -> tuple[Program, Any]:
     """Trace ``fn(*args)``; arguments are pytrees of arrays or ``ShapeDtypeStruct``.
 
     A ``custom_vjp`` or ``custom_jvp`` is looked into, but for those of which
-    ``declared`` takes the derivative.
+    ``declared`` takes the derivative. ``rewrite`` writes the program and each body in
+    it again, in place.
 
     Returns the program, whose inputs are the leaves of ``args`` in order, and the
     pytree of output avals.
     """
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-    return _body(*_jax.open_jaxpr(closed), "", (), declared), shapes
+    return _body(*_jax.open_jaxpr(closed), "", (), declared, rewrite), shapes
 
 
-def _flatten(
+def append(
     program: Program,
     jaxpr: Any,
     consts: Sequence[Any],
@@ -222,7 +227,7 @@ def _flatten(
             within = regions
             if eqn.primitive is primitives.remat_p:
                 within = (*regions, Region(eqn.params["policy"]))
-            outputs = _flatten(
+            outputs = append(
                 program, body, body_consts, fresh, path, sources, within, known
             )
             env.update(zip(eqn.outvars, outputs, strict=True))
@@ -234,7 +239,9 @@ def _flatten(
             continue
         position = len(program.equations)
         values = tuple(Value(v.aval) for v in eqn.outvars)
-        fresh = partial(_bodies, _jax.bodies(eqn), path, sources, program.declared)
+        fresh = partial(
+            _bodies, _jax.bodies(eqn), path, sources, program.declared, program.rewrite
+        )
         equation = Equation(
             eqn.primitive,
             _jax.unplaced(eqn.params),
@@ -262,8 +269,10 @@ def _bodies(
     scope: str,
     callers: tuple[Any, ...],
     declared: Declared,
+    rewrite: Callable[[Program], None],
 ) -> tuple[Program, ...]:
-    return tuple(_body(*body, scope, callers, declared) for body in bodies)
+    found = (_body(*body, scope, callers, declared, rewrite) for body in bodies)
+    return tuple(found)
 
 
 def _body(
@@ -272,12 +281,14 @@ def _body(
     scope: str,
     callers: tuple[Any, ...],
     declared: Declared,
+    rewrite: Callable[[Program], None],
 ) -> Program:
-    program = Program([], (), (), {}, declared=declared)
+    program = Program([], (), (), {}, declared=declared, rewrite=rewrite)
     program.inputs = tuple(Value(v.aval) for v in jaxpr.invars)
     env: dict[Any, Atom] = dict(zip(jaxpr.invars, program.inputs, strict=True))
-    program.outputs = _flatten(program, jaxpr, consts, env, scope, callers)
-    program.equations = _reaching(program.equations, program.outputs)
+    program.outputs = append(program, jaxpr, consts, env, scope, callers)
+    program.equations = reaching(program.equations, program.outputs)
+    rewrite(program)
     return program
 
 
@@ -313,7 +324,7 @@ _NAMING = (tag_p, primitives.name_p)
 _PLACING = ("mesh_cast", "pvary", "reshard")  # types alone: numbers as they are
 
 
-def _reaching(equations: list[Equation], outputs: Iterable[Atom]) -> list[Equation]:
+def reaching(equations: list[Equation], outputs: Iterable[Atom]) -> list[Equation]:
     """The equations that the outputs depend on: dead ones are common in traces."""
     needed = {a for a in outputs if isinstance(a, Value)}
     kept = []

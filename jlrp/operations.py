@@ -328,6 +328,10 @@ class _Builder:
                 leaves.append(value)
         if leaves == [end]:
             return None
+        constants = [a for a in end.producer.inputs if a not in leaves]  # type: ignore
+        if len(leaves) == 1 and any(map(self.program.is_dead, constants)):
+            operation = self.group("scale", "linear", leaves, end)  # no sum: a shift
+            return replace(operation, facts=frozenset({"offset"}))
         operation = self.group("add", "linear", list(dict.fromkeys(leaves)), end)
         return replace(operation, facts=frozenset({"offset"} if offset else ()))
 

@@ -1,6 +1,7 @@
-"""Primitives of jlrp's own: a name for a value, a function with a rule of its own.
+"""Primitives of jlrp's own: a name for a value, a function with a rule of its own, a
+rounded number with the derivative of what was rounded.
 
-Both are real JAX primitives: ``jit``, ``vmap``, ``grad``, ``scan``, ``remat`` and
+All are real JAX primitives: ``jit``, ``vmap``, ``grad``, ``scan``, ``remat`` and
 ``jax.export`` go through them, and outside of jlrp they change nothing.
 """
 
@@ -53,6 +54,27 @@ def tag(y: Any, name: str) -> Any:
         raise InputError(f"A tag is a non-empty string; got {name!r}.")
     return jax.tree.map(lambda leaf: tag_p.bind(leaf, name=name), y)
 
+
+straight_through_p = Primitive("straight_through")
+"""``(carrier, rounded, inside)``: the rounded numbers, with the derivative of the
+carrier where it is inside of what can be represented. Explained programs hold it in
+place of a quantiser."""
+straight_through_p.def_impl(lambda carrier, rounded, inside: rounded)
+straight_through_p.def_abstract_eval(lambda carrier, rounded, inside: rounded)
+mlir.register_lowering(
+    straight_through_p, lambda ctx, carrier, rounded, inside: [rounded]
+)
+batching.defbroadcasting(straight_through_p)
+
+
+def _straight_jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    _, rounded, inside = primals
+    tangent = ad.instantiate_zeros(tangents[0])
+    passed = jax.lax.select(inside, tangent, jax.lax.full_like(tangent, 0))
+    return straight_through_p.bind(*primals), passed
+
+
+ad.primitive_jvps[straight_through_p] = _straight_jvp
 
 custom_relevance_p = Primitive("custom_relevance")
 custom_relevance_p.multiple_results = True

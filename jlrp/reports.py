@@ -14,7 +14,10 @@ from jlrp.operations import choices
 from jlrp.planning import Plan, Step, read_by
 from jlrp.residuals import size_of
 
-CAUSES = ("bias", "stabilizer", "taylor", "constants", "stopped", "blocked")
+CAUSES = (
+    *("bias", "stabilizer", "taylor", "constants"),
+    *("stopped", "rounding", "blocked"),
+)
 
 
 class Table:

@@ -19,6 +19,7 @@ from jlrp.facts.activity import activate
 from jlrp.facts.embedding import embeddings
 from jlrp.families import KERNELS, NO_RELEVANCE
 from jlrp.graph import Equation, Program, Value, trace
+from jlrp.integers import with_numbers
 from jlrp.interpreter import (
     Delivered,
     Numbers,
@@ -30,6 +31,7 @@ from jlrp.interpreter import (
 from jlrp.operations import Operation, find_operations, stops
 from jlrp.planning import Plan, Step, is_float, make_plan, parameters_of
 from jlrp.promise import Promise
+from jlrp.quantised import straighten
 from jlrp.rules import registered
 from jlrp.rules.condition import Mask
 
@@ -76,9 +78,10 @@ class Request:
         self.target = options.target if target is None else target
         scored = targets.scored(fn, self.target)
         as_differentiated = options.composite.view.as_differentiated
-        self.program, (scores, output) = trace(
-            scored, params, x, declared=_declared(as_differentiated)
-        )
+        reading: dict[str, Any] = {"declared": _declared(as_differentiated)}
+        if not as_differentiated:
+            reading["rewrite"] = straighten
+        self.program, (scores, output) = trace(scored, params, x, **reading)
         self.batch = batch_of(x)
         targets.check(scores, self.target, self.batch)
         self.n_scores = len(jax.tree.leaves(scores))
@@ -89,6 +92,8 @@ class Request:
         n_params = self.params_tree.num_leaves
         self.parameters = self.program.inputs[:n_params]
         self.sources = self.program.inputs[n_params:]
+        if not as_differentiated:
+            with_numbers(self.program, self.sources)
         self.scores = self.program.outputs[: self.n_scores]
 
     @property

@@ -3,13 +3,16 @@
 Rows fetched from a parameter table (a gather, a dynamic slice), a one-hot code, or the
 integers themselves converted to floats. Integers are followed through movement and
 integer arithmetic (index clamping, offsets), never through a comparison: a mask or a
-position made from token ids is a constant.
+position made from token ids is a constant. A float of x is a code too where only
+movement and integer literals (index clamping) are before its cast to integers: ids that
+came as floats, a column of codes in a table of floats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +20,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.bodies import bodies_of
 from jlrp.errors import InputError
+from jlrp.facts.scalar import scalar_of
 from jlrp.graph import Atom, Equation, Program, Value, between
 
 MOVES = {
@@ -77,7 +81,7 @@ class Embedding:
 def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedding]:
     """The embeddings of the integer inputs among ``sources``, by their float value."""
     carried: dict[Value, frozenset[Value]] = {
-        v: frozenset({v}) for v in sources if is_integer(v)
+        v: frozenset({v}) for v in sources if _may_be_code(program, v, sources)
     }
     if not carried:
         return {}
@@ -98,16 +102,101 @@ def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedd
         if prim is p.eq_p:
             if _is_one_hot(equation, carried, dependent):
                 carried[out] = origins
-        elif prim not in MOVES | ARITHMETIC:
+        elif prim in _CONTRACTIONS and not _is_float(out):
             continue
+        elif prim not in MOVES | ARITHMETIC | _CONTRACTIONS:
+            continue
+        elif _is_float(out) and _stays_float(equation, carried):
+            if _keeps_codes(equation, carried):
+                carried[out] = origins
         elif is_integer(out) or (out.dtype == np.bool_ and prim in MOVES):
             carried[out] = origins
-        elif jnp.issubdtype(out.dtype, jnp.floating) and _enters(equation, dependent):
+        elif _is_float(out) and _enters(equation, dependent):
             found[out] = origins
+            if prim is p.convert_element_type_p:  # it may become an integer again
+                carried[out] = origins
+    order = {v: i for i, v in enumerate(sources)}
     return {
-        end: _embedding(end, origins, frozenset(carried))
+        end: _embedding(end, sorted(origins, key=order.__getitem__), frozenset(carried))
         for end, origins in found.items()
     }
+
+
+_CONTRACTIONS = {p.dot_general_p, p.conv_general_dilated_p}
+
+
+def _is_float(atom: Atom) -> bool:
+    return jnp.issubdtype(atom.dtype, jnp.floating)
+
+
+def _may_be_code(program: Program, source: Value, sources: Sequence[Value]) -> bool:
+    """Whether an input may be a code, or a number that is no float.
+
+    Booleans are numbers where they are summed or meet a kernel; where they are
+    multiplied with what depends on x they are a mask.
+    """
+    if is_integer(source):
+        return True
+    if source.dtype == np.bool_:
+        return _is_counted(program, source, sources)
+    return any(
+        e.primitive is p.convert_element_type_p
+        and _is_float(e.inputs[0])
+        and is_integer(e.outputs[0])
+        for e in program.equations
+    )
+
+
+def _is_counted(program: Program, source: Value, sources: Sequence[Value]) -> bool:
+    dependent: set[Atom] = set(sources)
+    moved: set[Atom] = {source}
+    counted = False
+    for equation in program.equations:
+        if dependent.isdisjoint(equation.inputs):
+            continue
+        dependent.update(equation.outputs)
+        operands = [a for a in equation.inputs if a in moved]
+        if not operands:
+            continue
+        prim, others = equation.primitive, set(equation.inputs) - moved
+        if prim in _COUNTING or (prim in _FACTORS and dependent.isdisjoint(others)):
+            counted = True
+        elif prim in _FACTORS:
+            return False
+        elif prim in MOVES - {p.concatenate_p}:
+            moved.update(equation.outputs)
+    return counted
+
+
+_COUNTING = {p.concatenate_p, p.cumsum_p, p.reduce_sum_p}
+_FACTORS = _CONTRACTIONS | {p.mul_p, p.div_p}
+
+
+def _stays_float(equation: Equation, carried: dict[Value, Any]) -> bool:
+    """Whether all that is carried into an equation are floats."""
+    return all(_is_float(a) for a in equation.inputs if a in carried)
+
+
+def _keeps_codes(equation: Equation, carried: dict[Value, Any]) -> bool:
+    """Whether floats that may be codes are only moved, or meet integer literals."""
+    if equation.primitive in MOVES:
+        return True
+    others = [a for a in equation.inputs if a not in carried and a.dtype != np.bool_]
+    numbers = [scalar_of(a) for a in others]
+    return equation.primitive in _CLAMPING and all(
+        n is not None and float(n).is_integer() for n in numbers
+    )
+
+
+_CLAMPING = {
+    p.add_p,
+    p.add_jaxvals_p,
+    p.clamp_p,
+    p.max_p,
+    p.min_p,
+    p.select_n_p,
+    p.sub_p,
+}
 
 
 def _refuse_inside_bodies(
@@ -126,9 +215,9 @@ def _refuse_inside_bodies(
 
 
 def _embedding(
-    end: Value, origins: frozenset[Value], carried: frozenset[Value]
+    end: Value, origins: Sequence[Value], carried: frozenset[Value]
 ) -> Embedding:
-    starts = tuple(sorted(origins, key=id))
+    starts = tuple(origins)
     equations, constants = between(starts, [end], lambda _: True)
     return Embedding(starts, end, equations, constants, carried)
 
@@ -140,7 +229,7 @@ def is_integer(atom: Atom) -> bool:
 def _enters(equation: Equation, dependent: set[Atom]) -> bool:
     """Whether a float output is an integer's own embedding."""
     prim = equation.primitive
-    if prim is p.convert_element_type_p:
+    if prim is p.convert_element_type_p or prim in _CONTRACTIONS:
         return True
     if prim in (p.gather_p, p.dynamic_slice_p):
         (fetched, *_) = equation.inputs

@@ -18,7 +18,7 @@ from jax.extend.core import primitives as p
 from jlrp.bodies import bodies_of
 from jlrp.facts.activity import with_carries
 from jlrp.facts.scalar import scalar_of
-from jlrp.families import NO_RELEVANCE, SUMS_BY_NAME
+from jlrp.families import NO_RELEVANCE, STEERING, SUMS_BY_NAME
 from jlrp.graph import (
     CARRIED,
     DEAD,
@@ -167,22 +167,11 @@ def _number(atom: Atom) -> float | None:
     return None if number is None or np.isnan(number) else float(number)
 
 
-# Operands that say which numbers move, not which numbers they are.
-_STEERING: dict[object, range] = {
-    p.dynamic_slice_p: range(1, 99),
-    p.dynamic_update_slice_p: range(2, 99),
-    p.gather_p: range(1, 2),
-    p.scatter_add_p: range(1, 2),
-    p.scatter_p: range(1, 2),
-    p.select_n_p: range(0, 1),
-}
-
-
 def choices_of(program: Program, equations: Iterable[Equation]) -> Iterator[Choice]:
     """What x decides in some equations."""
     for equation in equations:
         prim = equation.primitive
-        steering = _STEERING.get(prim, range(0))
+        steering = STEERING.get(prim, range(0))
         operands = [a for i, a in enumerate(equation.inputs) if i in steering]
         if any(program.level(a) != INDEPENDENT for a in operands):
             yield Choice("predicate" if prim is p.select_n_p else "index", equation)

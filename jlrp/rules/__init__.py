@@ -41,6 +41,7 @@ from jlrp.rules.product import Absolute as Absolute
 from jlrp.rules.product import Gate as Gate
 from jlrp.rules.product import Selective as Selective
 from jlrp.rules.product import Uniform as Uniform
+from jlrp.rules.rounding import StraightThrough as StraightThrough
 
 RelevanceFunction = Callable[..., Any]
 
@@ -162,5 +163,6 @@ def default_rule(op: Operation) -> Rule | None:
         "function": Gradient(),
         "homogeneous": Euler(),
         "embedding": SumFeatures(),
+        "rounding": StraightThrough(),
     }
     return by_nature.get(op.nature)

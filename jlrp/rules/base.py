@@ -52,6 +52,10 @@ class Context(Protocol):
         """The number that the atom had in the forward pass."""
         ...
 
+    def shape_of(self, value: Value) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the relevance of a value."""
+        ...
+
     def apply(self, op: Operation, x: Sequence[Array]) -> list[Array]:
         """The operation's outputs for other inputs, its constants kept."""
         ...

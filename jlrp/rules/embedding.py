@@ -13,6 +13,7 @@ from jax.extend.core import primitives as p
 
 from jlrp import _jax
 from jlrp.facts.embedding import ARITHMETIC, Embedding
+from jlrp.families import STEERING, is_inexact
 from jlrp.graph import Atom, Equation, Value
 from jlrp.operations import Operation
 from jlrp.promise import Promise
@@ -51,7 +52,11 @@ class SumFeatures(Rule):
         def causes() -> Causes:
             return {"constants": jnp.sum(jnp.where(reached, 0, relevance))}
 
-        return Propagation([Promise(value=value) for value in handed], causes)
+        values = [
+            value.astype(ctx.shape_of(v).dtype) if is_inexact(v) else value
+            for v, value in zip(op.inputs, handed, strict=True)
+        ]
+        return Propagation([Promise(value=value) for value in values], causes)
 
 
 class _Spread:
@@ -94,7 +99,7 @@ class _Spread:
         if isinstance(atom, Value) and atom in env:
             return env[atom]
         number = atom.number if not isinstance(atom, Value) else self.numbers[atom]
-        steers = index in _STEERING.get(equation.primitive, ())
+        steers = index in STEERING.get(equation.primitive, ())
         return number if steers else jnp.zeros(jnp.shape(number), self.dtype)
 
     def _fetched(self, equation: Equation, env: Mapping[Value, Array]) -> Array:
@@ -106,13 +111,3 @@ class _Spread:
         rows = tuple(i for i in range(len(shape)) if i not in numbers.offset_dims)
         carried = jnp.sum(env[equation.inputs[1]], -1)  # type: ignore[index]
         return lax.broadcast_in_dim(carried, shape, rows)
-
-
-# Operands that say which numbers move, not which numbers they are.
-_STEERING: dict[Any, range] = {
-    p.dynamic_slice_p: range(1, 99),
-    p.dynamic_update_slice_p: range(2, 99),
-    p.gather_p: range(1, 2),
-    p.scatter_p: range(1, 2),
-    p.select_n_p: range(0, 1),
-}

@@ -1,0 +1,50 @@
+"""Quantisers: relevance passes the rounding, and ends where it clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from jlrp.graph import Value
+from jlrp.operations import Operation
+from jlrp.promise import Promise
+from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+
+
+@dataclass(frozen=True)
+class StraightThrough(Rule):
+    """Relevance passes a quantiser: multipliers as they are, none where it clips.
+
+    What rounding and clipping took, ``(q - v) m``, is the ledger's cause ``rounding``.
+    Source: the straight-through estimator, Bengio et al. 2013 (arXiv 1308.3432).
+    """
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return ()
+
+    def check(self, op: Operation) -> None:
+        if op.nature != "rounding":
+            refuse(self, op, "it is no quantiser")
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        (promise,) = r
+        assert promise is not None
+        (equation,) = op.equations
+        _, rounded, inside = equation.inputs
+        passes = ctx.read(inside)
+
+        def passed(part: Array) -> Array:
+            return jnp.where(passes, part, 0)
+
+        handed = promise.map(passed)
+
+        def causes() -> Causes:
+            arrived = promise.resolve(ctx.read(rounded))
+            gone_on = handed.resolve(ctx.read(op.inputs[0]))
+            return {"rounding": jnp.sum(arrived - gone_on)}
+
+        return Propagation([handed], causes)
