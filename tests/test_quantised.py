@@ -40,7 +40,7 @@ def largest(h, axis=-1):
     return jnp.abs(h).max(axis, keepdims=True)
 
 
-# How activations are quantised: scale, zero point, rounding of the scaled signal, dtype.
+# How activations are quantised: scale, zero point, rounding of what is scaled, dtype.
 
 SYMMETRIC = lambda v: jnp.round(v)  # noqa: E731
 CLIPPED = lambda v: jnp.clip(jnp.round(v), -127, 127)  # noqa: E731
@@ -384,6 +384,7 @@ def twin_product(steps, bound, round_first):
     return product
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_qwix():
     qwix = pytest.importorskip("qwix")
     nn = pytest.importorskip("flax.linen")

@@ -160,7 +160,10 @@ class Regions:
         if start is end:
             return None
         equations, constants = between([start], [end], self._inside)
-        if not any(_is_nonlinear(e, start, equations) for e in equations):
+        of_active = [e for e in equations if self._is_active(e)]
+        if not any(_is_nonlinear(e, start, equations) for e in of_active):
+            return None
+        if any(map(self._adds_dead, of_active)):
             return None
         f0 = at_zero(end, start)
         tolerance = 8 * np.finfo(np.float32).eps
@@ -176,17 +179,30 @@ class Regions:
         """A scale or shift by a parameter, or a dead shift, on a single path."""
         equation = value.producer
         assert equation is not None
+        if self._adds_dead(equation):
+            return True
         if equation.primitive not in _SHIFTS_AND_SCALES:
             return False
         operands = self.program.active_inputs(equation)
         others = [a for a in equation.inputs if a is not above]
         if operands != (above,) or len(others) != 1:
             return False
-        if self.program.is_dead(others[0]) and equation.primitive in _SHIFTS:
-            return True
         divides = equation.primitive is p.div_p and equation.inputs[1] is above
         scalar = scalar_of(others[0]) is not None
         return self.program.is_parameter(others[0]) and not scalar and not divides
+
+    def _is_active(self, equation: Equation) -> bool:
+        return any(v in self.program.active for v in equation.outputs)
+
+    def _adds_dead(self, equation: Equation) -> bool:
+        """Whether a dead value is added, or put in by a mask that is no part of f."""
+        masked = equation.primitive is p.select_n_p and self.program.is_parameter(
+            equation.inputs[0]
+        )
+        if equation.primitive not in _SHIFTS and not masked:
+            return False
+        alone = len(self.program.active_inputs(equation)) == 1
+        return alone and any(map(self.program.is_dead, equation.inputs))
 
 
 def _is_nonlinear(
