@@ -18,11 +18,11 @@ _LISTED = 3
 
 
 def warn_of(stops: Sequence[Stop]) -> None:
-    """Warn of paths from x that end while others go on, but for ``stop_gradient``.
+    """Warn of paths from x that end while others go on, but for those that are meant.
 
     Called where a plan is made: a cached program does not warn again.
     """
-    found = list(dict.fromkeys(str(s) for s in stops if not s.declared))
+    found = list(dict.fromkeys(str(s) for s in stops if not s.is_meant))
     if not found:
         return
     listed = "; ".join(found[:_LISTED])

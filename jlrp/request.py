@@ -92,8 +92,7 @@ class Request:
         n_params = self.params_tree.num_leaves
         self.parameters = self.program.inputs[:n_params]
         self.sources = self.program.inputs[n_params:]
-        if not as_differentiated:
-            with_numbers(self.program, self.sources)
+        with_numbers(self.program, self.sources)
         self.scores = self.program.outputs[: self.n_scores]
 
     @property

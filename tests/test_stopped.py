@@ -216,6 +216,7 @@ declared_zero = jax.custom_vjp(flat)
 declared_zero.defvjp(lambda h: (flat(h), None), lambda _, g: (jnp.zeros_like(g),))
 WARNS = {
     "round": lambda p, x: x + jnp.round(x),
+    "a fraction of another": lambda p, x: x - jnp.floor(x[:, ::-1]),
     "in a scan": scanned,
     "compared": lambda p, x: x @ p["w"] + (x > 0).astype(x.dtype) @ p["v"],
     "in a gelu": lambda p, x: jax.nn.gelu(x + jnp.floor(x)),
@@ -281,6 +282,15 @@ SILENT = {
     "top k": (lambda p, x: lax.top_k(x, 2)[0], X),
     "sorted": (lambda p, x: jnp.sort(x, -1) @ p["w"], X),
     "argmax of logits": (lambda p, x: jnp.where(x.argmax(-1) > 1, x[:, 0], x[:, 1]), X),
+    "straight through, apart": (
+        lambda p, x: jax.nn.one_hot(x.argmax(-1), 4) - lax.stop_gradient(x) + x,
+        X,
+    ),
+    "fraction": (lambda p, x: x - jnp.floor(x), X),
+    "corners of a grid": (
+        lambda p, x: (jnp.floor(x) + 1 - x) * P["c"][0] + (x - jnp.floor(x)) * 2.0,
+        X,
+    ),
     "clip": (lambda p, x: jnp.clip(x, -1, 1), X),
     "layer norm": (lambda p, x: (x - x.mean(-1, keepdims=True)) / x.std(), X),
 }

@@ -44,6 +44,9 @@ ADDING = {  # what may add one operand to another, element by element
 }
 
 
+_ROUNDS = (p.ceil_p, p.floor_p, p.round_p, p.convert_element_type_p)
+
+
 @dataclass(frozen=True)
 class Stop:
     """A dead value that meets one that carries relevance.
@@ -57,9 +60,21 @@ class Stop:
     meeting: Equation
 
     @property
-    def declared(self) -> bool:
-        """Whether the user stopped it, by ``stop_gradient``."""
-        return all(e.primitive is p.stop_gradient_p for e in self.endings)
+    def is_meant(self) -> bool:
+        """Whether the user stopped it, or what is left is a function of what goes on.
+
+        A straight-through estimator, ``q(x) - stop_gradient(x) + x``; a fraction,
+        ``x - floor(x)``, which weighs the corners of a grid in bilinear sampling.
+        """
+        if all(e.primitive is p.stop_gradient_p for e in self.endings):
+            return True
+        others = [_unscaled(a) for a in self.meeting.inputs]
+        of_others = [e for e in self.endings if _unscaled(e.inputs[0]) in others]
+        straight = any(e.primitive is p.stop_gradient_p for e in of_others)
+        fraction = self.meeting.primitive is p.sub_p and all(
+            e.primitive in _ROUNDS and e in of_others for e in self.endings
+        )
+        return straight or fraction
 
     def __str__(self) -> str:
         ended = ", ".join(f"{e} ({why_it_ends(e)})" for e in self.endings[:3])
@@ -79,6 +94,20 @@ class Choice:
 
     def __str__(self) -> str:
         return f"{self.what} of {self.equation}"
+
+
+def _unscaled(atom: Atom) -> Atom:
+    """What a value is up to movement and literal scales."""
+    while isinstance(atom, Value) and atom.producer is not None:
+        prim, inputs = atom.producer.primitive, atom.producer.inputs
+        scales = prim is p.mul_p and scalar_of(inputs[1]) is not None
+        if prim not in _KEPT and not scales:
+            break
+        atom = inputs[0]
+    return atom
+
+
+_KEPT = {p.convert_element_type_p, p.copy_p, p.reshape_p, p.squeeze_p}
 
 
 def why_it_ends(equation: Equation) -> str:
