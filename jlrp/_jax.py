@@ -88,7 +88,8 @@ def uses_cotangent(eqn: core.JaxprEqn) -> list[bool]:
 
     It does not for integers, nor where the derivative is declared zero or is missing.
     """
-    operands = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in eqn.invars]
+    avals: list[Any] = [a.aval for a in eqn.invars]
+    operands = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
     none = [False] * len(operands)
 
     def pulled(x: Sequence[Any], cotangents: Sequence[Any]) -> Any:

@@ -220,7 +220,7 @@ def _adds_half(equation: Equation) -> bool:
     """Whether a shift only makes a floor round: ``floor(v + 0.5)``."""
     numbers = [scalar_of(a) for a in equation.inputs]
     shifts = equation.primitive in _SHIFTS
-    return shifts and any(n is not None and abs(n) == 0.5 for n in numbers)
+    return shifts and any(n is not None and abs(float(n)) == 0.5 for n in numbers)
 
 
 def _measures(branches: Equation) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import jax.numpy as jnp
 from jax.extend.core import primitives as p
@@ -27,7 +28,8 @@ from jlrp.graph import (
 
 Carries = Callable[[Equation], bool]
 Passes = Callable[[Equation], Sequence[bool]]
-Levels = Mapping[Atom, int]
+Levels = Mapping[Value, int]
+Flag = TypeVar("Flag", bool, int)
 
 
 def activate(
@@ -176,7 +178,7 @@ def _through_bodies(
     return outs
 
 
-def with_carries(body: Body, inside: list[int], made: Sequence[int]) -> list[int]:
+def with_carries(body: Body, inside: list[Flag], made: Sequence[Flag]) -> list[Flag]:
     """Flags or levels of a body's inputs; carries as high as an iteration sets them."""
     grown = list(inside)
     for k in range(body.n_carries):
