@@ -10,6 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jlrp.bodies import Body
+from jlrp.captures import Asked, Entries, entries
+from jlrp.errors import SelectorError
 from jlrp.facts.activity import flow, with_carries
 from jlrp.facts.rectified import vanishes_below_zero
 from jlrp.graph import Equation, Program, Value, computing
@@ -23,6 +25,7 @@ from jlrp.residuals import (
     saved_by_user,
 )
 from jlrp.rules import Pass, Rule
+from jlrp.rules.condition import Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ class Plan:
       offloaded: those of them that wait in the memory of the host.
       promised: values that rules read and that are made again from kept ones.
       repeated: the loops that are run again where relevance comes back.
-      captured: the values whose relevance is asked for, by name.
+      captured: whose relevance is asked for, by name.
       parameters: the constants whose multipliers are asked for.
     """
 
@@ -61,7 +64,7 @@ class Plan:
     offloaded: frozenset[Value] = frozenset()
     promised: Mapping[Value, None] = field(default_factory=dict)  # in order
     repeated: frozenset[Equation] = frozenset()
-    captured: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    captured: Entries = field(default_factory=dict)
     parameters: frozenset[Value] = frozenset()
 
     @cached_property
@@ -72,6 +75,25 @@ class Plan:
             for step in self.steps
             if hasattr(step.rule, "record")
         }
+
+    @cached_property
+    def watched(self) -> frozenset[Value]:
+        """The program's own values among the captured ones."""
+        found = (e.value for several in self.captured.values() for e in several)
+        return frozenset(v for v in found if v is not None)
+
+    @cached_property
+    def masks(self) -> dict[str, int]:
+        """The masks in it and in its bodies, by name: axes of one, all iterations."""
+        found: dict[str, int] = {}
+        for step in self.steps:
+            if isinstance(step.rule, Mask):
+                (value,) = step.operation.outputs
+                found[step.rule.name] = len(value.shape)
+            more = int(step.operation.kind in ("scan", "while"))
+            for plan in step.bodies:
+                found |= {name: axes + more for name, axes in plan.masks.items()}
+        return found
 
     def wanted(self, op: Operation) -> tuple[Value, ...]:
         """The constants of an operation whose multipliers are asked for."""
@@ -117,9 +139,15 @@ def plan_body(
     steps: Sequence[Step],
     parameters: frozenset[Value],
     policy: Policy | None = keep,
+    asked: Asked = Asked(),  # noqa: B008
+    following: Plan | None = None,
 ) -> Plan:
-    """The plan of a loop's or branch's body."""
-    plan = make_plan(body.program, steps, {}, parameters, policy)
+    """The plan of a loop's or branch's body.
+
+    ``following`` is that of the iterations behind it, if it is of a first one.
+    """
+    like = None if following is None else following.captured
+    plan = make_plan(body.program, steps, asked, parameters, policy, like)
     # What a loop stacks stays where it is: its slices are read one by one.
     return replace(plan, offloaded=frozenset())
 
@@ -131,19 +159,27 @@ def is_float(value: Value) -> bool:
 def make_plan(
     program: Program,
     steps: Sequence[Step],
-    captured: Mapping[str, tuple[Value, ...]],
+    asked: Asked = Asked(),  # noqa: B008
     parameters: frozenset[Value] = frozenset(),
     policy: Policy | None = keep,
+    like: Entries | None = None,
 ) -> Plan:
     """Keep what the rules declare, their constants, and what is explained.
 
     Or promise it, as the policy says. Without a policy the operands and outputs of
-    every operation are kept, for its ledger.
+    every operation are kept, for its ledger. ``like`` is what is captured in the
+    iterations behind this one.
+
+    Raises:
+      SelectorError: a name stands for a value that gets no relevance of its own.
     """
+    captured = _captured(program, steps, asked, like)
+    steps = _with_masks(program, steps, asked.masked(program))
     kept: dict[Value, None] = dict.fromkeys(program.sources)
     kept.update(dict.fromkeys(program.explained))
     kept.update(dict.fromkeys(_behind_parameters(program, steps, parameters)))
-    for values in captured.values():
+    for several in captured.values():
+        values = [e.value for e in several if e.value is not None]
         kept.update(dict.fromkeys(v for v in values if v in program.active))
     read: dict[Value, None] = {}
     repeated = set()
@@ -170,6 +206,56 @@ def make_plan(
         frozenset(repeated),
         captured,
         parameters,
+    )
+
+
+def _captured(
+    program: Program, steps: Sequence[Step], asked: Asked, like: Entries | None
+) -> Entries:
+    planned: dict[Equation, dict[int, Entries]] = {}
+    for step in steps:
+        equation, plans = step.operation.equations[0], step.bodies
+        if plans and step.operation.kind == "cond":
+            planned[equation] = {i: plan.captured for i, plan in enumerate(plans)}
+        elif plans:  # of a while loop, the first is the condition
+            planned[equation] = {len(equation.bodies) - 1: plans[-1].captured}
+    operations = [step.operation for step in steps]
+    return entries(program, asked, operations, planned, like)
+
+
+def _with_masks(
+    program: Program, steps: Sequence[Step], masked: Mapping[str, Value]
+) -> list[Step]:
+    """Put masks where their values' promises are complete: before the producer.
+
+    Raises:
+      SelectorError: a value gets relevance as a part of an operation only.
+    """
+    steps = list(steps)
+    for name, value in masked.items():
+        index = next(
+            (i for i, s in enumerate(steps) if value in s.operation.outputs), None
+        )
+        if index is None and value in program.sources and value in program.active:
+            index = len(steps)
+        elif index is None and value in program.active:
+            raise SelectorError(no_path(name))
+        if index is not None:
+            steps.insert(index, Step(_masked(program, value), Mask(name)))
+    return steps
+
+
+def _masked(program: Program, value: Value) -> Operation:
+    readers = program.uses.get(value) or program.equations
+    equations = (value.producer,) if value.producer is not None else readers[:1]
+    return Operation("condition", "linear", (value,), (value,), tuple(equations), ())
+
+
+def no_path(name: str) -> str:
+    return (
+        f"The condition on {name!r} is on no path of relevance: its value is inside of "
+        "an operation, or gets none. Choose an operation's output; jlrp.inspect lists "
+        "them."
     )
 
 
