@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -84,6 +85,21 @@ class Place:
                 return None
             axes += _axis(equation, steps)
         return (*axes, *self.value.shape)
+
+    def made_at(self, iteration: tuple[int, ...]) -> tuple[float, ...]:
+        """What orders values by when they are made, in these iterations of the loops.
+
+        An output of a loop is made behind all values in it.
+        """
+        when: list[float] = []
+        left = list(iteration)
+        for equation in self.around:
+            when.append(equation.position)
+            if equation.primitive is not p.cond_p:
+                i = left.pop(0)
+                backwards = equation.params.get("reverse", False)
+                when.append(equation.params["length"] - 1 - i if backwards else i)
+        return (*when, self.value.position, math.inf)
 
 
 def places(program: Program, scope: str = "") -> dict[str, list[Place]]:
@@ -389,7 +405,9 @@ def entries(
     own: dict[str, list[tuple[int, Entry]]] = defaultdict(list)
     inner: dict[str, list[tuple[int, Entry]]] = defaultdict(list)
     for name, values in asked.captured(program).items():
-        found = _reported(program, values, at_operations(values, operations), name, like)
+        found = _reported(
+            program, values, at_operations(values, operations), name, like
+        )
         own[name] = [(values[e.origin].position, e) for e in found]
     for equation in program.equations:
         within = asked.inside(program, equation) if equation.bodies else asked
@@ -410,9 +428,10 @@ def entries(
     made = {name: tuple(several) for name, several in ordered.items()}
     if like is not None and _shapes(made) != _shapes(like):
         raise SelectorError(
-            f"The values of {', '.join(map(repr, made))} are inside of other operations "
-            "in the first iteration of a loop than in those that follow, so that they "
-            "cannot be stacked. Name outputs of operations; jlrp.inspect lists them."
+            f"The values of {', '.join(map(repr, made))} are inside of other "
+            "operations in the first iteration of a loop than in those that follow, so "
+            "that they cannot be stacked. Name outputs of operations; jlrp.inspect "
+            "lists them."
         )
     return made
 

@@ -159,7 +159,7 @@ def is_float(value: Value) -> bool:
 def make_plan(
     program: Program,
     steps: Sequence[Step],
-    asked: Asked = Asked(),  # noqa: B008
+    names: Asked = Asked(),  # noqa: B008
     parameters: frozenset[Value] = frozenset(),
     policy: Policy | None = keep,
     like: Entries | None = None,
@@ -173,8 +173,8 @@ def make_plan(
     Raises:
       SelectorError: a name stands for a value that gets no relevance of its own.
     """
-    captured = _captured(program, steps, asked, like)
-    steps = _with_masks(program, steps, asked.masked(program))
+    captured = _captured(program, steps, names, like)
+    steps = _with_masks(program, steps, names.masked(program))
     kept: dict[Value, None] = dict.fromkeys(program.sources)
     kept.update(dict.fromkeys(program.explained))
     kept.update(dict.fromkeys(_behind_parameters(program, steps, parameters)))

@@ -29,7 +29,7 @@ from jlrp.interpreter import (
     reverse,
     to_inputs,
 )
-from jlrp.operations import Operation, find_operations
+from jlrp.operations import find_operations
 from jlrp.planning import Plan, is_float, make_plan, no_path, parameters_of
 from jlrp.promise import Promise
 from jlrp.rules import registered
