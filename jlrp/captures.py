@@ -108,13 +108,18 @@ def places(program: Program, scope: str = "") -> dict[str, list[Place]]:
     inner: dict[str, list[tuple[int, Place]]] = defaultdict(list)
     for name, values in named_values(program, scope).items():
         own[name] = [(v.position, Place(v)) for v in values]
-    for equation in program.equations:
+    for equation in _with_unread(program):
         for body in equation.bodies:
             for name, found in places(body, equation.scope).items():
                 for place in found:
                     outside = Place(place.value, (equation, *place.around))
                     inner[name].append((equation.position, outside))
     return {name: _in_order(own[name], inner[name]) for name in {**own, **inner}}
+
+
+def _with_unread(program: Program) -> list[Equation]:
+    equations = [*program.equations, *program.unread]
+    return sorted(equations, key=lambda e: e.position)
 
 
 def _in_order(own: Sequence[tuple[int, T]], inner: Sequence[tuple[int, T]]) -> list[T]:
@@ -409,7 +414,7 @@ def entries(
             program, values, at_operations(values, operations), name, like
         )
         own[name] = [(values[e.origin].position, e) for e in found]
-    for equation in program.equations:
+    for equation in _with_unread(program):
         within = asked.inside(program, equation) if equation.bodies else asked
         for i, body in enumerate(equation.bodies):
             known = (planned or {}).get(equation, {}).get(i)

@@ -109,7 +109,8 @@ class Equation:
 class Program:
     """A flat program; ``sources`` are the inputs that are explained.
 
-    ``origins`` says what the inputs of a body are outside of it.
+    ``origins`` says what the inputs of a body are outside of it, ``unread`` are loops
+    and branches that no output depends on: their names are names all the same.
     """
 
     equations: list[Equation]
@@ -117,6 +118,7 @@ class Program:
     outputs: tuple[Atom, ...]
     constants: dict[Value, Any]
     tags: dict[str, list[Atom]] = field(default_factory=dict)
+    unread: tuple[Equation, ...] = ()
     boundaries: set[Value] = field(default_factory=set)  # no operation spans these
     kernels: frozenset[str] = frozenset()  # a derivative around these is kept
     parent: Program | None = None  # of a loop's or branch's body
@@ -258,7 +260,10 @@ def _body(
     program.inputs = tuple(Value(v.aval) for v in jaxpr.invars)
     env: dict[Any, Atom] = dict(zip(jaxpr.invars, program.inputs, strict=True))
     program.outputs = _flatten(program, jaxpr, consts, env, scope, callers)
-    program.equations = _reaching(program.equations, program.outputs)
+    read = _reaching(program.equations, program.outputs)
+    unread = set(program.equations).difference(read)
+    program.unread = tuple(e for e in program.equations if e in unread and e.bodies)
+    program.equations = read
     return program
 
 

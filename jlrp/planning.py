@@ -219,8 +219,21 @@ def _captured(
             planned[equation] = {i: plan.captured for i, plan in enumerate(plans)}
         elif plans:  # of a while loop, the first is the condition
             planned[equation] = {len(equation.bodies) - 1: plans[-1].captured}
+        else:
+            _refuse_names_inside(program, step, asked)
     operations = [step.operation for step in steps]
     return entries(program, asked, operations, planned, like)
+
+
+def _refuse_names_inside(program: Program, step: Step, asked: Asked) -> None:
+    (equation, *_) = step.operation.equations
+    for body in equation.bodies:
+        for name in entries(body, asked.inside(program, equation)):
+            raise SelectorError(
+                f"{name!r} names a value in the {step.operation.kind} at "
+                f"{equation.where()}, which has one rule as a whole, {step.rule!r}. "
+                "Give rules to the operations in it: by their kind, or a glob."
+            )
 
 
 def _with_masks(

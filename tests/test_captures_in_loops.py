@@ -14,6 +14,7 @@ import pytest
 from jax import lax
 
 import jlrp
+from jlrp import flow
 
 pytestmark = pytest.mark.relaxed
 RNG = np.random.default_rng(5)
@@ -269,3 +270,474 @@ def test_scanned_is_written_out(name):
     for tag, rows in got.captured.items():
         axes = axes_of(each, tag)
         assert_close(rows, stacked(want.captured, tag, rows.shape, axes))
+
+
+# Loops of unknown length.
+
+
+def whiled(on, name="stream"):
+    """Runs as often as a data-dependent state says: 3 times for X."""
+
+    def fn(p, x):
+        def goes_on(state):
+            return (state[1] < 3) & (jnp.abs(state[0]).max() < 1e6)
+
+        def body(state):
+            h, i = state
+            h = on.name(h + jnp.tanh(h @ p["u"]) + x / 4, name)
+            return h, i + 1
+
+        if isinstance(on, Looped):
+            h, _ = lax.while_loop(goes_on, body, (x, 0))
+        else:
+            h = x
+            for i in range(3):
+                with on.iteration(i):
+                    h, _ = body((h, i))
+        return h @ p["out"]
+
+    return fn, X
+
+
+@functools.cache
+def of_while():
+    (fn, x), (twin, _) = whiled(Looped()), whiled(WrittenOut())
+    each = tags(twin, x)
+    masks = {name: normal(B, H) for name in each}
+    want = explain(twin, x, capture=each, composite="epsilon")
+    masked = explain(twin, x, capture=each, composite="epsilon", condition=masks)
+    rows, mask = (jnp.stack([d[n] for n in each]) for d in (want.captured, masks))
+    return fn, want.relevance, rows, mask, masked
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_a_while_loop_has_zeros_behind_its_last_iteration(steps):
+    fn, relevance, rows, mask, masked = of_while()
+    options = dict(capture="stream", composite="epsilon", capture_steps=steps)
+    e = explain(fn, X, **options)
+    assert_close(e.relevance, relevance)
+    assert e.captured["stream"].shape == (steps, B, H)
+    assert_close(e.captured["stream"][:3], rows)
+    assert not np.any(e.captured["stream"][3:])
+    mask = jnp.concatenate([mask, jnp.ones((steps - 3, B, H))])
+    e = explain(fn, X, condition={"stream": mask}, **options)
+    assert_close(e.relevance, masked.relevance)
+    assert_close(e.captured["stream"][0], masked.captured["stream.0"])
+
+
+def test_more_iterations_than_are_recorded_are_an_error():
+    fn, relevance, *_ = of_while()
+    explain = jlrp.explain(fn, capture="stream", composite="epsilon", capture_steps=2)
+    with pytest.raises(jlrp.InputError, match="ran 3 times.*capture_steps=3"):
+        explain(P, X, 0)
+    found = jax.jit(explain)(P, X, 0)  # there it cannot raise
+    assert np.all(np.isnan(found.captured["stream"]))
+    assert_close(found.relevance, relevance)
+    masked = jlrp.explain(
+        fn, condition={"stream": jnp.ones((2, 1, 1))}, capture_steps=2
+    )
+    with pytest.raises(jlrp.InputError, match="ran 3 times"):
+        masked(P, X, 0)
+    found = jax.jit(lambda p, x: masked(p, x, 0))(P, X)
+    assert np.any(np.isnan(found.relevance))
+
+
+def test_a_while_loop_needs_a_number_of_steps():
+    fn, *_ = of_while()
+    for pattern in ("stream", "**"):
+        with pytest.raises(jlrp.InputError, match="capture_steps=N.*zeros"):
+            explain(fn, X, capture=pattern)
+    assert np.any(explain(fn, X, condition={"stream": jnp.ones(H)}).relevance)
+    with pytest.raises(jlrp.InputError, match="capture_steps=N"):
+        explain(fn, X, condition={"stream": jnp.ones((3, 1, 1))})
+    for steps in (0, True, 2.0):
+        with pytest.raises(jlrp.InputError, match="at least 1"):
+            jlrp.explain(fn, capture="stream", capture_steps=steps)
+
+
+def test_each_example_of_a_batched_while_loop_has_its_own_iterations():
+    """Under a vmap around the loop, those that have ended are zeros."""
+
+    def one(p, x):
+        def body(state):
+            h, i = state
+            return jlrp.tag(h + jnp.tanh(h @ p["u"]), "stream"), i + 1
+
+        n = jnp.where(x[0] > 0, 3, 1)
+        h, _ = lax.while_loop(lambda s: s[1] < n, body, (x, 0))
+        return h @ p["out"]
+
+    x = X.at[:, 0].set(jnp.array([1.0, -1.0]))
+    options = dict(capture="stream", composite="epsilon", capture_steps=4)
+    inside = explain(lambda p, x: jax.vmap(lambda x: one(p, x))(x), x, **options)
+    explainer = jlrp.explain(one, **options)
+    outside = jax.vmap(lambda x: explainer(P, x, 0))(x)
+    alone = [explainer(P, row, 0) for row in x]
+    for i, e in enumerate(alone):
+        assert_close(inside.captured["stream"][:, i], e.captured["stream"])
+        assert_close(outside.captured["stream"][i], e.captured["stream"])
+    assert [int(np.any(e.captured["stream"], -1).sum()) for e in alone] == [3, 1]
+
+
+def test_a_while_loop_in_a_scan_and_a_scan_in_a_while_loop():
+    def run(h, w, n):
+        def inner(h, v):
+            return jlrp.tag(h + jnp.tanh(h @ v), "inner"), None
+
+        def body(state):
+            return lax.scan(inner, state[0], jnp.stack([w, w.T]))[0], state[1] + 1
+
+        return lax.while_loop(lambda s: s[1] < n, body, (h, 0))[0]
+
+    def fn(p, x):
+        counts = jnp.array([1, 0, 2])
+        step = lambda h, layer: (run(h, *layer), None)  # noqa: E731
+        return lax.scan(step, x, (p["layers"], counts))[0] @ p["out"]
+
+    def twin(p, x):
+        for i, n in enumerate((1, 0, 2)):
+            for j in range(n):
+                for k, v in enumerate((p["layers"][i], p["layers"][i].T)):
+                    name = written("inner", (i, j, k))
+                    x = jlrp.tag(x + jnp.tanh(x @ v), name)
+        return x @ p["out"]
+
+    got = explain(fn, X, capture="inner", composite="epsilon", capture_steps=2)
+    want = explain(twin, X, capture="inner*", composite="epsilon")
+    rows = got.captured["inner"]
+    assert_close(got.relevance, want.relevance)
+    assert rows.shape == (3, 2, 2, B, H)
+    assert_close(rows, stacked(want.captured, "inner", rows.shape, 3))
+    with pytest.raises(jlrp.InputError, match="ran 2 times"):
+        explain(fn, X, capture="inner", composite="epsilon", capture_steps=1)
+
+
+def test_a_branch_that_was_not_taken_has_zeros():
+    def fn(p, x):
+        branches = [
+            lambda h: jlrp.tag(relu(h @ p["u"]), "first"),
+            lambda h: h + jlrp.tag(jnp.tanh(h @ p["u"]), "second"),
+        ]
+        return lax.switch((x[0, 0] > 0).astype(int), branches, x) @ p["out"]
+
+    def twin(p, x):
+        return (x + jlrp.tag(jnp.tanh(x @ p["u"]), "second")) @ p["out"]
+
+    x = X.at[0, 0].set(1.0)
+    mask = normal(H)
+    for options in ({}, {"condition": {"second": mask}}):
+        got = explain(fn, x, capture="*", composite="epsilon", **options)
+        want = explain(twin, x, capture="*", composite="epsilon", **options)
+        assert_close(got.captured["second"], want.captured["second"])
+        assert_close(got.relevance, want.relevance)
+        assert not np.any(got.captured["first"]) and np.any(got.captured["second"])
+        assert got.captured["first"].shape == (B, H)
+
+
+# What a name stands for.
+
+
+def layer(h, w):
+    with jax.named_scope("layer"):
+        h = h + relu(h @ w)
+    return h, h
+
+
+def scores(h, p):
+    return h @ p["out"]
+
+
+def written_out(p, x, n=N):
+    for i in range(n):
+        x = jlrp.tag(x + relu(x @ p["layers"][i]), f"layer.{i}")
+    return scores(x, p)
+
+
+@functools.cache
+def layers_alone():
+    e = explain(written_out, X, capture="layer.*", composite="epsilon")
+    return jnp.stack(list(e.captured.values()))
+
+
+def test_a_scope_in_a_body_ends_with_the_body():
+    """The scopes around a loop end behind it: what it hands to itself is inside."""
+
+    def fn(p, x):
+        with jax.named_scope("encoder"):
+            h, _ = lax.scan(layer, x, p["layers"])
+        return scores(h, p)
+
+    e = explain(fn, X, capture="**", composite="epsilon")
+    assert sorted(e.captured) == ["encoder", "encoder/layer"]
+    assert_close(e.captured["encoder/layer"], layers_alone())
+    assert_close(e.captured["encoder"], layers_alone()[-1])
+    assert e.captured["encoder"].shape == (B, H)
+
+
+def test_a_name_inside_and_outside_has_both_in_the_order_of_the_program():
+    def fn(p, x):
+        h, _ = layer(x, p["layers"][0])
+        h, _ = lax.scan(layer, h, p["layers"][1:])
+        h, _ = layer(h, p["u"])
+        return scores(h, p)
+
+    def twin(p, x):
+        layers = jnp.concatenate([p["layers"], p["u"][None]])
+        return written_out(p | {"layers": layers}, x, N + 1)
+
+    e = explain(fn, X, capture="layer", composite="epsilon")
+    first, scanned, last = e.captured["layer"]
+    want = explain(twin, X, capture="layer.*", composite="epsilon").captured
+    assert_close(jnp.stack([first, *scanned, last]), jnp.stack(list(want.values())))
+    with pytest.raises(jlrp.SelectorError, match="names 3"):
+        explain(fn, X, condition={"layer": 0.0})
+
+
+def test_a_stacked_output_that_is_not_read_names_what_it_stacks():
+    def fn(p, x):
+        h, hs = lax.scan(layer, x, p["layers"])
+        jlrp.tag(hs, "layers")
+        return scores(h, p)
+
+    e = explain(fn, X, capture=("layers", "layer"), composite="epsilon")
+    assert_close(e.captured["layers"], layers_alone())
+    assert_close(e.captured["layer"], layers_alone())
+    masks = normal(N, B, H)
+    twin = {f"layer.{i}": mask for i, mask in enumerate(masks)}
+    want = explain(written_out, X, condition=twin, composite="epsilon").relevance
+    for name in ("layers", "layer"):
+        got = explain(fn, X, condition={name: masks}, composite="epsilon").relevance
+        assert_close(got, want)
+
+
+def test_a_stacked_output_of_nested_scans_that_is_not_read():
+    def outer(h, ws):
+        return lax.scan(layer, h, ws)
+
+    def fn(p, x):
+        h, hs = lax.scan(outer, x, p["grid"])
+        jlrp.tag(hs, "layers")
+        return scores(h, p)
+
+    e = explain(fn, X, capture="**", composite="epsilon")
+    assert e.captured["layers"].shape == (2, N, B, H)
+    assert_close(e.captured["layers"], e.captured["layer"])
+    assert np.any(e.captured["layer"])
+
+
+def test_a_stacked_output_that_is_read_is_a_value_of_its_own():
+    """It stands for what its readers give it, as ``jnp.stack`` does written out."""
+
+    def fn(p, x, scan):
+        h, hs = scan(layer, x, p["layers"])
+        return scores(jnp.tanh(h) + jlrp.tag(hs, "stacked").mean(0), p)
+
+    got, want = (
+        explain(functools.partial(fn, scan=scan), X, capture="stacked")
+        for scan in (lax.scan, WrittenOut().scan)
+    )
+    assert_close(got.captured["stacked"], want.captured["stacked"])
+
+
+def test_a_value_on_no_path_has_zeros_of_its_own_shape():
+    def fn(p, x):
+        def body(h, w):
+            jlrp.tag(jnp.cos(h).sum(-1), "unused")
+            kernel = jlrp.tag(w * 2.0, "kernel")
+            return h + relu(h @ kernel), jlrp.tag(h[:, :1] > 0, "flag").astype(float)
+
+        h, flags = lax.scan(body, x, p["layers"])
+        dead, _ = lax.scan(lambda h, w: (jlrp.tag(h @ w, "dead"), None), x, p["layers"])
+        jlrp.tag(dead, "dead end")
+        return scores(h, p) + 0.0 * lax.stop_gradient(flags.sum())
+
+    found = explain(fn, X, capture="*", composite="epsilon").captured
+    shapes = {"unused": (N, B), "kernel": (N, H, H), "flag": (N, B, 1)}
+    shapes |= {"dead": (N, B, H), "dead end": (B, H)}
+    assert {name: r.shape for name, r in found.items()} == shapes
+    assert not any(map(np.any, found.values()))
+
+
+def test_a_carry_can_be_named_where_it_comes_in():
+    def fn(p, x):
+        def body(h, w):
+            h = jlrp.tag(h, "before")
+            return h + relu(h @ w), None
+
+        return scores(lax.scan(body, x, p["layers"])[0], p)
+
+    e = explain(fn, X, capture="before", composite="epsilon")
+    assert_close(e.captured["before"][1:], layers_alone()[:-1])
+    assert_close(e.captured["before"][0], e.relevance)
+    half = jnp.array([1.0, 1.0, 0.5])[:, None, None]
+    got = explain(fn, X, condition={"before": half}, composite="epsilon").relevance
+    assert_close(got, e.relevance / 2)
+
+
+def test_masks_that_do_not_fit_are_refused_with_both_shapes():
+    def fn(p, x):
+        return scores(lax.scan(layer, x, p["layers"])[0], p)
+
+    for mask in (jnp.ones(H + 1), jnp.ones((N + 1, 1, 1)), jnp.ones((1, N, B, H))):
+        with pytest.raises(jlrp.InputError, match=r"\(2, 4\), or to \(3, 2, 4\)"):
+            explain(fn, X, condition={"layer": mask})
+
+
+def test_a_loop_with_a_rule_as_a_whole_hides_its_names():
+    def fn(p, x):
+        return scores(lax.scan(layer, x, p["layers"])[0], p)
+
+    whole = jlrp.Composite([("scan", jlrp.rules.Gradient())], base="epsilon")
+    for options in ({"capture": "layer"}, {"condition": {"layer": jnp.ones(H)}}):
+        with pytest.raises(jlrp.SelectorError, match="layer"):
+            explain(fn, X, composite=whole, **options)
+
+
+# Libraries.
+
+
+def test_layers_of_a_scanned_linen_model():
+    linen = pytest.importorskip("flax.linen")
+
+    class Block(linen.Module):
+        @linen.compact
+        def __call__(self, x, _):
+            h = linen.LayerNorm(name="norm")(x)
+            h = linen.Dense(6, name="up")(h)
+            return x + linen.Dense(H, name="down")(linen.gelu(h)), None
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            scanned = linen.scan(
+                linen.remat(Block),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=N,
+            )
+            return scanned(name="blocks")(x, None)[0] @ P["out"]
+
+    net = Net()
+    params = net.init(jax.random.key(0), X)
+    options = dict(composite="attnlrp")
+    found = jlrp.explain(net.apply, capture="**/blocks*/**", **options)(params, X, 0)
+
+    def twin(params, x):
+        for i in range(N):
+            one = jax.tree.map(lambda leaf: leaf[i], params["params"]["blocks"])  # noqa: B023
+            x, _ = Block().apply({"params": one}, x, None)
+            x = jlrp.tag(x, f"block.{i}")
+        return x @ P["out"]
+
+    want = jlrp.explain(twin, capture="block.*", **options)(params, X, 0)
+    assert_close(found.relevance, want.relevance)
+    norm = next(name for name in found.captured if name.endswith("norm"))
+    assert found.captured[norm].shape == (N, B, H)
+    print(found.captured.keys())
+
+
+def test_blocks_of_a_scanned_nnx_model():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.attention = nnx.MultiHeadAttention(
+                2,
+                H,
+                decode=False,
+                rngs=rngs,
+                param_dtype=jnp.float64,
+                dtype=jnp.float64,
+            )
+            self.mlp = nnx.Linear(H, H, rngs=rngs, param_dtype=jnp.float64)
+
+        def __call__(self, x, i=None):
+            x = x + self.attention(x)
+            x = x + nnx.gelu(self.mlp(x))
+            return jlrp.tag(x, "block" if i is None else f"block.{i}")
+
+    make = nnx.split_rngs(splits=N)(nnx.vmap(Block, in_axes=0, out_axes=0))
+    graph, state = nnx.split(make(nnx.Rngs(0)))
+
+    def fn(state, x):
+        model = nnx.merge(graph, state)
+        run = nnx.scan(
+            lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry
+        )
+        return run(x, model).mean(1) @ P["out"]
+
+    def twin(state, x):
+        for i in range(N):
+            one = jax.tree.map(lambda leaf: leaf[i], state)  # noqa: B023
+            x = nnx.merge(graph, one)(x, i)
+        return x.mean(1) @ P["out"]
+
+    options = dict(composite="attnlrp")
+    got = jlrp.explain(fn, capture="block", **options)(state, SEQUENCE, 0)
+    want = jlrp.explain(twin, capture="block.*", **options)(state, SEQUENCE, 0)
+    assert_close(got.relevance, want.relevance)
+    assert_close(got.captured["block"], jnp.stack(list(want.captured.values())))
+
+
+# Transformations, the ledger, flow.
+
+
+def test_under_jit_vmap_and_grad():
+    fn, x = mlp(Looped())
+    explainer = jlrp.explain(fn, capture="stream", composite="epsilon")
+    want = explainer(P, x, 0)
+    jitted = jax.jit(explainer)(P, x, 0)
+    one = jax.vmap(lambda row: explainer(P, row[None], 0))(x)
+    for got in (
+        jitted.captured["stream"],
+        one.captured["stream"][:, :, 0].swapaxes(0, 1),
+    ):
+        assert_close(got, want.captured["stream"])
+
+    def total(b):
+        found = explainer(P | {"biases": b}, x, 0).captured["stream"]
+        return jnp.sum(found**2)
+
+    direction, step = normal(N, H), 1e-6
+    slope = jnp.vdot(jax.grad(total)(P["biases"]), direction)
+    ahead, behind = (total(P["biases"] + s * direction) for s in (step, -step))
+    np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-5)
+
+
+def test_the_ledger_says_what_masks_in_a_loop_blocked():
+    fn, x = mlp(Looped())
+    mask = {"stream": jnp.array([1.0, 0.25, 1.0])[:, None, None]}
+    ledger = jlrp.audit(fn, P, x, 0, composite="epsilon", condition=mask)
+    e = explain(fn, x, capture="stream", condition=mask, composite="epsilon")
+    blocked = ledger.total("blocked")  # three times what was left over
+    assert blocked == pytest.approx(3.0 * float(e.captured["stream"][1].sum()))
+    assert ledger.unexplained <= 1e-9 * abs(ledger.seed)
+
+
+@pytest.mark.parametrize("make", [mlp, nested, branching])
+def test_flow_between_iterations_is_that_of_the_loop_written_out(make):
+    (fn, x), (twin, _) = make(Looped()), make(WrittenOut())
+    each = tags(twin, x)
+    want = flow.between(twin, P, x, each, 0, composite="epsilon")
+    got = flow.between(fn, P, x, names_of(each), 0, composite="epsilon")
+    assert list(got)[0][0] == "output" and list(got)[-1][1] == "input"
+
+    def label(node):
+        name, *index = node.split(".")
+        return f"{name}[{', '.join(index)}]" if index else name
+
+    scale = max(map(abs, want.values()))
+    for (a, b), amount in want.items():
+        assert got.pop((label(a), label(b))) == pytest.approx(amount, abs=1e-10 * scale)
+    assert not any(got.values())  # branches that were not taken
+
+
+def test_flow_in_a_while_loop():
+    (fn, x), (twin, _) = whiled(Looped()), whiled(WrittenOut())
+    want = flow.between(twin, P, x, "stream*", 0, composite="epsilon")
+    got = flow.between(fn, P, x, "stream", 0, composite="epsilon", capture_steps=3)
+    np.testing.assert_allclose(list(got.values()), list(want.values()), atol=1e-10)
+    with pytest.raises(jlrp.InputError, match="ran 3 times"):
+        flow.between(fn, P, x, "stream", 0, composite="epsilon", capture_steps=2)
+    with pytest.raises(jlrp.InputError, match="capture_steps"):
+        flow.between(fn, P, x, "stream", 0)

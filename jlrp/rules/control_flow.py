@@ -77,8 +77,8 @@ class _Bodies(Rule):
         (equation,) = op.equations
         by_value = dict(zip(op.outputs, r, strict=True))
         arriving = [by_value.get(v) for v in equation.outputs]
-        names = any(plan.captured for plan in self.plans)
-        found = self._reverse(equation, arriving, ctx, _Extra(captures=names))
+        extra = _Extra(captures=self._captures())
+        found = self._reverse(equation, arriving, ctx, extra)
         active = set(op.inputs)
         promises = [
             promise
@@ -97,6 +97,9 @@ class _Bodies(Rule):
         return Propagation(
             promises, causes, constants=constants, captured=found.captured
         )
+
+    def _captures(self) -> bool:
+        return any(plan.captured for plan in self.plans)
 
     def _reverse(
         self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
@@ -722,6 +725,9 @@ class While(_Bodies):
     """
 
     steps: int | None = None
+
+    def _captures(self) -> bool:
+        return self.steps is not None
 
     def record(
         self, equation: Equation, operands: Sequence[Array], forward: Any
