@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax, budget, reports, targets
+from jlrp import _jax, budget, captures, reports, targets
 from jlrp import residuals as policies
 from jlrp.composites import FALLBACKS, Composite, resolve
 from jlrp.errors import InputError
@@ -39,12 +39,17 @@ class Explanation:
       output: the output of the function.
       captured: by name, the relevance at the scopes and tags of ``capture``.
       params: pytree like params, if ``wrt`` asked for it, else None.
+      loop_axes: static: by name, of each captured array, how many of its first axes are
+        iterations of loops; names outside of loops are left out.
     """
 
     relevance: Any
     output: Any
     captured: Any = field(default_factory=dict)
     params: Any = None
+    loop_axes: tuple[tuple[str, tuple[int, ...]], ...] = field(
+        default=(), metadata={"static": True}
+    )
 
 
 @dataclass(frozen=True)
@@ -151,11 +156,13 @@ def _explained(
                 found.output(),
                 found.captured(),
                 found.parameters() if asks_for_params else None,
+                axes,
             )
             return explanation, found.counts()
 
+    axes = captures.loop_axes(plan.captured)
     like = Explanation(
-        x, request.output_like(), 0.0, params if asks_for_params else 0.0
+        x, request.output_like(), 0.0, params if asks_for_params else 0.0, axes
     )
     return _jax.untyped(explained, (like, 0), request.given, masks)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import math
 import re
 from collections import defaultdict
@@ -36,19 +37,22 @@ def named_values(program: Program, scope: str = "") -> Named:
     """The values of every tag and scope, in the program's order.
 
     ``scope`` is that of the loop or branch whose body the program is: a value that
-    leaves the body is still in it.
+    leaves the body is still in it. That a scope was opened under ``vmap`` is no part of
+    its name.
     """
+    scope = _without_maps(scope)
     readers: dict[Value, set[str | None]] = defaultdict(set)
     for equation in program.equations:
         for atom in equation.inputs:
             if isinstance(atom, Value):
-                readers[atom].add(equation.scope)
+                readers[atom].add(_without_maps(equation.scope))
     for atom in program.outputs:
         if isinstance(atom, Value):
             readers[atom].add(None)
     named: dict[str, dict[Value, None]] = defaultdict(dict)
     for equation in program.equations:
-        components = equation.scope.split("/") if equation.scope else []
+        path = _without_maps(equation.scope)
+        components = path.split("/") if path else []
         for value in equation.outputs:
             for depth in range(1, len(components) + 1):
                 path = "/".join(components[:depth])
@@ -58,6 +62,14 @@ def named_values(program: Program, scope: str = "") -> Named:
     for name, atoms in program.tags.items():
         named[name] = dict.fromkeys(a for a in atoms if isinstance(a, Value))
     return {name: tuple(values) for name, values in named.items() if values}
+
+
+@functools.lru_cache(maxsize=4096)
+def _without_maps(path: str) -> str:
+    return "/".join(part for part in path.split("/") if part not in _MAPS)
+
+
+_MAPS = ("vmap()", "jvp()")  # components that JAX adds to a path
 
 
 def _is_inside(scope: str | None, path: str) -> bool:
@@ -148,7 +160,8 @@ def matching(named: Mapping[str, T], patterns: Iterable[str]) -> dict[str, T]:
     """
     found: dict[str, T] = {}
     for pattern in patterns:
-        matched = [name for name in named if matches_path(name, pattern)]
+        path = _without_maps(pattern)
+        matched = [name for name in named if matches_path(name, path)]
         if not matched:
             near = difflib.get_close_matches(pattern, named, n=3, cutoff=0.4)
             listed = ", ".join(sorted(named)[:12]) or "none"
@@ -375,6 +388,7 @@ class Entry:
       loop, body, index: the loop or branch that hands it out, and which of the arrays
         of which of its bodies it is. Without these it is zeros.
       origin: which of the values of that name it stands for.
+      axes: how many of its first axes are iterations.
     """
 
     like: jax.ShapeDtypeStruct | None
@@ -383,6 +397,7 @@ class Entry:
     body: int = 0
     index: int = 0
     origin: int = 0
+    axes: int = 0
 
 
 Entries = Mapping[str, tuple[Entry, ...]]
@@ -445,6 +460,12 @@ def _shapes(made: Entries) -> dict[str, list[Any]]:
     return {name: [e.like for e in several] for name, several in made.items()}
 
 
+def loop_axes(made: Entries) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """By name, how many first axes of each array are iterations, if any are."""
+    axes = {n: tuple(e.axes for e in es) for n, es in made.items() if n != COUNTS}
+    return tuple((name, counts) for name, counts in axes.items() if any(counts))
+
+
 def _handed_out(
     entry: Entry, loop: Equation, body: int, index: int, steps: int | None
 ) -> Entry:
@@ -452,7 +473,8 @@ def _handed_out(
     if like is not None:
         shape = (*_axis(loop, steps), *like.shape)
         like = jax.ShapeDtypeStruct(shape, like.dtype)
-    return Entry(like, None, loop, body, index)
+    axes = entry.axes + len(_axis(loop, steps))
+    return Entry(like, None, loop, body, index, axes=axes)
 
 
 def _reported(
