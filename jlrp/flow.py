@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlrp.api import explain
-from jlrp.captures import Place, check_steps, conditioned, matching, places
 from jlrp.composites import Composite
 from jlrp.graph import trace
+from jlrp.names import Place, check_steps, conditioned, matching, places
 
 OUTPUT, INPUT = "output", "input"
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax, captures, residuals, targets
+from jlrp import _jax, captures, names, residuals, targets
 from jlrp.composites import Composite, assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
 from jlrp.facts.activity import activate
@@ -126,8 +126,8 @@ class Request:
         reached = program.active | program.entered
         if reached.isdisjoint(self.sources):
             raise NoRelevanceError(_why_none(program))
-        names = self._names()
-        captures.split_at(program, names)
+        at_names = self._at_names()
+        captures.split_at(program, at_names)
         operations = find_operations(
             program, set(registered()), options.composite.view, _carries, found
         )
@@ -142,9 +142,9 @@ class Request:
             strict,
             parameters,
             policy,
-            names,
+            at_names,
         )
-        plan = make_plan(program, steps, names, parameters, policy)
+        plan = make_plan(program, steps, at_names, parameters, policy)
         for name in options.conditions:
             if name not in plan.masks:
                 raise SelectorError(no_path(name))
@@ -155,19 +155,17 @@ class Request:
             )
         return plan
 
-    def _names(self) -> captures.Asked:
+    def _at_names(self) -> captures.Asked:
         """What is asked for at names, in the whole program."""
         options = self.options
-        self.conditions: dict[str, captures.Place] = {}
+        self.conditions: dict[str, names.Place] = {}
         if not options.capture and not options.conditions:
             return captures.Asked()
-        named = captures.places(self.program)
-        found = captures.matching(named, options.capture)
-        captures.check_steps(found, options.capture_steps)
+        named = names.places(self.program)
+        found = names.matching(named, options.capture)
+        names.check_steps(found, options.capture_steps)
         masked: dict[str, tuple[str, ...]] = {}
-        for mask, (name, place) in captures.conditioned(
-            named, options.conditions
-        ).items():
+        for mask, (name, place) in names.conditioned(named, options.conditions).items():
             self.conditions[mask] = place
             masked[name] = (*masked.get(name, ()), mask)
         return captures.Asked(frozenset(found), masked, options.capture_steps)
@@ -182,7 +180,7 @@ class Request:
         """Both passes, on these arguments."""
         for name, place in self.conditions.items():
             shape, steps = np.shape(masks[name]), self.options.capture_steps
-            captures.check_mask(name, shape, place, steps)
+            names.check_mask(name, shape, place, steps)
         outputs, kept = forward(plan, arguments)
         numbers = Numbers(plan, kept, masks)
         seeds = self._seeds(outputs)

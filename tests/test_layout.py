@@ -17,6 +17,7 @@ LAYERS = [
     ["sharding"],
     ["graph"],
     ["bodies"],
+    ["names"],
     ["families"],
     ["facts"],
     ["operations"],
