@@ -14,14 +14,14 @@ import pytest
 from jax import lax
 
 import jlrp
-from jlrp import flow
+from jlrp import flow, names
 
 pytestmark = pytest.mark.relaxed
 RNG = np.random.default_rng(5)
 normal = lambda *shape: jnp.asarray(RNG.normal(size=shape))  # noqa: E731
-N, B, T, H = 3, 2, 4, 4
+N, B, T, H = 3, 2, 3, 4
 P = {"layers": normal(N, H, H) / 2, "biases": normal(N, H) / 2, "out": normal(H, 2)}
-P |= {"u": normal(H, H) / 2, "h0": normal(B, H), "grid": normal(2, N, H, H) / 2}
+P |= {"u": normal(H, H) / 2, "h0": normal(B, H), "grid": normal(2, 2, H, H) / 2}
 P |= {name: normal(N, H, H) / 2 for name in ("q", "k", "v", "up", "down")}
 X, SEQUENCE = normal(B, H), normal(B, T, H)
 relu = jax.nn.relu
@@ -189,7 +189,7 @@ def long(on):
         return h, None
 
     def fn(p, x):
-        ws = jnp.concatenate([p["layers"], p["q"], p["k"], p["v"][:2]])
+        ws = jnp.concatenate([p["layers"], p["q"], p["k"][:1]])
         return on.scan(step, x, ws)[0] @ p["out"]
 
     return fn, X
@@ -198,8 +198,7 @@ def long(on):
 PROGRAMS = {
     "mlp": (mlp, "epsilon"),
     "rnn from zeros": (rnn, "epsilon"),
-    "rnn from parameters": (functools.partial(rnn, learned=True), "attnlrp"),
-    "reverse": (functools.partial(rnn, reverse=True), "epsilon_plus"),
+    "reverse": (functools.partial(rnn, learned=True, reverse=True), "epsilon_plus"),
     "attention": (attention, "attnlrp"),
     "nested": (nested, "epsilon"),
     "remat": (rematerialised, "epsilon"),
@@ -232,44 +231,40 @@ def stacked(by_name, name, shape, axes):
     return rows
 
 
-def axes_of(written_out, name):
-    return max(n.count(".") for n in written_out if n.split(".")[0] == name)
-
-
 def explain(fn, x, **options):
     return jlrp.explain(fn, **options)(P, x, 0)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_scanned_is_written_out(name):
-    """Captures; then masks for all iterations alike, and one for each."""
+    """With masks of one; then others: for all iterations alike, or one for each."""
     make, composite = PROGRAMS[name]
-    options = {"residuals": "sqrt"} if name == "chunks" else {}
     (fn, x), (twin, _) = make(Looped()), make(WrittenOut())
     each = tags(twin, x)
-    want = explain(twin, x, capture=each, composite=composite)
-    got = explain(fn, x, capture=names_of(each), composite=composite, **options)
-    assert_close(got.relevance, want.relevance)
-    assert sorted(got.captured) == names_of(each)
-    for tag, rows in got.captured.items():
-        axes = axes_of(each, tag)
-        assert np.any(rows), tag
-        assert_close(rows, stacked(want.captured, tag, rows.shape, axes))
-    masks, of_twin = {}, {}
-    for k, (tag, rows) in enumerate(got.captured.items()):
-        axes = axes_of(each, tag)
-        masks[tag] = normal(*rows.shape[axes * (k % 2) :])
-        for index in np.ndindex(rows.shape[:axes]):
+    named = names.places(jlrp.graph.trace(fn, P, x)[0])
+    masks, of_twin, axes = {}, {}, {}
+    for k, (tag, (place,)) in enumerate(named.items()):
+        shape, axes[tag] = place.stacked(None), len(place.stacked(None))
+        axes[tag] -= len(place.value.shape)
+        masks[tag] = normal(*shape[axes[tag] * (k % 2) :])
+        for index in np.ndindex(shape[: axes[tag]]):
             if written(tag, index) in each:
                 mask = masks[tag] if k % 2 else masks[tag][index]
                 of_twin[written(tag, index)] = mask
-    want = explain(twin, x, composite=composite, capture=each, condition=of_twin)
-    conditioned = dict(composite=composite, capture=names_of(each), condition=masks)
-    got = explain(fn, x, **conditioned, **options)
-    assert_close(got.relevance, want.relevance)
-    for tag, rows in got.captured.items():
-        axes = axes_of(each, tag)
-        assert_close(rows, stacked(want.captured, tag, rows.shape, axes))
+    assert set(of_twin) == set(each)
+    both = [
+        jlrp.explain(f, capture=capture, condition=m, composite=composite, residuals=r)
+        for f, capture, m, r in (
+            (fn, tuple(masks), masks, "sqrt" if name == "chunks" else "keep"),
+            (twin, each, of_twin, "keep"),
+        )
+    ]
+    for change in (jnp.ones_like, lambda mask: mask):
+        got, want = (e(P, x, 0, jax.tree.map(change, e.condition)) for e in both)
+        assert_close(got.relevance, want.relevance)
+        for tag, rows in got.captured.items():
+            assert np.any(rows), tag
+            assert_close(rows, stacked(want.captured, tag, rows.shape, axes[tag]))
 
 
 # Loops of unknown length.
@@ -520,7 +515,7 @@ def test_a_stacked_output_of_nested_scans_that_is_not_read():
         return scores(h, p)
 
     e = explain(fn, X, capture="**", composite="epsilon")
-    assert e.captured["layers"].shape == (2, N, B, H)
+    assert e.captured["layers"].shape == (2, 2, B, H)
     assert_close(e.captured["layers"], e.captured["layer"])
     assert np.any(e.captured["layer"])
 
@@ -620,7 +615,7 @@ def test_layers_of_a_scanned_linen_model():
     net = Net()
     params = net.init(jax.random.key(0), X)
     options = dict(composite="attnlrp")
-    found = jlrp.explain(net.apply, capture="**/blocks*/**", **options)(params, X, 0)
+    found = jlrp.explain(net.apply, capture="Net/**", **options)(params, X, 0)
 
     def twin(params, x):
         for i in range(N):
@@ -631,9 +626,11 @@ def test_layers_of_a_scanned_linen_model():
 
     want = jlrp.explain(twin, capture="block.*", **options)(params, X, 0)
     assert_close(found.relevance, want.relevance)
-    norm = next(name for name in found.captured if name.endswith("norm"))
-    assert found.captured[norm].shape == (N, B, H)
-    print(found.captured.keys())
+    inside = {"Net/blocks", *(f"Net/blocks/{n}" for n in ("norm", "up", "down"))}
+    assert set(found.captured) == inside
+    assert found.captured["Net/blocks/norm"].shape == (N, B, H)
+    blocks = jnp.stack(list(want.captured.values()))
+    assert_close(found.captured["Net/blocks"], blocks)
 
 
 def test_blocks_of_a_scanned_nnx_model():
