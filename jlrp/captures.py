@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -24,6 +24,15 @@ from jlrp.operations import Operation
 
 
 @dataclass(frozen=True)
+class Masked:
+    """A value with a mask: of this iteration, the next, or a loop's first or last."""
+
+    mask: str
+    value: Value
+    which: str = "this"
+
+
+@dataclass(frozen=True)
 class Asked:
     """What is asked for at the names of a program, and of the bodies in it.
 
@@ -33,6 +42,7 @@ class Asked:
       steps: how many iterations of a while loop are recorded.
       scope: of the loop or branch whose body the program is.
       stacked: by name, the outputs of the program that it names from outside.
+      carries: which inputs of the program the iteration before makes, in a scan.
     """
 
     capture: frozenset[str] = frozenset()
@@ -40,6 +50,7 @@ class Asked:
     steps: int | None = None
     scope: str = ""
     stacked: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    carries: range = range(0)
 
     def inside(self, program: Program, equation: Equation) -> Asked:
         """The same for the bodies of a loop or branch in the program."""
@@ -48,15 +59,65 @@ class Asked:
             indices = [_stacks(program, v) for v in values if v.producer is equation]
             if found := tuple(i for i in indices if i is not None):
                 stacked[name] = found
-        return Asked(self.capture, self.conditions, self.steps, equation.scope, stacked)
+        carries = range(0)
+        if equation.primitive is p.scan_p:
+            (body,) = bodies_of(equation)
+            carries = range(body.n_constants, body.n_constants + body.n_carries)
+        return replace(self, scope=equation.scope, stacked=stacked, carries=carries)
 
     def captured(self, program: Program) -> Named:
         return self._own(program, self.capture)
 
-    def masked(self, program: Program) -> dict[str, Value]:
-        """By mask, the value of the program that it is set on."""
+    def made_by(self, program: Program, value: Value) -> int | None:
+        """Which carry of a scan a value is as it comes in, if an iteration made it.
+
+        It is the value that the iteration before handed out, or that the scan started
+        from, with all that is made of it there.
+        """
+        if value.producer is not None or value not in program.inputs:
+            return None
+        index = program.inputs.index(value)
+        if index not in self.carries:
+            return None
+        made = program.outputs[index - self.carries.start]
+        is_new = isinstance(made, Value) and made.producer is not None
+        return index - self.carries.start if is_new else None
+
+    def masked(self, program: Program) -> list[Masked]:
+        """The values of the program that masks are set on."""
+        found: list[Masked] = []
+        if not self.conditions:
+            return found
+        for mask, value in self._with_masks(program):
+            carry = self.made_by(program, value)
+            if carry is None:
+                found.append(Masked(mask, value))
+            else:
+                made = program.outputs[carry]
+                assert isinstance(made, Value)
+                found.append(Masked(mask, made, "next"))
+        for scan in program.equations:
+            if scan.primitive is p.scan_p:
+                found += self._masked_starts(program, scan)
+        return found
+
+    def _masked_starts(self, program: Program, scan: Equation) -> list[Masked]:
+        """What a scan starts from, where its first iteration masks that."""
+        inside, (body,) = self.inside(program, scan), bodies_of(scan)
+        which = "last" if scan.params["reverse"] else "first"
+        found = []
+        for mask, value in inside._with_masks(body.program):
+            carry = inside.made_by(body.program, value)
+            if carry is not None:
+                start = scan.inputs[inside.carries[carry]]
+                found += (
+                    [Masked(mask, start, which)] if isinstance(start, Value) else []
+                )
+        return found
+
+    def _with_masks(self, program: Program) -> list[tuple[str, Value]]:
         own = self._own(program, self.conditions)
-        return {mask: v for n, (v,) in own.items() for mask in self.conditions[n]}
+        return [(mask, v) for n, (v,) in own.items() for mask in self.conditions[n]]
 
     def counts(self, loop: Equation) -> bool:
         """Whether a while loop must say how often it ran."""
@@ -106,7 +167,7 @@ def split_at(program: Program, asked: Asked) -> None:
     """Let no operation span a value with a mask, in the program and in its bodies."""
     if not asked.conditions:
         return
-    program.boundaries.update(asked.masked(program).values())
+    program.boundaries.update(masked.value for masked in asked.masked(program))
     for equation in program.equations:
         if equation.bodies:
             inside = asked.inside(program, equation)
@@ -142,6 +203,10 @@ class Entry:
         of which of its bodies it is. Without these it is zeros.
       origin: which of the values of that name it stands for.
       axes: how many of its first axes are iterations.
+      carry: of a carry as it comes in: which it is. ``value`` is then what the next
+        iteration gets.
+      start: what the first iteration gets, by which the rows of such a carry move on;
+        they move back if the loop runs backwards.
     """
 
     like: jax.ShapeDtypeStruct | None
@@ -151,6 +216,14 @@ class Entry:
     index: int = 0
     origin: int = 0
     axes: int = 0
+    carry: int | None = None
+    start: Value | None = None
+    backwards: bool = False
+
+    @property
+    def values(self) -> list[Value]:
+        """The program's own values that it is made of."""
+        return [v for v in (self.value, self.start) if v is not None]
 
 
 Entries = Mapping[str, tuple[Entry, ...]]
@@ -178,9 +251,13 @@ def entries(
     own: dict[str, list[tuple[int, Entry]]] = defaultdict(list)
     inner: dict[str, list[tuple[int, Entry]]] = defaultdict(list)
     for name, values in asked.captured(program).items():
-        found = _reported(
-            program, values, at_operations(values, operations), name, like
-        )
+        carries = [asked.made_by(program, v) for v in values]
+        at = [
+            v if carry is None else program.outputs[carry]
+            for v, carry in zip(values, carries, strict=True)
+        ]
+        reported = at_operations(at, operations)  # type: ignore[arg-type]
+        found = _reported(program, reported, carries, name, like)
         own[name] = [(values[e.origin].position, e) for e in found]
     for equation in with_unread(program):
         within = asked.inside(program, equation) if equation.bodies else asked
@@ -227,33 +304,45 @@ def _handed_out(
         shape = (*loop_axis(loop, steps), *like.shape)
         like = jax.ShapeDtypeStruct(shape, like.dtype)
     axes = entry.axes + len(loop_axis(loop, steps))
-    return Entry(like, None, loop, body, index, axes=axes)
+    handed_out = Entry(like, None, loop, body, index, axes=axes)
+    if entry.carry is None or like is None:
+        return handed_out
+    n_constants = bodies_of(loop)[body].n_constants
+    start = loop.inputs[n_constants + entry.carry]
+    return replace(
+        handed_out,
+        start=start if isinstance(start, Value) else None,
+        carry=entry.carry,
+        backwards=loop.params["reverse"],
+    )
 
 
 def _reported(
     program: Program,
-    values: Sequence[Value],
     reported: Sequence[Value],
+    carries: Sequence[int | None],
     name: str,
     like: Entries | None,
 ) -> list[Entry]:
     """The values at which relevance is reported, each once, as ``like`` has them."""
     if like is None:
-        first: dict[Value, int] = {}
-        for i, v in enumerate(reported):
-            first.setdefault(v, i)
-        return [Entry(_like(v), v, origin=i) for v, i in first.items()]
+        first: dict[tuple[Value, int | None], int] = {}
+        for i, at in enumerate(zip(reported, carries, strict=True)):
+            first.setdefault(at, i)
+        return [
+            Entry(_like(v), v, origin=i, carry=carry) for (v, carry), i in first.items()
+        ]
     found = []
     for entry in like.get(name, ()):
         if entry.loop is not None or entry.origin >= len(reported):
             continue
         value = reported[entry.origin]
         if _like(value) == entry.like:
-            found.append(Entry(entry.like, value, origin=entry.origin))
+            found.append(replace(entry, value=value))
         elif value not in program.active:  # of no relevance: in any shape
-            found.append(Entry(entry.like, origin=entry.origin))
+            found.append(replace(entry, value=None))
         else:
-            found.append(Entry(_like(value), value, origin=entry.origin))
+            found.append(replace(entry, value=value, like=_like(value)))
     return found
 
 

@@ -152,9 +152,22 @@ def captured(plan: Plan, delivered: Delivered, numbers: Numbers) -> Captured:
         if entry.value is not None:
             return resolved(entry.value, delivered.captured.get(entry.value), numbers)
         of_loop = {} if entry.loop is None else delivered.inside.get(entry.loop, {})
+        rows = jnp.zeros(entry.like.shape, entry.like.dtype)
         if entry.body in of_loop:
-            return of_loop[entry.body][name][entry.index]
-        return jnp.zeros(entry.like.shape, entry.like.dtype)
+            rows = of_loop[entry.body][name][entry.index]
+        return rows if entry.carry is None else moved_on(rows, entry)
+
+    def moved_on(rows: Array, entry: Entry) -> Array:
+        """Of a carry: what each iteration made as what the next got of it."""
+        start = jnp.zeros(rows.shape[1:], rows.dtype)
+        if entry.start is not None:
+            promise = delivered.captured.get(entry.start)
+            start = resolved(entry.start, promise, numbers).astype(rows.dtype)
+        if not len(rows):
+            return rows
+        if entry.backwards:
+            return jnp.concatenate([rows[1:], start[None]])
+        return jnp.concatenate([start[None], rows[:-1]])
 
     return {name: [one(name, e) for e in es] for name, es in plan.captured.items()}
 

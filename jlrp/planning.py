@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jlrp.bodies import Body
-from jlrp.captures import Asked, Entries, entries
+from jlrp.captures import Asked, Entries, Masked, entries
 from jlrp.errors import SelectorError
 from jlrp.facts.activity import flow, with_carries
 from jlrp.facts.rectified import vanishes_below_zero
@@ -79,8 +80,8 @@ class Plan:
     @cached_property
     def watched(self) -> frozenset[Value]:
         """The program's own values among the captured ones."""
-        found = (e.value for several in self.captured.values() for e in several)
-        return frozenset(v for v in found if v is not None)
+        several = itertools.chain.from_iterable(self.captured.values())
+        return frozenset(v for entry in several for v in entry.values)
 
     @cached_property
     def masks(self) -> dict[str, int]:
@@ -89,11 +90,19 @@ class Plan:
         for step in self.steps:
             if isinstance(step.rule, Mask):
                 (value,) = step.operation.outputs
-                found[step.rule.name] = len(value.shape)
+                of_a_loop = step.rule.which in ("first", "last")
+                found[step.rule.name] = len(value.shape) + of_a_loop
             more = int(step.operation.kind in ("scan", "while"))
             for plan in step.bodies:
                 found |= {name: axes + more for name, axes in plan.masks.items()}
         return found
+
+    @cached_property
+    def masks_of_next(self) -> frozenset[str]:
+        """Those of its own masks that are of the iteration behind this one."""
+        rules = (step.rule for step in self.steps)
+        masks = (rule for rule in rules if isinstance(rule, Mask))
+        return frozenset(mask.name for mask in masks if mask.which == "next")
 
     def wanted(self, op: Operation) -> tuple[Value, ...]:
         """The constants of an operation whose multipliers are asked for."""
@@ -179,7 +188,7 @@ def make_plan(
     kept.update(dict.fromkeys(program.explained))
     kept.update(dict.fromkeys(_behind_parameters(program, steps, parameters)))
     for several in captured.values():
-        values = [e.value for e in several if e.value is not None]
+        values = [v for entry in several for v in entry.values]
         kept.update(dict.fromkeys(v for v in values if v in program.active))
     read: dict[Value, None] = {}
     repeated = set()
@@ -237,7 +246,7 @@ def _refuse_names_inside(program: Program, step: Step, asked: Asked) -> None:
 
 
 def _with_masks(
-    program: Program, steps: Sequence[Step], masked: Mapping[str, Value]
+    program: Program, steps: Sequence[Step], masked: Sequence[Masked]
 ) -> list[Step]:
     """Put masks where their values' promises are complete: before the producer.
 
@@ -245,16 +254,18 @@ def _with_masks(
       SelectorError: a value gets relevance as a part of an operation only.
     """
     steps = list(steps)
-    for name, value in masked.items():
+    for at in masked:
+        value = at.value
         index = next(
             (i for i, s in enumerate(steps) if value in s.operation.outputs), None
         )
         if index is None and value in program.sources and value in program.active:
             index = len(steps)
         elif index is None and value in program.active:
-            raise SelectorError(no_path(name))
+            raise SelectorError(no_path(at.mask))
         if index is not None:
-            steps.insert(index, Step(_masked(program, value), Mask(name)))
+            rule = Mask(at.mask, at.which)
+            steps.insert(index, Step(_masked(program, value), rule))
     return steps
 
 

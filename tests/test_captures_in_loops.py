@@ -21,7 +21,7 @@ RNG = np.random.default_rng(5)
 normal = lambda *shape: jnp.asarray(RNG.normal(size=shape))  # noqa: E731
 N, B, T, H = 3, 2, 3, 4
 P = {"layers": normal(N, H, H) / 2, "biases": normal(N, H) / 2, "out": normal(H, 2)}
-P |= {"u": normal(H, H) / 2, "h0": normal(B, H), "grid": normal(2, 2, H, H) / 2}
+P |= {"u": normal(H, H) / 2, "grid": normal(2, 2, H, H) / 2}
 P |= {name: normal(N, H, H) / 2 for name in ("q", "k", "v", "up", "down")}
 X, SEQUENCE = normal(B, H), normal(B, T, H)
 relu = jax.nn.relu
@@ -88,16 +88,21 @@ def mlp(on):
     return fn, X
 
 
-def rnn(on, learned=False, reverse=False):
-    """From a state of zeros, so that the first step differs; both outputs are read."""
+def rnn(on, of_x=False, reverse=False):
+    """Both outputs are read. From a state of zeros, the first step differs.
+
+    From one of x, the state has a name where it comes in, too: there, and where it went
+    out, it is one value.
+    """
 
     def fn(p, x):
         def step(h, x):
+            before = on.name(h, "before") if of_x else h
             gate = on.name(jax.nn.sigmoid(x @ p["u"]), "gate")
-            h = on.name(jnp.tanh(x + h @ p["u"]) * gate, "state")
-            return h, h * 2.0
+            h = on.name(jnp.tanh(x + before @ p["u"]) * gate, "state")
+            return h, h
 
-        h = p["h0"] if learned else jnp.zeros((B, H))
+        h = jnp.tanh(x[:, 0] @ p["q"][0]) if of_x else jnp.zeros((B, H))
         h, hs = on.scan(step, h, x.swapaxes(0, 1), reverse=reverse)
         return (h + hs[1]) @ p["out"]
 
@@ -198,7 +203,7 @@ def long(on):
 PROGRAMS = {
     "mlp": (mlp, "epsilon"),
     "rnn from zeros": (rnn, "epsilon"),
-    "reverse": (functools.partial(rnn, learned=True, reverse=True), "epsilon_plus"),
+    "reverse": (functools.partial(rnn, of_x=True, reverse=True), "epsilon_plus"),
     "attention": (attention, "attnlrp"),
     "nested": (nested, "epsilon"),
     "remat": (rematerialised, "epsilon"),

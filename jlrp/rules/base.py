@@ -181,6 +181,9 @@ class BodyPlan(Protocol):
     @property
     def masks(self) -> Mapping[str, int]: ...
 
+    @property
+    def masks_of_next(self) -> frozenset[str]: ...
+
 
 class LinearMap(Protocol):
     """``y = apply(x, kernel)``, bilinear; hashable, and equal for equal layers."""

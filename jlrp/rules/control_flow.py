@@ -346,10 +346,7 @@ class Scan(_Bodies):
         kept, residuals = recorded[: len(first_ys)], recorded[len(first_ys) :]
         runs = [_PartInReverse(part, equation, ctx, extra) for part in (*peeled, main)]
         *first_runs, run = runs
-        masks = {
-            name: jnp.broadcast_to(mask, (order.length, *mask.shape[1:]))
-            for name, mask in _by_iteration(self.plans, ctx).items()
-        }
+        masks = self._masks(order, ctx)
         slices = [order.taken((r.arrays, masks)) for r in runs]
 
         again = None
@@ -399,6 +396,18 @@ class Scan(_Bodies):
         runs[0].iteration.add_initial(found, carried)
         promises = [*constants, *carried, *of_slices]
         return _Found(promises, causes, found, {0: captured} if captured else {})
+
+    def _masks(self, order: _Order, ctx: Context) -> Masks:
+        """The masks that differ between iterations, one for each."""
+        masks = {
+            name: jnp.broadcast_to(mask, (order.length, *mask.shape[1:]))
+            for name, mask in _by_iteration(self.plans, ctx).items()
+        }
+        for name in frozenset().union(*(plan.masks_of_next for plan in self.plans)):
+            mask = ctx.mask(name)
+            mask = masks.get(name, jnp.broadcast_to(mask, (order.length, *mask.shape)))
+            masks[name] = order.of_next(mask, jnp.ones(mask.shape[1:], mask.dtype))
+        return masks
 
 
 def _iteration(part: _Part, constants: Sequence[Array], forward: Any) -> Any:
@@ -500,6 +509,14 @@ class _Order:
         indices = [self.length - 1 - i if self.reverse else i for i in range(count)]
         slices = [jax.tree.map(lambda a: a[i], arrays) for i in indices]  # noqa: B023
         return slices, jax.tree.map(lambda a: a[rest], arrays)
+
+    def of_next(self, array: Array, behind: Array) -> Array:
+        """What each iteration has of the next; ``behind`` is what the last has."""
+        if not self.length:
+            return array
+        if self.reverse:
+            return jnp.concatenate([behind[None], array[:-1]])
+        return jnp.concatenate([array[1:], behind[None]])
 
     def joined(self, first: list[Any], rest: Any) -> Any:
         """The arrays of all iterations."""
