@@ -19,7 +19,15 @@ from jlrp import _jax
 from jlrp.bodies import bodies_of
 from jlrp.errors import SelectorError
 from jlrp.graph import Equation, Program, Value
-from jlrp.names import Named, in_order, loop_axis, named_values, places, with_unread
+from jlrp.names import (
+    Named,
+    in_order,
+    is_made,
+    loop_axis,
+    named_values,
+    places,
+    with_unread,
+)
 from jlrp.operations import Operation
 
 
@@ -79,9 +87,8 @@ class Asked:
         index = program.inputs.index(value)
         if index not in self.carries:
             return None
-        made = program.outputs[index - self.carries.start]
-        is_new = isinstance(made, Value) and made.producer is not None
-        return index - self.carries.start if is_new else None
+        carry = index - self.carries.start
+        return carry if is_made(program.outputs[carry]) else None
 
     def masked(self, program: Program) -> list[Masked]:
         """The values of the program that masks are set on."""
@@ -305,7 +312,7 @@ def _handed_out(
         like = jax.ShapeDtypeStruct(shape, like.dtype)
     axes = entry.axes + len(loop_axis(loop, steps))
     handed_out = Entry(like, None, loop, body, index, axes=axes)
-    if entry.carry is None or like is None:
+    if entry.carry is None or entry.loop is not None or like is None:
         return handed_out
     n_constants = bodies_of(loop)[body].n_constants
     start = loop.inputs[n_constants + entry.carry]

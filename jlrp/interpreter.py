@@ -155,7 +155,8 @@ def captured(plan: Plan, delivered: Delivered, numbers: Numbers) -> Captured:
         rows = jnp.zeros(entry.like.shape, entry.like.dtype)
         if entry.body in of_loop:
             rows = of_loop[entry.body][name][entry.index]
-        return rows if entry.carry is None else moved_on(rows, entry)
+        moves = entry.carry is not None and entry.loop is not None
+        return moved_on(rows, entry) if moves else rows
 
     def moved_on(rows: Array, entry: Entry) -> Array:
         """Of a carry: what each iteration made as what the next got of it."""

@@ -21,8 +21,9 @@ from typing import TypeVar
 import numpy as np
 from jax.extend.core import primitives as p
 
+from jlrp.bodies import bodies_of
 from jlrp.errors import InputError, SelectorError
-from jlrp.graph import Equation, Program, Value
+from jlrp.graph import Atom, Equation, Program, Value
 
 T = TypeVar("T")
 Named = dict[str, tuple[Value, ...]]
@@ -93,11 +94,35 @@ class Place:
             axes += loop_axis(equation, steps)
         return (*axes, *self.value.shape)
 
-    def made_at(self, iteration: tuple[int, ...]) -> tuple[float, ...]:
+    def made_at(self, iteration: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
         """What orders values by when they are made, in these iterations of the loops.
 
-        An output of a loop is made behind all values in it.
+        An output of a loop is made behind all values in it; the carry of a scan as it
+        comes in, in the iteration before. Two names of one value are in the order in
+        which it gets them.
         """
+        when = self._iteration(iteration)
+        named = (*when, self.value.position, math.inf)
+        if not self.around or self.around[-1].primitive is not p.scan_p:
+            return named, named
+        scan = self.around[-1]
+        (body,) = bodies_of(scan)
+        for carry, made, start in zip(
+            body.carries,
+            body.program.outputs,
+            scan.inputs[body.n_constants :],
+            strict=False,
+        ):
+            if carry is self.value and is_made(made):
+                *outside, position, time = when
+                if time > 0:
+                    outside, start = [*outside, position, time - 1], made
+                first = start.position if isinstance(start, Value) else -1
+                return (*outside, first, math.inf), named
+        return named, named
+
+    def _iteration(self, iteration: tuple[int, ...]) -> list[float]:
+        """The loops around it and their iterations, in time."""
         when: list[float] = []
         left = list(iteration)
         for equation in self.around:
@@ -106,7 +131,12 @@ class Place:
                 i = left.pop(0)
                 backwards = equation.params.get("reverse", False)
                 when.append(equation.params["length"] - 1 - i if backwards else i)
-        return (*when, self.value.position, math.inf)
+        return when
+
+
+def is_made(atom: Atom) -> bool:
+    """Whether a body makes an output, rather than to hand out what it gets."""
+    return isinstance(atom, Value) and atom.producer is not None
 
 
 def places(program: Program, scope: str = "") -> dict[str, list[Place]]:
@@ -257,6 +287,6 @@ def check_steps(named: Mapping[str, Sequence[Place]], steps: int | None) -> None
                 raise InputError(
                     f"{name!r} names a value in the while loop at {loops[0].where()}, "
                     "which runs a number of times that is known only then. Pass "
-                    "capture_steps=N to jlrp.explain, at least as many as it runs: the "
-                    "rows behind are zeros."
+                    "capture_steps=N (to jlrp.explain or flow.between), at least as "
+                    "many as it runs: the rows behind are zeros."
                 )

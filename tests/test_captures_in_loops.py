@@ -574,6 +574,34 @@ def test_a_carry_can_be_named_where_it_comes_in():
     assert_close(got, e.relevance / 2)
 
 
+def test_a_carry_is_one_value_where_it_goes_out_and_comes_in():
+    """In flow, too: it is made when the iteration before makes it."""
+
+    def make(on):
+        def fn(p, x):
+            def step(h, w):
+                h = on.name(h, "in")
+                made = jnp.tanh(h @ w) * jax.nn.sigmoid(h)
+                return made, (made, on.name(made + h, "out"))
+
+            h, (hs, outs) = on.scan(step, x, p["layers"])
+            return scores(jnp.cos(h) + hs.mean(0) + outs[0], p)
+
+        return fn
+
+    fn, twin = make(Looped()), make(WrittenOut())
+    want = flow.between(twin, P, X, tags(twin, X), 0, composite="epsilon")
+    got = flow.between(fn, P, X, ("in", "out"), 0, composite="epsilon")
+    scale = max(map(abs, want.values()))
+    for (a, b), amount in want.items():
+        assert got[label(a), label(b)] == pytest.approx(amount, abs=1e-10 * scale)
+
+
+def label(node):
+    name, *index = node.split(".")
+    return f"{name}[{', '.join(index)}]" if index else name
+
+
 def test_masks_that_do_not_fit_are_refused_with_both_shapes():
     def fn(p, x):
         return scores(lax.scan(layer, x, p["layers"])[0], p)
@@ -723,10 +751,6 @@ def test_flow_between_iterations_is_that_of_the_loop_written_out(make):
     want = flow.between(twin, P, x, each, 0, composite="epsilon")
     got = flow.between(fn, P, x, names_of(each), 0, composite="epsilon")
     assert list(got)[0][0] == "output" and list(got)[-1][1] == "input"
-
-    def label(node):
-        name, *index = node.split(".")
-        return f"{name}[{', '.join(index)}]" if index else name
 
     scale = max(map(abs, want.values()))
     for (a, b), amount in want.items():
