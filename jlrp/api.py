@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax, budget, reports, targets
+from jlrp import _jax, budget, captures, reports, targets
 from jlrp import residuals as policies
 from jlrp.composites import FALLBACKS, Composite, resolve
 from jlrp.errors import InputError
@@ -40,12 +40,17 @@ class Explanation:
       output: the output of the function.
       captured: by name, the relevance at the scopes and tags of ``capture``.
       params: pytree like params, if ``wrt`` asked for it, else None.
+      loop_axes: static: by name, of each captured array, how many of its first axes are
+        iterations of loops; names outside of loops are left out.
     """
 
     relevance: Any
     output: Any
     captured: Any = field(default_factory=dict)
     params: Any = None
+    loop_axes: tuple[tuple[str, tuple[int, ...]], ...] = field(
+        default=(), metadata={"static": True}
+    )
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Explainer:
     condition: Conditions = None
     residuals: Any = "keep"
     memory_limit: int | None = None
+    capture_steps: int | None = None
 
     def __call__(
         self, params: Any, x: Any, target: Any = None, condition: Conditions = None
@@ -90,6 +96,7 @@ class Explainer:
             self.capture,
             tuple(masks),
             self.residuals,
+            self.capture_steps,
         )
         key = _Key(self.fn, options)
         if self.memory_limit is not None:
@@ -100,7 +107,9 @@ class Explainer:
             )
             policy = _fitting(key, self.memory_limit, tree, shapes)
             key = _Key(self.fn, replace(options, residuals=policy))
-        return _explained(key, params, x, traced, masks)
+        found, counts = _explained(key, params, x, traced, masks)
+        _check_counts(counts, self.capture_steps)
+        return found
 
 
 class _Key:
@@ -134,26 +143,45 @@ class _Key:
 @partial(jax.jit, static_argnums=0)
 def _explained(
     key: _Key, params: Any, x: Any, traced_target: Any, masks: dict[str, Any]
-) -> Explanation:
+) -> tuple[Explanation, list[Any]]:
+    """And how often while loops ran of which iterations are recorded."""
     request = Request(key.fn, params, x, key.options, traced_target)
     plan = request.plan()
     warn_of(plan.stops)
     asks_for_params = "params" in key.options.wrt
 
-    def explained(given: Any, masks: Any) -> Explanation:
+    def explained(given: Any, masks: Any) -> tuple[Explanation, list[Any]]:
         with request.at(given):
             found = request.run(plan, request.arguments, masks)
-            return Explanation(
+            explanation = Explanation(
                 found.relevance(),
                 found.output(),
                 found.captured(),
                 found.parameters() if asks_for_params else None,
+                axes,
             )
+            return explanation, found.counts()
 
+    axes = captures.loop_axes(plan.captured)
     like = Explanation(
-        x, request.output_like(), 0.0, params if asks_for_params else 0.0
+        x, request.output_like(), 0.0, params if asks_for_params else 0.0, axes
     )
-    return _jax.untyped(explained, like, request.given, masks)
+    return _jax.untyped(explained, (like, 0), request.given, masks)
+
+
+def _check_counts(counts: Sequence[Any], steps: int | None) -> None:
+    """Refuse a while loop that ran more often than is recorded, where that is known.
+
+    Inside of a user's ``jit`` it is not: what was captured is NaN there.
+    """
+    if steps is None or _is_traced(counts):
+        return
+    most = max((int(np.max(count, initial=0)) for count in counts), default=0)
+    if most > steps:
+        raise InputError(
+            f"capture_steps is {steps}, but a while loop ran {most} times. Pass "
+            f"capture_steps={most} or more to jlrp.explain."
+        )
 
 
 @lru_cache(maxsize=64)
@@ -257,6 +285,7 @@ def explain(
     condition: Conditions = None,
     residuals: Any = "keep",
     memory_limit: int | None = None,
+    capture_steps: int | None = None,
 ) -> Explainer:
     """An explainer of ``fn``: call it with ``(params, x, target=None)``.
 
@@ -267,7 +296,9 @@ def explain(
       capture: globs of name scopes and tags, ``*`` within one component of a path,
         ``**`` any number: what relevance their outputs have is returned. A value inside
         an operation (between a convolution and its batch norm) is reported at the
-        operation's output: naming never changes an explanation.
+        operation's output: naming never changes an explanation. One in the body of a
+        loop has a first axis of iterations, in the order of the loop's stacked arrays;
+        one in a branch is zeros where another ran.
       residuals: which activations the reverse pass gets from the forward pass:
         ``"keep"``: those that rules read; ``"promise"``: those of them that cheap
         operations cannot make from others again; ``"sqrt"``: what is alive at about
@@ -278,6 +309,9 @@ def explain(
       memory_limit: bytes of temporary memory that the compiled explanation may take, on
         each device: the residuals are chosen that run least again and keep it. Some
         programs are compiled for this at the first call with new shapes.
+      capture_steps: how many iterations of a ``while_loop`` are recorded, for names in
+        its body: rows behind the last are zeros. More iterations are an error, or NaN
+        where the call is traced, as in a user's ``jit``.
 
     Returns:
       A function that returns an ``Explanation`` with ``relevance``, ``output``,
@@ -285,7 +319,8 @@ def explain(
 
     Raises:
       JlrpError: for an unknown composite, seed or fallback. Calls of the explainer
-        raise ``MemoryLimitError`` if no choice of residuals keeps the limit.
+        raise ``MemoryLimitError`` if no choice of residuals keeps the limit, and
+        ``InputError`` if a loop runs more often than ``capture_steps``.
 
     Example:
       >>> import jax.numpy as jnp, jlrp
@@ -307,6 +342,7 @@ def explain(
     _masks(condition)
     policies.resolve(residuals)
     _check_limit(memory_limit, residuals)
+    _check_steps(capture_steps)
     return Explainer(
         fn,
         resolve(composite),
@@ -318,7 +354,17 @@ def explain(
         condition,
         residuals,
         memory_limit,
+        capture_steps,
     )
+
+
+def _check_steps(steps: Any) -> None:
+    if steps is None:
+        return
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise InputError(
+            f"capture_steps is a number of iterations, at least 1; got {steps!r}."
+        )
 
 
 def _check_limit(limit: Any, residuals: Any) -> None:

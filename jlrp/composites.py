@@ -17,11 +17,12 @@ from typing import Any
 from jax.extend.core import Primitive
 
 from jlrp.bodies import Body
+from jlrp.captures import Asked
 from jlrp.errors import SelectorError, UnsupportedPrimitiveError
 from jlrp.families import COLLECTIVES, COLLECTIVES_BY_NAME, KERNELS, KINDS, why_missing
-from jlrp.graph import Value
+from jlrp.graph import Program, Value
 from jlrp.operations import Operation, View, with_inner
-from jlrp.planning import Step, parameters_inside, plan_body
+from jlrp.planning import Plan, Step, parameters_inside, plan_body
 from jlrp.residuals import Policy, in_chunks, keep, within
 from jlrp.rules import (
     Absolute,
@@ -485,13 +486,15 @@ _POSITIONS = ("first", "last")
 
 def assign(
     composite: Composite,
+    program: Program,
     operations: list[Operation],
     fallback: str | None = None,
     strict: bool = True,
     parameters: frozenset[Value] = frozenset(),
     policy: Policy | None = keep,
+    asked: Asked = Asked(),  # noqa: B008
 ) -> list[Step]:
-    """Give each operation its rule.
+    """Give each operation of a program its rule.
 
     An operation without one gets the ``fallback`` (``"gradient"`` or ``"stop"``);
     without fallback it is an error, or, if not ``strict``, a step that is marked as
@@ -507,15 +510,23 @@ def assign(
         if not pair.optional and not any(matches(pair.selector, o) for o in everything):
             raise SelectorError(_unmatched(pair.selector, everything))
 
-    def assigned(operations: list[Operation], parameters: frozenset[Value]):
-        return [
-            _as_a_whole(pairs, op) or _by_its_bodies(op, parameters)
-            if op.bodies
-            else _assigned(pairs, op, fallback, strict)
-            for op in operations
-        ]
+    def assigned(
+        program: Program,
+        operations: list[Operation],
+        parameters: frozenset[Value],
+        asked: Asked,
+    ) -> list[Step]:
+        def step(op: Operation) -> Step:
+            if not op.bodies:
+                return _assigned(pairs, op, fallback, strict)
+            inside = asked.inside(program, op.equations[0])
+            return _as_a_whole(pairs, op) or _by_its_bodies(op, parameters, inside)
 
-    def _by_its_bodies(op: Operation, parameters: frozenset[Value]) -> Step:
+        return [step(op) for op in operations]
+
+    def _by_its_bodies(
+        op: Operation, parameters: frozenset[Value], asked: Asked
+    ) -> Step:
         (equation,) = op.equations
         bodies = tuple(body for body, _ in op.bodies)
 
@@ -523,14 +534,20 @@ def assign(
             return within(policy, body) if policy and op.kind == "scan" else policy
 
         free = parameters_inside(bodies, equation, parameters)
-        plans = [
-            plan_body(body, assigned(inner, inside), inside, policy_of(op, body))
-            for (body, inner), inside in zip(op.bodies, free, strict=True)
-        ]
-        options = {"chunked": in_chunks(policy, equation)} if op.kind == "scan" else {}
+        plans: list[Plan] = []  # the last first: the others follow its captures
+        for (body, inner), inside in zip(op.bodies[::-1], free[::-1], strict=True):
+            steps = assigned(body.program, inner, inside, asked)
+            following = plans[0] if plans and op.kind != "cond" else None
+            kept = policy_of(op, body)
+            plans.insert(0, plan_body(body, steps, inside, kept, asked, following))
+        options: dict[str, Any] = {}
+        if op.kind == "scan":
+            options = {"chunked": in_chunks(policy, equation)}
+        elif op.kind == "while":
+            options = {"steps": asked.steps if asked.counts(equation) else None}
         return Step(op, CONTROL_FLOW[op.kind](bodies, tuple(plans), **options))
 
-    return assigned(operations, parameters)
+    return assigned(program, operations, parameters, asked)
 
 
 def _as_a_whole(pairs: Sequence[Pair], op: Operation) -> Step | None:

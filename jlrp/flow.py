@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlrp.api import explain
-from jlrp.captures import conditioned, matching, named_values
 from jlrp.composites import Composite
 from jlrp.graph import trace
+from jlrp.names import Place, check_steps, conditioned, matching, places
 
 OUTPUT, INPUT = "output", "input"
 
@@ -25,6 +26,7 @@ def between(
     target: Any = None,
     *,
     composite: str | Composite = "auto",
+    capture_steps: int | None = None,
 ) -> dict[tuple[str, str], float]:
     """The relevance that each named value hands to each one before it, directly.
 
@@ -35,8 +37,10 @@ def between(
 
     Args:
       fn, params, x, target, composite: as in ``jlrp.relevance``.
+      capture_steps: as in ``jlrp.explain``, for names in a ``while_loop``.
       names: globs of name scopes and tags, each of one value, as in ``condition``. As
-        there, one inside an operation splits it.
+        there, one inside an operation splits it. In the body of a loop, each iteration
+        is a value of its own: ``"layer[0]"``, in nested loops ``"layer[0, 2]"``.
 
     Returns:
       By pair (from, to), the nearest to the output first: relevance, summed over the
@@ -58,29 +62,36 @@ def between(
     relevance is linear in what arrives at a value, a direct flow is the difference of
     two explanations: with all values between masked, and with their giver masked too.
     """
-    ordered = _in_order(fn, params, x, names)
-    count = len(ordered)
-    masks = dict.fromkeys(ordered, jnp.ones(()))
-    explainer = explain(fn, composite=composite, capture=ordered, condition=masks)
+    found = _places(fn, params, x, names, capture_steps)
+    nodes = _in_order(found, capture_steps)
+    count = len(nodes)
+    explainer = explain(
+        fn,
+        composite=composite,
+        capture=tuple(found),
+        condition=dict.fromkeys(found, jnp.ones(())),
+        capture_steps=capture_steps,
+    )
 
     def arriving(mask: jax.Array) -> jax.Array:
-        condition = dict(zip(ordered, mask, strict=True))
-        found = explainer(params, x, target, condition)
-        ends = [found.relevance, *(found.captured[name] for name in ordered)]
-        return jnp.stack([_total(end) for end in ends])
+        explained = explainer(params, x, target, _masks(nodes, found, mask))
+        amounts = [_total(explained.relevance)]
+        for node in nodes:
+            amounts.append(_total(explained.captured[node.name][node.index]))
+        return jnp.stack(amounts)
 
     # arrived[i, j]: at value i (0: the input), with all values masked that lie behind
     # it and before value j.
     cases = [(i, j) for i in range(count + 1) for j in range(i + 1, count + 2)]
     at = np.arange(1, count + 1)
     passes = np.stack([(at <= i) | (at >= j) for i, j in cases])
-    found = jax.jit(lambda rows: jax.lax.map(arriving, rows, batch_size=8))(
+    rows = jax.jit(lambda rows: jax.lax.map(arriving, rows, batch_size=8))(
         jnp.asarray(passes, jnp.result_type(float))
     )
-    arrived = {
-        case: float(row[case[0]]) for case, row in zip(cases, found, strict=True)
-    }
-    every = [INPUT, *ordered, OUTPUT]
+    if capture_steps is not None and not np.all(np.isfinite(rows)):
+        explainer(params, x, target)  # refuses a loop that runs more often
+    arrived = {case: float(row[case[0]]) for case, row in zip(cases, rows, strict=True)}
+    every = [INPUT, *(node.label for node in nodes), OUTPUT]
     edges = {}
     for j in range(count + 1, 0, -1):
         for i in range(j - 1, -1, -1):
@@ -89,19 +100,62 @@ def between(
     return edges
 
 
-def _in_order(
-    fn: Callable[[Any, Any], Any], params: Any, x: Any, names: str | Iterable[str]
-) -> tuple[str, ...]:
-    """The names that the globs match, in the order in which their values are made."""
+@dataclass(frozen=True)
+class _Node:
+    """A named value; in loops, that of one iteration, as an index of its first axes."""
+
+    name: str
+    index: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}{list(self.index)}" if self.index else self.name
+
+
+def _places(
+    fn: Callable[[Any, Any], Any],
+    params: Any,
+    x: Any,
+    names: str | Iterable[str],
+    steps: int | None,
+) -> dict[str, Place]:
+    """The names that the globs match, and the one value of each."""
     patterns = (names,) if isinstance(names, str) else tuple(names)
     program, _ = trace(fn, params, x)
-    named = named_values(program)
-    values = conditioned(named, matching(named, patterns))
+    matched = matching(places(program), patterns)
+    check_steps(matched, steps)
+    found = conditioned(matched, matched)
+    return {name: place for name, (_, place) in found.items()}
+
+
+def _axes(place: Place, steps: int | None) -> tuple[int, ...]:
+    """The iterations of the loops around a value."""
+    shape = place.stacked(steps) or ()
+    return shape[: len(shape) - len(place.value.shape)]
+
+
+def _in_order(found: dict[str, Place], steps: int | None) -> list[_Node]:
+    """The named values, in the order in which they are made."""
     made = {
-        name: -1 if value.producer is None else value.producer.position
-        for name, value in values.items()
+        _Node(name, index): place.made_at(index)
+        for name, place in found.items()
+        for index in np.ndindex(_axes(place, steps))
     }
-    return tuple(sorted(made, key=lambda name: made[name]))
+    return sorted(made, key=lambda node: made[node])
+
+
+def _masks(
+    nodes: list[_Node], found: dict[str, Place], passes: jax.Array
+) -> dict[str, jax.Array]:
+    """A mask for each name: what passes at each of its nodes."""
+    masks = {}
+    for name, place in found.items():
+        mine = {node.index: i for i, node in enumerate(nodes) if node.name == name}
+        axes = tuple(n + 1 for n in max(mine))
+        order = [mine[index] for index in np.ndindex(axes)]
+        ones = (1,) * len(place.value.shape) if axes else ()
+        masks[name] = passes[np.asarray(order)].reshape(axes + ones)
+    return masks
 
 
 def _total(tree: Any) -> jax.Array:

@@ -120,7 +120,8 @@ class Equation:
 class Program:
     """A flat program; ``sources`` are the inputs that are explained.
 
-    ``origins`` says what the inputs of a body are outside of it.
+    ``origins`` says what the inputs of a body are outside of it, ``unread`` are loops
+    and branches that no output depends on: their names are names all the same.
     """
 
     equations: list[Equation]
@@ -128,6 +129,7 @@ class Program:
     outputs: tuple[Atom, ...]
     constants: dict[Value, Any]
     tags: dict[str, list[Atom]] = field(default_factory=dict)
+    unread: tuple[Equation, ...] = ()
     boundaries: set[Value] = field(default_factory=set)  # no operation spans these
     declared: Declared = LOOKED_INTO  # derivatives that stand for a call's body
     rewrite: Callable[[Program], None] = lambda program: None  # of bodies too
@@ -287,7 +289,10 @@ def _body(
     program.inputs = tuple(Value(v.aval) for v in jaxpr.invars)
     env: dict[Any, Atom] = dict(zip(jaxpr.invars, program.inputs, strict=True))
     program.outputs = append(program, jaxpr, consts, env, scope, callers)
-    program.equations = reaching(program.equations, program.outputs)
+    read = reaching(program.equations, program.outputs)
+    unread = set(program.equations).difference(read)
+    program.unread = tuple(e for e in program.equations if e in unread and e.bodies)
+    program.equations = read
     rewrite(program)
     return program
 

@@ -17,6 +17,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp import _jax
+from jlrp.captures import Captured, Entry
 from jlrp.effective import EffectiveKernel, effective_map, linear_part
 from jlrp.facts.unary import Region
 from jlrp.graph import (
@@ -86,11 +87,13 @@ class Delivered:
       sources: one for each source of the program.
       captured: those of the captured values, when all their consumers had added.
       parameters: multipliers of the parameters' values that were asked for.
+      inside: by loop or branch and by its body, what was captured in it.
     """
 
     sources: list[Promise | None]
     captured: dict[Value, Promise]
     parameters: dict[Value, Array]
+    inside: dict[Equation, Mapping[int, Captured]]
 
 
 def reverse(
@@ -105,8 +108,9 @@ def reverse(
     ``explained`` are the multipliers of parameters among the explained outputs.
     """
     pending = {value: [promise] for value, promise in seeds.items()}
-    watched = {v for values in plan.captured.values() for v in values}
+    watched = plan.watched
     captured: dict[Value, Promise] = {}
+    inside: dict[Equation, Mapping[int, Captured]] = {}
     parameters: dict[Value, Array] = dict(explained)
     for step in plan.steps:
         op = step.operation
@@ -118,6 +122,8 @@ def reverse(
         handed = step.rule.propagate(op, arriving, numbers)
         if observe is not None:
             observe(step, arriving, handed, numbers)
+        if handed.captured:
+            inside[op.equations[0]] = handed.captured
         if op.affine is not None:
             numbers.wait_for(handed.promises)
         for value, promise in zip(op.inputs, handed.promises, strict=True):
@@ -134,7 +140,48 @@ def reverse(
     for value, promise in zip(plan.program.sources, sources, strict=True):
         if promise is not None and value in watched:
             captured[value] = promise
-    return Delivered(sources, captured, parameters)
+    return Delivered(sources, captured, parameters, inside)
+
+
+def captured(plan: Plan, delivered: Delivered, numbers: Numbers) -> Captured:
+    """The relevance that was asked for by name, zeros where none arrived."""
+
+    def one(name: str, entry: Entry) -> Any:
+        if entry.like is None:
+            return ()
+        if entry.value is not None:
+            return resolved(entry.value, delivered.captured.get(entry.value), numbers)
+        of_loop = {} if entry.loop is None else delivered.inside.get(entry.loop, {})
+        rows = jnp.zeros(entry.like.shape, entry.like.dtype)
+        if entry.body in of_loop:
+            rows = of_loop[entry.body][name][entry.index]
+        moves = entry.carry is not None and entry.loop is not None
+        return moved_on(rows, entry) if moves else rows
+
+    def moved_on(rows: Array, entry: Entry) -> Array:
+        """Of a carry: what each iteration made as what the next got of it."""
+        start = jnp.zeros(rows.shape[1:], rows.dtype)
+        if entry.start is not None:
+            promise = delivered.captured.get(entry.start)
+            start = resolved(entry.start, promise, numbers).astype(rows.dtype)
+        if not len(rows):
+            return rows
+        if entry.backwards:
+            return jnp.concatenate([rows[1:], start[None]])
+        return jnp.concatenate([start[None], rows[:-1]])
+
+    return {name: [one(name, e) for e in es] for name, es in plan.captured.items()}
+
+
+def resolved(value: Value, promise: Promise | None, numbers: Numbers) -> Any:
+    """The relevance of a value; random keys have none, not even zeros."""
+    if _jax.is_key(value.dtype):
+        return ()
+    if promise is None:
+        dtype = numbers.shape_of(value).dtype
+        dtype = dtype if is_float(value) else jnp.float32
+        return jnp.zeros(value.shape, dtype).real
+    return promise.resolve(numbers.read(value))
 
 
 def _total(promises: Sequence[Promise]) -> Promise | None:
@@ -263,6 +310,18 @@ def _laid_out(equations: Iterable[Equation]) -> frozenset[Atom]:
     return frozenset(e.inputs[1] for e in convolutions)
 
 
+def _stackable(plan: Plan, found: Captured) -> Captured:
+    """What was captured, in the dtypes that all iterations share."""
+
+    def cast(array: Any, entry: Entry) -> Any:
+        return array if entry.like is None else jnp.asarray(array, entry.like.dtype)
+
+    return {
+        name: [cast(a, e) for a, e in zip(found[name], several, strict=True)]
+        for name, several in plan.captured.items()
+    }
+
+
 class Numbers:
     """The context of rules: kept numbers, and operations as functions of them.
 
@@ -323,15 +382,18 @@ class Numbers:
         observe: Any,
         wanted: Sequence[Value],
         explained: Mapping[Value, Array],
-    ) -> tuple[list[Promise | None], Sequence[Array]]:
+        masks: Mapping[str, Array],
+        captures: bool,
+    ) -> tuple[list[Promise | None], Sequence[Array], Captured]:
         residuals = {**plan.program.constants, **residuals}
         promised = Promised(plan, residuals, guarded=False)
-        inside = Numbers(plan, residuals, self._masks, promised)
+        inside = Numbers(plan, residuals, {**self._masks, **masks}, promised)
         plan = plan if wanted else replace(plan, parameters=frozenset())
         delivered = reverse(plan, inside, seeds, observe, explained)
+        found = _stackable(plan, captured(plan, delivered, inside)) if captures else {}
         if not wanted:
-            return delivered.sources, []
-        return delivered.sources, to_inputs(plan, delivered, wanted, residuals)
+            return delivered.sources, [], found
+        return delivered.sources, to_inputs(plan, delivered, wanted, residuals), found
 
     def made(
         self, program: Program, wanted: Sequence[Value], given: Mapping[Value, Array]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,6 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jlrp.bodies import Body
+from jlrp.captures import Asked, Entries, Masked, entries
+from jlrp.errors import SelectorError
 from jlrp.facts.activity import flow, with_carries
 from jlrp.facts.rectified import vanishes_below_zero
 from jlrp.facts.stopped import Stop
@@ -24,6 +27,7 @@ from jlrp.residuals import (
     saved_by_user,
 )
 from jlrp.rules import Pass, Rule
+from jlrp.rules.condition import Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +56,7 @@ class Plan:
       offloaded: those of them that wait in the memory of the host.
       promised: values that rules read and that are made again from kept ones.
       repeated: the loops that are run again where relevance comes back.
-      captured: the values whose relevance is asked for, by name.
+      captured: whose relevance is asked for, by name.
       parameters: the constants whose multipliers are asked for.
       stops: where relevance stops while another path goes on.
     """
@@ -63,7 +67,7 @@ class Plan:
     offloaded: frozenset[Value] = frozenset()
     promised: Mapping[Value, None] = field(default_factory=dict)  # in order
     repeated: frozenset[Equation] = frozenset()
-    captured: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    captured: Entries = field(default_factory=dict)
     parameters: frozenset[Value] = frozenset()
     stops: tuple[Stop, ...] = ()
 
@@ -75,6 +79,33 @@ class Plan:
             for step in self.steps
             if hasattr(step.rule, "record")
         }
+
+    @cached_property
+    def watched(self) -> frozenset[Value]:
+        """The program's own values among the captured ones."""
+        several = itertools.chain.from_iterable(self.captured.values())
+        return frozenset(v for entry in several for v in entry.values)
+
+    @cached_property
+    def masks(self) -> dict[str, int]:
+        """The masks in it and in its bodies, by name: axes of one, all iterations."""
+        found: dict[str, int] = {}
+        for step in self.steps:
+            if isinstance(step.rule, Mask):
+                (value,) = step.operation.outputs
+                of_a_loop = step.rule.which in ("first", "last")
+                found[step.rule.name] = len(value.shape) + of_a_loop
+            more = int(step.operation.kind in ("scan", "while"))
+            for plan in step.bodies:
+                found |= {name: axes + more for name, axes in plan.masks.items()}
+        return found
+
+    @cached_property
+    def masks_of_next(self) -> frozenset[str]:
+        """Those of its own masks that are of the iteration behind this one."""
+        rules = (step.rule for step in self.steps)
+        masks = (rule for rule in rules if isinstance(rule, Mask))
+        return frozenset(mask.name for mask in masks if mask.which == "next")
 
     def wanted(self, op: Operation) -> tuple[Value, ...]:
         """The constants of an operation whose multipliers are asked for."""
@@ -120,9 +151,15 @@ def plan_body(
     steps: Sequence[Step],
     parameters: frozenset[Value],
     policy: Policy | None = keep,
+    asked: Asked = Asked(),  # noqa: B008
+    following: Plan | None = None,
 ) -> Plan:
-    """The plan of a loop's or branch's body."""
-    plan = make_plan(body.program, steps, {}, parameters, policy)
+    """The plan of a loop's or branch's body.
+
+    ``following`` is that of the iterations behind it, if it is of a first one.
+    """
+    like = None if following is None else following.captured
+    plan = make_plan(body.program, steps, asked, parameters, policy, like)
     # What a loop stacks stays where it is: its slices are read one by one.
     return replace(plan, offloaded=frozenset())
 
@@ -134,19 +171,27 @@ def is_float(value: Value) -> bool:
 def make_plan(
     program: Program,
     steps: Sequence[Step],
-    captured: Mapping[str, tuple[Value, ...]],
+    names: Asked = Asked(),  # noqa: B008
     parameters: frozenset[Value] = frozenset(),
     policy: Policy | None = keep,
+    like: Entries | None = None,
 ) -> Plan:
     """Keep what the rules declare, their constants, and what is explained.
 
     Or promise it, as the policy says. Without a policy the operands and outputs of
-    every operation are kept, for its ledger.
+    every operation are kept, for its ledger. ``like`` is what is captured in the
+    iterations behind this one.
+
+    Raises:
+      SelectorError: a name stands for a value that gets no relevance of its own.
     """
+    captured = _captured(program, steps, names, like)
+    steps = _with_masks(program, steps, names.masked(program))
     kept: dict[Value, None] = dict.fromkeys(program.sources)
     kept.update(dict.fromkeys(program.explained))
     kept.update(dict.fromkeys(_behind_parameters(program, steps, parameters)))
-    for values in captured.values():
+    for several in captured.values():
+        values = [v for entry in several for v in entry.values]
         kept.update(dict.fromkeys(v for v in values if v in program.active))
     read: dict[Value, None] = {}
     repeated = set()
@@ -173,6 +218,71 @@ def make_plan(
         frozenset(repeated),
         captured,
         parameters,
+    )
+
+
+def _captured(
+    program: Program, steps: Sequence[Step], asked: Asked, like: Entries | None
+) -> Entries:
+    planned: dict[Equation, dict[int, Entries]] = {}
+    for step in steps:
+        equation, plans = step.operation.equations[0], step.bodies
+        if plans and step.operation.kind == "cond":
+            planned[equation] = {i: plan.captured for i, plan in enumerate(plans)}
+        elif plans:  # of a while loop, the first is the condition
+            planned[equation] = {len(equation.bodies) - 1: plans[-1].captured}
+        else:
+            _refuse_names_inside(program, step, asked)
+    operations = [step.operation for step in steps]
+    return entries(program, asked, operations, planned, like)
+
+
+def _refuse_names_inside(program: Program, step: Step, asked: Asked) -> None:
+    (equation, *_) = step.operation.equations
+    for body in equation.bodies:
+        for name in entries(body, asked.inside(program, equation)):
+            raise SelectorError(
+                f"{name!r} names a value in the {step.operation.kind} at "
+                f"{equation.where()}, which has one rule as a whole, {step.rule!r}. "
+                "Give rules to the operations in it: by their kind, or a glob."
+            )
+
+
+def _with_masks(
+    program: Program, steps: Sequence[Step], masked: Sequence[Masked]
+) -> list[Step]:
+    """Put masks where their values' promises are complete: before the producer.
+
+    Raises:
+      SelectorError: a value gets relevance as a part of an operation only.
+    """
+    steps = list(steps)
+    for at in masked:
+        value = at.value
+        index = next(
+            (i for i, s in enumerate(steps) if value in s.operation.outputs), None
+        )
+        if index is None and value in program.sources and value in program.active:
+            index = len(steps)
+        elif index is None and value in program.active:
+            raise SelectorError(no_path(at.mask))
+        if index is not None:
+            rule = Mask(at.mask, at.which)
+            steps.insert(index, Step(_masked(program, value), rule))
+    return steps
+
+
+def _masked(program: Program, value: Value) -> Operation:
+    readers = program.uses.get(value) or program.equations
+    equations = (value.producer,) if value.producer is not None else readers[:1]
+    return Operation("condition", "linear", (value,), (value,), tuple(equations), ())
+
+
+def no_path(name: str) -> str:
+    return (
+        f"The condition on {name!r} is on no path of relevance: its value is inside of "
+        "an operation, or gets none. Choose an operation's output; jlrp.inspect lists "
+        "them."
     )
 
 

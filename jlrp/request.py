@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax, captures, residuals, targets
+from jlrp import _jax, captures, names, residuals, targets
 from jlrp.composites import Composite, assign
 from jlrp.declared import Declared
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
@@ -24,16 +25,17 @@ from jlrp.interpreter import (
     Delivered,
     Numbers,
     Observer,
+    captured,
     forward,
+    resolved,
     reverse,
     to_inputs,
 )
-from jlrp.operations import Operation, find_operations, stops
-from jlrp.planning import Plan, Step, is_float, make_plan, parameters_of
+from jlrp.operations import find_operations, stops
+from jlrp.planning import Plan, is_float, make_plan, no_path, parameters_of
 from jlrp.promise import Promise
 from jlrp.quantised import straighten
 from jlrp.rules import registered
-from jlrp.rules.condition import Mask
 
 Array = jax.Array
 
@@ -46,6 +48,7 @@ class Options:
       target: a static target; a traced one comes with the arguments.
       capture: patterns of scopes and tags.
       conditions: names of the values that masks are set on.
+      capture_steps: how many iterations of a while loop are recorded.
     """
 
     composite: Composite
@@ -56,6 +59,7 @@ class Options:
     capture: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     residuals: Any = "keep"
+    capture_steps: int | None = None
 
 
 class Request:
@@ -129,11 +133,8 @@ class Request:
         reached = program.active | program.entered
         if reached.isdisjoint(self.sources):
             raise NoRelevanceError(_why_none(program))
-        asks_for_names = options.capture or options.conditions
-        named = captures.named_values(program) if asks_for_names else {}
-        inside = captures.names_inside(program, named) if asks_for_names else ()
-        self.conditions = captures.conditioned(named, options.conditions, inside)
-        program.boundaries.update(self.conditions.values())
+        at_names = self._at_names()
+        captures.split_at(program, at_names)
         operations = find_operations(
             program, set(registered()), options.composite.view, _carries, found
         )
@@ -142,26 +143,39 @@ class Request:
         policy = None if for_ledger else residuals.resolve(options.residuals)
         steps = assign(
             options.composite,
+            program,
             operations,
             options.fallback,
             strict,
             parameters,
             policy,
+            at_names,
         )
-        captured = captures.matching(named, options.capture, inside)
-        plan = make_plan(
-            program,
-            _with_conditions(steps, self.conditions),
-            captures.at_operations(captured, operations),
-            parameters,
-            policy,
-        )
+        plan = make_plan(program, steps, at_names, parameters, policy)
+        for name in options.conditions:
+            if name not in plan.masks:
+                raise SelectorError(no_path(name))
         if plan.offloaded and not _jax.has_host_memory():
             raise InputError(
                 "residuals asks for the memory of the host, which this backend does "
                 'not offer. Take residuals="sqrt", or a memory_limit.'
             )
         return replace(plan, stops=tuple(stops(program, operations)))
+
+    def _at_names(self) -> captures.Asked:
+        """What is asked for at names, in the whole program."""
+        options = self.options
+        self.conditions: dict[str, names.Place] = {}
+        if not options.capture and not options.conditions:
+            return captures.Asked()
+        named = names.places(self.program)
+        found = names.matching(named, options.capture)
+        names.check_steps(found, options.capture_steps)
+        masked: dict[str, tuple[str, ...]] = {}
+        for mask, (name, place) in names.conditioned(named, options.conditions).items():
+            self.conditions[mask] = place
+            masked[name] = (*masked.get(name, ()), mask)
+        return captures.Asked(frozenset(found), masked, options.capture_steps)
 
     def run(
         self,
@@ -171,8 +185,9 @@ class Request:
         observe: Observer | None = None,
     ) -> Explained:
         """Both passes, on these arguments."""
-        for name, value in self.conditions.items():
-            _check_mask(name, np.shape(masks[name]), value.shape)
+        for name, place in self.conditions.items():
+            shape, steps = np.shape(masks[name]), self.options.capture_steps
+            names.check_mask(name, shape, place, steps)
         outputs, kept = forward(plan, arguments)
         numbers = Numbers(plan, kept, masks)
         seeds = self._seeds(outputs)
@@ -212,20 +227,22 @@ class Explained:
 
     def captured(self) -> dict[str, Any]:
         """One array for each name; a list if the name has several values."""
-        found: dict[str, Any] = {}
-        for name, values in self.plan.captured.items():
-            arrays = [self._resolved(v, self.delivered.captured.get(v)) for v in values]
-            found[name] = arrays[0] if len(arrays) == 1 else arrays
-        return found
+        return {
+            name: arrays[0] if len(arrays) == 1 else arrays
+            for name, arrays in self._captured.items()
+            if name != captures.COUNTS
+        }
+
+    def counts(self) -> list[Array]:
+        """How often while loops ran of which iterations are recorded."""
+        return self._captured.get(captures.COUNTS, [])
+
+    @cached_property
+    def _captured(self) -> captures.Captured:
+        return captured(self.plan, self.delivered, self.numbers)
 
     def _resolved(self, value: Value, promise: Promise | None) -> Any:
-        if _jax.is_key(value.dtype):
-            return ()
-        if promise is None:
-            dtype = self.numbers.shape_of(value).dtype
-            dtype = dtype if is_float(value) else jnp.float32
-            return jnp.zeros(value.shape, dtype).real
-        return promise.resolve(self.numbers.read(value))
+        return resolved(value, promise, self.numbers)
 
     def parameters(self) -> Any:
         """Relevance of the parameters: each times its multiplier."""
@@ -245,40 +262,6 @@ class Explained:
                     Promise(None, multipliers[v]).resolve(_jax.at_least_float32(number))
                 )
         return jax.tree.unflatten(request.params_tree, leaves)
-
-
-def _with_conditions(
-    steps: Sequence[Step], conditions: Mapping[str, Value]
-) -> list[Step]:
-    """Put the masks where their values' promises are complete: before the producer."""
-    steps = list(steps)
-    for name, value in conditions.items():
-        index = next(
-            (i for i, s in enumerate(steps) if value in s.operation.outputs), None
-        )
-        if index is None:
-            raise SelectorError(
-                f"The condition on {name!r} is on no path of relevance: its value is "
-                "inside of an operation, or gets none. Choose an operation's output; "
-                "jlrp.inspect lists them."
-            )
-        equation = value.producer
-        assert equation is not None
-        masked = Operation("condition", "linear", (value,), (value,), (equation,), ())
-        steps.insert(index, Step(masked, Mask(name)))
-    return steps
-
-
-def _check_mask(name: str, mask: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    try:
-        fits = np.broadcast_shapes(mask, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise InputError(
-            f"The condition on {name!r} has shape {mask}; it must broadcast to that "
-            f"value's shape, {shape}."
-        )
 
 
 def _declared(always: bool) -> Declared:

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import jlrp
-from jlrp import captures, composites
+from jlrp import composites, names
 from jlrp.reports import CAUSES
 
 pytestmark = pytest.mark.relaxed
@@ -114,7 +114,7 @@ def test_all_names():
     ],
 )
 def test_a_glob_is_of_the_whole_path(path, pattern, matches):
-    assert captures.matches_path(path, pattern) is matches
+    assert names.matches_path(path, pattern) is matches
 
 
 def test_several_patterns_and_one_string():

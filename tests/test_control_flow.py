@@ -1287,26 +1287,26 @@ def test_registered_and_custom_rules_in_bodies(monkeypatch):
         assert_same(b, a)
 
 
-def test_names_inside_of_bodies():
-    fns = [scoped(loop, tags=True) for loop in (unrolled, lax.scan)]
-    a, b = explained(fns, "attnlrp")
-    assert_same(b, a)  # a tag changes nothing
-    explain = functools.partial(jlrp.explain, fns[1])
-    for options in ({"capture": "hidden"}, {"condition": {"hidden": jnp.zeros(H)}}):
-        with pytest.raises(SelectorError, match="loop"):
-            explain(**options)(P, X, 0)
-    with pytest.raises(SelectorError, match="loop"):
-        explain(capture="rnn/state")(P, X, 0)
+@pytest.mark.parametrize("loop", [lax.scan, whiled], ids=["scan", "while_loop"])
+def test_names_inside_of_bodies(loop):
+    fns = [scoped(loop, tags=True) for loop in (unrolled, loop)]
+    names = ("hidden", "rnn/state", "rnn/input")
+    a, b = (
+        jlrp.explain(fn, capture=names, composite="epsilon", capture_steps=T)(P, X, 0)
+        for fn in fns
+    )
+    assert_same(b.relevance, a.relevance)  # a tag changes nothing
+    assert_same(b.captured, {n: jnp.stack(rows) for n, rows in a.captured.items()})
 
 
 def test_a_name_both_inside_and_outside_of_a_body():
     def fn(p, x):
         return jlrp.tag(scoped(lax.scan, tags=True)(p, x), "hidden")
 
-    with pytest.raises(SelectorError, match="loop"):
+    inside, outside = jlrp.explain(fn, capture="hidden")(P, X, 0).captured["hidden"]
+    assert inside.shape == (T, 2, H) and outside.shape == (2, 2)
+    with pytest.raises(SelectorError, match="names 2"):
         jlrp.explain(fn, condition={"hidden": jnp.zeros(2)})(P, X, 0)
-    with pytest.raises(SelectorError, match="loop"):
-        jlrp.explain(fn, capture="hidden")(P, X, 0)
 
 
 def test_names_of_outputs_of_loops():

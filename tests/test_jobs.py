@@ -191,6 +191,24 @@ def test_captured_and_pytrees(params, x, tmp_path):
         )
 
 
+def test_captured_in_loops_has_the_example_first(params, x, tmp_path):
+    """As many layers as examples: the order of the axes is not told by their sizes."""
+
+    def fn(params, x):
+        def layer(h, w):
+            return jlrp.tag(h + jax.nn.relu(h @ w), "layer"), None
+
+        ws = jnp.stack([params["w"][:, :WIDTH]] * 8)
+        h, _ = jax.lax.scan(layer, x, ws / 4)
+        return h @ params["v"][:WIDTH]
+
+    explain = jlrp.explain(fn, capture="layer", composite="epsilon")
+    run(explain, params, x[:8], tmp_path / "r")
+    expected = explain(params, x[:8]).captured["layer"].swapaxes(0, 1)
+    found = read(tmp_path / "r", "captured.layer")
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_reductions_and_dtype(params, x, tmp_path):
     expected = np.asarray(EXPLAIN(params, x).relevance)
     run(EXPLAIN, params, x, tmp_path / "t", reduce=jobs.Top(2), dtype="float16")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jlrp import _jax, targets
-from jlrp.api import Explainer
+from jlrp.api import Explainer, Explanation
 from jlrp.jobs.errors import JobError
 
 Array = jax.Array
@@ -54,7 +54,7 @@ class Step:
         kept = found.relevance if self.reduce is None else self.reduce(found.relevance)
         relevances = {
             **_named("relevance", kept),
-            **_named("captured", dict(found.captured)),
+            **_named("captured", _by_example(found)),
         }
         relevances = {name: self._stored(r) for name, r in relevances.items()}
         score = _explained_score(found.output, target, self.explainer.seed)
@@ -97,7 +97,9 @@ class Step:
     def made_by(self) -> dict[str, Any]:
         """What the results depend on besides params and data, for the store."""
         explainer = self.explainer
+        steps = explainer.capture_steps
         return {
+            **({} if steps is None else {"capture_steps": steps}),
             "composite": repr(explainer.composite),
             "target": _described(explainer.target),
             "seed": explainer.seed,
@@ -175,6 +177,22 @@ def _named(name: str, tree: Any) -> Arrays:
 
 def _key(part: Any) -> str:
     return jax.tree_util.keystr((part,), simple=True)
+
+
+def _by_example(found: Explanation) -> dict[str, Any]:
+    """What was captured, its examples first and the iterations of loops behind them."""
+    captured = dict(found.captured)
+    for name, counts in found.loop_axes:
+        arrays = captured[name]
+        several = arrays if isinstance(arrays, list) else [arrays]
+        moved = [_behind(a, n) for a, n in zip(several, counts, strict=True)]
+        captured[name] = moved if isinstance(arrays, list) else moved[0]
+    return captured
+
+
+def _behind(array: Array, n: int) -> Array:
+    """The first n axes behind the next."""
+    return jnp.moveaxis(array, n, 0) if 0 < n < array.ndim else array
 
 
 def _explained_score(output: Any, target: Any, seed: str) -> Array:

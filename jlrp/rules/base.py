@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
 
+from jlrp.captures import Captured, Entries
 from jlrp.errors import SelectorError
 from jlrp.facts.affine import Affine
 from jlrp.facts.unary import Region
@@ -32,12 +33,14 @@ class Propagation:
         follow by the chain rule; None: what arrived, over the outputs.
       constants: computes the multipliers of some constants, where that is not so;
         called if relevance of parameters is asked for.
+      captured: of a loop or branch, by the number of a body: what was captured in it.
     """
 
     promises: Sequence[Promise | None]
     causes: Callable[[], Causes] = dict
     shares: Sequence[Array | None] | None = None
     constants: Callable[[Sequence[Value]], Sequence[Array]] | None = None
+    captured: Mapping[int, Captured] = field(default_factory=dict)
 
 
 class Context(Protocol):
@@ -130,10 +133,14 @@ class Context(Protocol):
         observe: Any,
         wanted: Sequence[Value],
         explained: Mapping[Value, Array],
-    ) -> tuple[list[Promise | None], Sequence[Array]]:
-        """Promises of a body's sources, and multipliers of some other inputs.
+        masks: Mapping[str, Array],
+        captures: bool,
+    ) -> tuple[list[Promise | None], Sequence[Array], Captured]:
+        """Promises of a body's sources, multipliers of some other inputs, captures.
 
-        ``explained`` are the multipliers of its outputs that are parameters.
+        ``explained`` are the multipliers of its outputs that are parameters. ``masks``
+        are those of this iteration, where they differ. Without ``captures`` there are
+        none.
         """
         ...
 
@@ -171,6 +178,15 @@ class BodyPlan(Protocol):
 
     @property
     def repeated(self) -> frozenset[Equation]: ...
+
+    @property
+    def captured(self) -> Entries: ...
+
+    @property
+    def masks(self) -> Mapping[str, int]: ...
+
+    @property
+    def masks_of_next(self) -> frozenset[str]: ...
 
 
 class LinearMap(Protocol):

@@ -15,9 +15,15 @@ from jlrp.rules.base import Causes, Context, Propagation, Rule
 
 @dataclass(frozen=True)
 class Mask(Rule):
-    """``R <- R * mask`` at a named value. Source: CRP (Achtibat et al. 2023)."""
+    """``R <- R * mask`` at a named value. Source: CRP (Achtibat et al. 2023).
+
+    In a loop it is the mask of ``this`` iteration or, on a carry as it goes out, of the
+    ``next``; on what a loop starts from, the ``first`` or ``last`` of all, whichever
+    runs before the others.
+    """
 
     name: str
+    which: str = "this"
 
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.outputs
@@ -28,7 +34,10 @@ class Mask(Rule):
         (promise,) = r
         assert promise is not None
         y = ctx.read(op.outputs[0])
-        mask = jnp.broadcast_to(ctx.mask(self.name), y.shape).astype(y.dtype)
+        mask = ctx.mask(self.name)
+        if self.which in ("first", "last") and mask.ndim > y.ndim:
+            mask = mask[0 if self.which == "first" else -1]
+        mask = jnp.broadcast_to(mask, y.shape).astype(y.dtype)
 
         def causes() -> Causes:
             return {"blocked": jnp.sum(promise.resolve(y) * (1 - mask))}

@@ -20,6 +20,7 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from jlrp.bodies import Body
+from jlrp.captures import COUNTS, Captured
 from jlrp.facts.activity import everything, flow
 from jlrp.graph import Atom, Equation, Literal, Value, computing
 from jlrp.operations import Operation
@@ -28,12 +29,14 @@ from jlrp.rules.base import Array, BodyPlan, Causes, Context, Propagation, Rule
 
 Promises = list[Promise | None]
 Numbers = Mapping[Any, Any]
+Masks = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class _Extra:
     """What is asked for beside the promises of the operands."""
 
+    captures: bool = False
     causes: bool = False
     wanted: frozenset[Value] = frozenset()
 
@@ -46,11 +49,13 @@ class _Found:
       promises: one for each operand of the equation.
       causes: amounts absorbed inside, by cause.
       multipliers: of the wanted parameters among the operands.
+      captured: relevance at names, by the number of the body that they are in.
     """
 
     promises: Promises
     causes: Causes
     multipliers: dict[Value, Array]
+    captured: Mapping[int, Captured]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +77,8 @@ class _Bodies(Rule):
         (equation,) = op.equations
         by_value = dict(zip(op.outputs, r, strict=True))
         arriving = [by_value.get(v) for v in equation.outputs]
-        found = self._reverse(equation, arriving, ctx, _Extra())
+        extra = _Extra(captures=self._captures())
+        found = self._reverse(equation, arriving, ctx, extra)
         active = set(op.inputs)
         promises = [
             promise
@@ -88,7 +94,12 @@ class _Bodies(Rule):
             found = self._reverse(equation, arriving, ctx, extra).multipliers
             return [found[v] for v in wanted]
 
-        return Propagation(promises, causes, constants=constants)
+        return Propagation(
+            promises, causes, constants=constants, captured=found.captured
+        )
+
+    def _captures(self) -> bool:
+        return any(plan.captured for plan in self.plans)
 
     def _reverse(
         self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
@@ -99,8 +110,8 @@ class _Bodies(Rule):
 class _Iteration:
     """One run of a body in reverse: promises of its outputs in, of its inputs out.
 
-    Returns these, the amounts that its operations absorbed, and the multipliers of the
-    wanted inputs.
+    Returns these, the amounts that its operations absorbed, the multipliers of the
+    wanted inputs, and what was captured. ``masks`` are those of this iteration.
     """
 
     def __init__(
@@ -122,8 +133,8 @@ class _Iteration:
         ]
 
     def __call__(
-        self, residuals: Numbers, outs: Promises
-    ) -> tuple[Promises, Causes, list[Array]]:
+        self, residuals: Numbers, outs: Promises, masks: Masks
+    ) -> tuple[Promises, Causes, list[Array], Captured]:
         program = self.body.program
         seeds: dict[Value, Promise] = {}
         explained: dict[Value, Array] = {}
@@ -145,14 +156,22 @@ class _Iteration:
                 causes[cause] = causes.get(cause, 0.0) + amount
         observe = _summing(causes) if self.extra.causes else None
         inputs = [v for v, _ in self.wanted] + self.carried
-        handed, found = self.ctx.reverse_body(
-            self.plan, residuals, seeds, observe, inputs, explained
+        handed, found, captured = self.ctx.reverse_body(
+            self.plan,
+            residuals,
+            seeds,
+            observe,
+            inputs,
+            explained,
+            masks,
+            self.extra.captures,
         )
         multipliers = dict(zip(inputs, found, strict=True))
         by_source = dict(zip(program.sources, handed, strict=True))
         by_source |= {v: Promise(multiplier=multipliers[v]) for v in self.carried}
         promises = [by_source.get(v) for v in program.inputs]
-        return promises, causes, [multipliers[v] for v, _ in self.wanted]
+        wanted = [multipliers[v] for v, _ in self.wanted]
+        return promises, causes, wanted, captured
 
     def add_initial(self, found: dict[Value, Array], carried: Promises) -> None:
         """Add the multipliers of learned initial states."""
@@ -165,6 +184,13 @@ class _Iteration:
 
     def _number(self, atom: Atom, residuals: Numbers) -> Any:
         return atom.number if isinstance(atom, Literal) else residuals[atom]
+
+
+def _by_iteration(plans: Sequence[BodyPlan], ctx: Context) -> Masks:
+    """The masks in a loop's bodies that have one for each iteration along axis 0."""
+    axes = {name: n for plan in plans for name, n in plan.masks.items()}
+    masks = {name: ctx.mask(name) for name in axes}
+    return {name: mask for name, mask in masks.items() if mask.ndim > axes[name]}
 
 
 def _summing(causes: Causes) -> Callable[..., None]:
@@ -321,7 +347,8 @@ class Scan(_Bodies):
         kept, residuals = recorded[: len(first_ys)], recorded[len(first_ys) :]
         runs = [_PartInReverse(part, equation, ctx, extra) for part in (*peeled, main)]
         *first_runs, run = runs
-        slices = [order.taken(r.arrays) for r in runs]
+        masks = self._masks(order, ctx)
+        slices = [order.taken((r.arrays, masks)) for r in runs]
 
         again = None
         if self.chunked:
@@ -362,13 +389,26 @@ class Scan(_Bodies):
             ):
                 _added(found, outer, amount)
             first_out.insert(0, out)
-        of_slices, of_sliced = order.joined_promises(first_out, rest_out)
+        of_slices, of_sliced, captured = order.joined_promises(first_out, rest_out)
         for outer, amount in zip(run.constants_wanted, multipliers, strict=True):
             _added(found, outer, amount)
         for outer, amount in zip(run.slices_wanted, of_sliced, strict=True):
             _added(found, outer, amount)
         runs[0].iteration.add_initial(found, carried)
-        return _Found([*constants, *carried, *of_slices], causes, found)
+        promises = [*constants, *carried, *of_slices]
+        return _Found(promises, causes, found, {0: captured} if captured else {})
+
+    def _masks(self, order: _Order, ctx: Context) -> Masks:
+        """The masks that differ between iterations, one for each."""
+        masks = {
+            name: jnp.broadcast_to(mask, (order.length, *mask.shape[1:]))
+            for name, mask in _by_iteration(self.plans, ctx).items()
+        }
+        for name in frozenset().union(*(plan.masks_of_next for plan in self.plans)):
+            mask = ctx.mask(name)
+            mask = masks.get(name, jnp.broadcast_to(mask, (order.length, *mask.shape)))
+            masks[name] = order.of_next(mask, jnp.ones(mask.shape[1:], mask.dtype))
+        return masks
 
 
 def _iteration(part: _Part, constants: Sequence[Array], forward: Any) -> Any:
@@ -410,22 +450,26 @@ class _PartInReverse:
         self.slices_wanted = [a for v, a in wanted if v in body.slices]
 
     def __call__(self, carried: Promises, xs: Any) -> Any:
-        """Promises of the carries; of constants, with amounts to add up; of slices."""
-        ys, residuals, slices = xs
+        """Promises of the carries; of constants, with amounts to add up; of slices.
+
+        With those of the slices comes what was captured, as it is stacked too.
+        """
+        ys, residuals, (slices, masks) = xs
         n, c = self.part.body.n_carries, self.part.body.n_constants
         numbers = {
             **self.constants,
             **dict(zip(self.part.stacked, residuals, strict=True)),
         }
         numbers |= dict(zip(self.sliced, slices, strict=True))
-        handed, causes, multipliers = self.iteration(numbers, [*carried, *ys])
+        outs = [*carried, *ys]
+        handed, causes, multipliers, captured = self.iteration(numbers, outs, masks)
         pairs = list(zip(multipliers, self.is_slice, strict=True))
         summed = [m for m, is_slice in pairs if not is_slice]
         sliced = [m for m, is_slice in pairs if is_slice]
         return (
             handed[c : c + n],
             (handed[:c], causes, summed),
-            (handed[c + n :], sliced),
+            (handed[c + n :], sliced, captured),
         )
 
 
@@ -467,6 +511,14 @@ class _Order:
         slices = [jax.tree.map(lambda a: a[i], arrays) for i in indices]  # noqa: B023
         return slices, jax.tree.map(lambda a: a[rest], arrays)
 
+    def of_next(self, array: Array, behind: Array) -> Array:
+        """What each iteration has of the next; ``behind`` is what the last has."""
+        if not self.length:
+            return array
+        if self.reverse:
+            return jnp.concatenate([behind[None], array[:-1]])
+        return jnp.concatenate([array[1:], behind[None]])
+
     def joined(self, first: list[Any], rest: Any) -> Any:
         """The arrays of all iterations."""
         if not first:
@@ -485,7 +537,7 @@ class _Order:
         """As ``joined``, of promises that may have other parts in each iteration."""
         if not first:
             return rest
-        promises, multipliers = rest
+        promises, multipliers, captured = rest
         joined: Promises = []
         for i, whole in enumerate(promises):
             ones = [out[0][i] for out in first]
@@ -499,7 +551,11 @@ class _Order:
             whole = _filled(whole, jax.tree.map(shape, like))
             ones = [_filled(one, like) for one in ones]
             joined.append(self.joined(ones, whole))
-        return joined, self.joined([out[1] for out in first], multipliers)
+        return (
+            joined,
+            self.joined([out[1] for out in first], multipliers),
+            self.joined([out[2] for out in first], captured),
+        )
 
 
 _FEWEST_CHUNKED = 4
@@ -636,7 +692,7 @@ class Cond(_Bodies):
         def branch(iteration: _Iteration) -> Callable[..., Any]:
             def run(operands: Sequence[Array], arriving: Promises) -> Any:
                 _, residuals = ctx.forward_body(iteration.plan, operands)
-                return iteration(residuals, arriving)
+                return iteration(residuals, arriving, {})
 
             return run
 
@@ -644,32 +700,36 @@ class Cond(_Bodies):
         shapes = [jax.eval_shape(b, operands, arriving) for b in branches]
         promises: Promises = [None] * len(operands)
         causes: Causes = {}
-        for handed, amounts, _ in shapes:
+        for handed, amounts, *_ in shapes:
             promises = [_filled(p, q) for p, q in zip(promises, handed, strict=True)]
             causes |= amounts
         causes = _zeros(causes)
+        nothing = [_zeros(captured) for *_, captured in shapes]
 
-        def alike(run: Callable[..., Any]) -> Callable[..., Any]:
+        def alike(i: int, run: Callable[..., Any]) -> Callable[..., Any]:
             def uniform(operands: Sequence[Array], arriving: Promises) -> Any:
-                handed, amounts, multipliers = run(operands, arriving)
+                handed, amounts, multipliers, here = run(operands, arriving)
                 amounts = {name: amounts.get(name, causes[name]) for name in causes}
                 amounts = jax.tree.map(lambda a, b: a.astype(b.dtype), amounts, causes)
-                return _all_like(handed, promises), amounts, multipliers
+                captured = [*nothing[:i], here, *nothing[i + 1 :]]
+                return _all_like(handed, promises), amounts, multipliers, captured
 
             return uniform
 
-        handed, amounts, found = lax.switch(
-            index, [alike(b) for b in branches], operands, arriving
+        handed, amounts, found, captured = lax.switch(
+            index, [alike(i, b) for i, b in enumerate(branches)], operands, arriving
         )
         multipliers: dict[Value, Array] = {}
         for (_, outer), amount in zip(iterations[0].wanted, found, strict=True):
             _added(multipliers, outer, amount)
-        return _Found([None, *handed], amounts, multipliers)
+        by_branch = {i: of_branch for i, of_branch in enumerate(captured) if of_branch}
+        return _Found([None, *handed], amounts, multipliers, by_branch)
 
 
 _CHECKPOINTS = 64
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class While(_Bodies):
     """``lax.while_loop``: run again from checkpoints, last iteration first.
 
@@ -677,7 +737,15 @@ class While(_Bodies):
     iteration cannot be kept in an array. It is run once to count, once to keep 64
     states evenly spaced, and each segment is run again from its first state: the
     memory is bounded whatever n, the time about n / 128 runs of each iteration.
+
+    What is captured of the first ``steps`` iterations is stacked, with zeros behind the
+    last; NaN everywhere if there were more.
     """
+
+    steps: int | None = None
+
+    def _captures(self) -> bool:
+        return self.steps is not None
 
     def record(
         self, equation: Equation, operands: Sequence[Array], forward: Any
@@ -706,6 +774,8 @@ class While(_Bodies):
             for body, plan in zip(self.bodies, self.plans, strict=True)
         ]
 
+        rows = _Rows(self.steps or 0)
+        masks = _by_iteration(self.plans, ctx)
         spacing = jnp.maximum(1, -(-count // _CHECKPOINTS))
 
         def keep(i: Array, kept: Any) -> Any:
@@ -726,26 +796,30 @@ class While(_Bodies):
             return lax.fori_loop(0, i % spacing, lambda _, s: loop.advance(s), start)
 
         def one(
-            iteration: _Iteration, carried: Promises, state: Sequence[Array]
+            iteration: _Iteration, carried: Promises, state: Sequence[Array], i: Array
         ) -> Any:
             _, residuals = ctx.forward_body(iteration.plan, [*loop.constants, *state])
             runs, waits = loop.divided(carried, state)
-            handed, causes, found = iteration(residuals, runs)
+            here = rows.at(masks, i)
+            handed, causes, found, captured = iteration(residuals, runs, here)
             handed[c:] = [_sum(a, b) for a, b in zip(handed[c:], waits, strict=True)]
             multipliers: dict[str, Array] = {}
             for (_, outer), amount in zip(iteration.wanted, found, strict=True):
                 index = str(equation.inputs.index(outer))
                 multipliers[index] = multipliers.get(index, 0.0) + amount
-            return handed[c:], (handed[:c], causes, multipliers)
+            return handed[c:], (handed[:c], causes, multipliers), captured
 
-        carried = arriving
+        carried, first = arriving, jnp.int32(0)
         for iteration in iterations:
             run_once = partial(one, iteration)
-            carried = _settled(lambda s, f=run_once: f(s, loop.start)[0], carried)
-        shapes = [
-            jax.eval_shape(partial(one, iteration), carried, loop.start)[1]
+            carried = _settled(
+                lambda s, f=run_once: f(s, loop.start, first)[0], carried
+            )
+        made = [
+            jax.eval_shape(partial(one, iteration), carried, loop.start, first)
             for iteration in iterations
         ]
+        shapes, stacked = [amounts for _, amounts, _ in made], rows.empty(made[-1][2])
         constants: Promises = [None] * c
         sums: tuple[Causes, dict[str, Array]] = ({}, {})
         for promises, *dicts in shapes:
@@ -757,8 +831,8 @@ class While(_Bodies):
         totals = (constants, *sums)
 
         def alike(iteration: _Iteration) -> Callable[..., Any]:
-            def uniform(carried: Promises, state: Sequence[Array]) -> Any:
-                handed, (promises, *dicts) = one(iteration, carried, state)
+            def uniform(carried: Promises, state: Sequence[Array], i: Array) -> Any:
+                handed, (promises, *dicts), captured = one(iteration, carried, state, i)
                 dicts = [
                     {
                         k: amounts.get(k, zero).astype(zero.dtype)
@@ -769,27 +843,76 @@ class While(_Bodies):
                 return (
                     _all_like(handed, carried),
                     (_all_like(promises, totals[0]), *dicts),
+                    captured,
                 )
 
             return uniform
 
         def step(k: Array, state: Any) -> Any:
-            carried, sums = state
+            carried, sums, stacked = state
             i = count - 1 - k
             part = jnp.minimum(i, len(iterations) - 1)
             runs = [alike(iteration) for iteration in iterations]
-            handed, amounts = lax.switch(part, runs, carried, before(i))
-            return handed, _plus(sums, amounts)
+            handed, amounts, captured = lax.switch(part, runs, carried, before(i), i)
+            return handed, _plus(sums, amounts), rows.written(stacked, captured, i)
 
-        carried, (of_constants, causes, found) = lax.fori_loop(
-            0, count, step, (carried, totals)
+        carried, (of_constants, causes, found), stacked = lax.fori_loop(
+            0, count, step, (carried, totals, stacked)
         )
         multipliers: dict[Value, Array] = {}
         for index, amount in found.items():
             _added(multipliers, equation.inputs[int(index)], amount)  # type: ignore
         iterations[0].add_initial(multipliers, carried)
-        first = [None] * equation.params["cond_nconsts"]
-        return _Found([*first, *of_constants, *carried], causes, multipliers)
+        before_body = [None] * equation.params["cond_nconsts"]
+        captured = rows.finished(stacked, count) if extra.captures else {}
+        promises = [*before_body, *of_constants, *carried]
+        return _Found(promises, causes, multipliers, {1: captured} if captured else {})
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is stacked of a loop of unknown length: a fixed number of iterations."""
+
+    count: int
+
+    def empty(self, of_one: Captured) -> Captured:
+        return jax.tree.map(
+            lambda s: jnp.zeros((self.count, *s.shape), s.dtype), of_one
+        )
+
+    def written(self, rows: Captured, of_one: Captured, i: Array) -> Captured:
+        if not self.count:
+            return rows
+        i = jnp.minimum(i, self.count - 1)
+        return jax.tree.map(
+            lambda row, a: lax.dynamic_update_index_in_dim(row, a, i, 0), rows, of_one
+        )
+
+    def at(self, masks: Masks, i: Array) -> Masks:
+        """The masks of an iteration; NaN where there are none left."""
+
+        def row(mask: Array) -> Array:
+            if mask.shape[0] == 1:
+                return mask[0]
+            number = lax.dynamic_index_in_dim(mask, i, 0, False)
+            floating = jnp.result_type(number, jnp.float32)
+            return jnp.where(i < mask.shape[0], number.astype(floating), jnp.nan)
+
+        return {name: row(mask) for name, mask in masks.items()}
+
+    def finished(self, rows: Captured, ran: Array) -> Captured:
+        """All rows, or NaN if there would have been more; and how often it ran.
+
+        A compiled program cannot raise: NaN is seen, a row that is left out is not.
+        """
+
+        def filled(row: Array) -> Array:
+            if not jnp.issubdtype(row.dtype, jnp.floating):
+                return row
+            return jnp.where(ran > self.count, jnp.nan, row)
+
+        counts = [*rows.get(COUNTS, ()), jnp.int32(ran)]
+        return {**jax.tree.map(filled, rows), COUNTS: counts}
 
 
 class _Loop:
