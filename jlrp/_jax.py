@@ -43,7 +43,11 @@ _BODY_PARAMETER = {
     p.remat_p: "jaxpr",
 }
 
-LOW_PRECISION = ("bfloat16", "float16")
+LOW_PRECISION = (
+    *("bfloat16", "float16", "float4_e2m1fn", "float8_e3m4", "float8_e4m3"),
+    *("float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2"),
+    *("float8_e5m2fnuz", "float8_e8m0fnu"),
+)
 _DTYPE_PARAMETERS = ("new_dtype", "preferred_element_type", "dtype", "out_dtype")
 
 

@@ -442,6 +442,22 @@ _LACKS: dict[Any, Lacks] = {
 }
 
 
+def rounds(equation: Equation) -> bool:
+    """Whether a cast keeps so few digits (float8) that the number is another one."""
+    out = equation.outputs[0].dtype
+    if equation.primitive is p.reduce_precision_p:
+        return equation.params["mantissa_bits"] < _DIGITS
+    if equation.primitive is not p.convert_element_type_p:
+        return False
+    if not jnp.issubdtype(out, jnp.floating):
+        return False
+    given = equation.inputs[0].dtype
+    return jnp.finfo(out).nmant < _DIGITS and out != given
+
+
+_DIGITS = jnp.finfo(jnp.bfloat16).nmant  # casts to it are taken as exact
+
+
 def positions(atoms: Sequence[Any], among: Collection[Any]) -> list[int]:
     """Where in a sequence some values are."""
     return [i for i, atom in enumerate(atoms) if atom in among]

@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.facts.scalar import at_zero, is_elementwise, scalar_of
-from jlrp.families import present, why_missing
+from jlrp.families import present, rounds, why_missing
 from jlrp.graph import Equation, Program, Value, between
 from jlrp.promise import is_complex
 
@@ -128,6 +128,8 @@ class Regions:
         if any(map(is_complex, (value, *operands))):  # no sign, no f(x)/x
             return None
         if why_missing(equation, self.program.active) is not None:
+            return None
+        if rounds(equation):
             return None
         meeting: Value | None = operands[0]
         for other in operands[1:]:

@@ -7,6 +7,7 @@ SiLU's sigmoid, GELU's Phi) and nothing is divided by a small x.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +19,8 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp.facts.scalar import at_zero
-from jlrp.facts.unary import NONLINEAR_UNARY, Region
+from jlrp.facts.scalar import at_zero, slope_at_infinity
+from jlrp.facts.unary import ELEMENTWISE, NONLINEAR_UNARY, Region
 from jlrp.graph import Atom, Equation, Literal, Value
 from jlrp.operations import Operation
 from jlrp.promise import Promise, safe_divide, zero, zeros_like
@@ -32,17 +33,17 @@ class Pass(Rule):
     """Relevance passes: ``R_in = R_out``.
 
     In multipliers ``m f(x) / x``, with f'(0) as the limit at 0; where f(0) is not 0 the
-    relevance itself is handed on. Sources: Bach et al. 2015; AttnLRP (arXiv
-    2402.05602), eq. 9.
+    relevance itself is handed on. It fits what is elementwise in one active value
+    (activations, scales, shifts, casts, masks, inference batch norms), and a softmax,
+    as DynamicLRP has it. Sources: Bach et al. 2015; AttnLRP (arXiv 2402.05602), eq. 9.
     """
 
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.outputs
 
     def check(self, op: Operation) -> None:
-        same = len(op.inputs) == len(op.outputs) == 1
-        if not same or op.inputs[0].shape != op.outputs[0].shape:
-            refuse(self, op, "its output is not elementwise in one active input")
+        if op.kind != "softmax" and not is_elementwise(op):
+            refuse(self, op, _NOT_ELEMENTWISE)
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
@@ -74,7 +75,12 @@ class Pass(Rule):
 
 @dataclass(frozen=True)
 class NativeGradient(Rule):
-    """``R_in = f'(x) R_out``: the modified gradient that Zennit leaves to activations.
+    """``R_in = f'(x) R_out / c``: the gradient that Zennit leaves to activations.
+
+    c is the function's own slope at infinity, else at minus infinity, so that a literal
+    gain (``relu(x) * 2 ** 0.5``, ``gelu(2 * x)``) is no gain of relevance; of a bounded
+    function, and where that slope depends on a parameter, it is 1. It fits what is
+    elementwise in one active value.
 
     Source: excitation backprop as in Zennit, whose activations have no rule.
     """
@@ -83,7 +89,8 @@ class NativeGradient(Rule):
         return op.inputs + op.outputs
 
     def check(self, op: Operation) -> None:
-        Pass().check(op)
+        if not is_elementwise(op):
+            refuse(self, op, _NOT_ELEMENTWISE)
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
@@ -91,13 +98,52 @@ class NativeGradient(Rule):
         (promise,) = r
         assert promise is not None
         relevance = promise.resolve(ctx.read(op.outputs[0]))
-        (value,) = ctx.vjp(op, [relevance])
+        gain = slope_at_infinity(op.outputs[0], op.inputs[0])
+        (value,) = ctx.vjp(op, [relevance / gain])
 
         def causes() -> Causes:
-            slope = ctx.vjp(op, [jnp.ones_like(relevance)])[0]
+            slope = ctx.vjp(op, [jnp.ones_like(relevance)])[0] / gain
             return {"taylor": jnp.sum((1 - slope) * relevance)}
 
         return Propagation([Promise(value=value)], causes)
+
+
+_NOT_ELEMENTWISE = "its output is not elementwise in one active input"
+# The order of numbers in memory is the same, so that element i stays element i.
+_RESHAPES = {p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p}
+
+
+def is_elementwise(op: Operation) -> bool:
+    """Whether an element of the output depends on that element of one input alone.
+
+    Its equations decide. What is not in the program (a primitive with a rule of its
+    own, a derivative around a kernel) is what the user says, if its shape allows.
+    """
+    if not len(op.inputs) == len(op.outputs) == 1 or op.embedding is not None:
+        return False
+    (x,), (y,) = op.inputs, op.outputs
+    if x.shape != y.shape:
+        return False
+    if op.region is not None or op.nature == "custom" or op.primitive in _UNSEEN:
+        return True
+    moving: set[Atom] = {x}
+    for equation in op.equations:
+        active = [a for a in equation.inputs if a in moving]
+        if not active:
+            continue
+        (out,) = equation.outputs
+        if equation.primitive in _RESHAPES:
+            fits = math.prod(active[0].shape) == math.prod(out.shape)
+        else:
+            same = all(a.shape == out.shape for a in active)
+            fits = same and equation.primitive in ELEMENTWISE
+        if not fits:
+            return False
+        moving.add(out)
+    return True
+
+
+_UNSEEN = (p.custom_jvp_call_p, p.custom_vjp_call_p)
 
 
 def _is_costly(region: Region) -> bool:
