@@ -33,7 +33,7 @@ from jlrp.operations import Operation
 from jlrp.planning import Plan, Step, is_float
 from jlrp.promise import Promise
 from jlrp.rules.base import Propagation
-from jlrp.rules.spelled import bound, spelled
+from jlrp.rules.spelled import bound, spelled, with_derivative
 from jlrp.transposes import direct_product_vjp, direct_transpose, direct_vjp
 from jlrp.waiting import waiting_for
 
@@ -70,7 +70,10 @@ def _run(
 ) -> None:
     for equation in equations:
         rule = recorders.get(equation)
-        if rule is None:
+        if rule is None and (function := with_derivative(equation)) is not None:
+            outs = function(*(read(env, a) for a in equation.inputs))
+            env.update(zip(equation.outputs, equation.placed(outs), strict=True))
+        elif rule is None:
             evaluate([equation], env)
         else:
             operands = [read(env, a) for a in equation.inputs]
