@@ -158,7 +158,7 @@ def at_zero(end: Value, start: Value) -> Scalar:
 
 
 def slope_at_infinity(end: Value, start: Value) -> float:
-    """The slope of an elementwise function far from 0: its own gain; 1 if none is known.
+    """The slope of an elementwise function far from 0, its own gain; else 1.
 
     At infinity, else at minus infinity: where f(L) / L and f(2 L) / 2 L agree and are
     not 0, so that bounded functions have none, nor have powers.

@@ -96,8 +96,8 @@ class Gradient(Rule):
 
 
 def _tangents(op: Operation, ctx: Context) -> Sequence[Array] | None:
-    """The inputs of an activation; of exp(-inf), a mask, the derivative is zero."""
-    if op.region is None:
+    """Inputs but for those that are infinite: of a masked score the derivative is 0."""
+    if op.region is None and op.kind != "softmax":
         return None
     x = [ctx.read(v) for v in op.inputs]
     return [jnp.where(jnp.isfinite(v), v, 0) for v in x]
