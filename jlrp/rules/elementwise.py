@@ -19,11 +19,11 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp.facts.scalar import at_zero, slope_at_infinity
+from jlrp.facts.scalar import at_zero, scalar_of, slope_at_infinity
 from jlrp.facts.unary import ELEMENTWISE, NONLINEAR_UNARY, Region
 from jlrp.graph import Atom, Equation, Literal, Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, safe_divide, zero, zeros_like
+from jlrp.promise import Promise, product, safe_divide, unless_zero, zero, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.waiting import waiting_for
 
@@ -56,21 +56,42 @@ class Pass(Rule):
             passing = Promise(value=promise.resolve(y))
         if x.dtype != y.dtype:  # a cast inside the activation
             passing = passing.map(lambda part: part.astype(x.dtype))
-        multiplier = passing.multiplier
+        multiplier, replaced = passing.multiplier, None
+        if region is not None and region.may_miss and passing.value is not None:
+            passing, replaced = _without_missing(passing, x, y)
         if multiplier is None or region is None:
-            return Propagation([passing])
+            return Propagation([passing], lambda: _constants(replaced))
         if _is_costly(region):
             # Or XLA keeps what the forward pass made of x, instead of x alone.
             x = waiting_for(ctx.arrived, lax.optimization_barrier(x))
-        handed = Promise(passing.value, gated(region, x, y, multiplier, ctx))
+        passed = gated(region, x, y, multiplier, ctx)
+        if region.may_miss:
+            passed = unless_zero(passed, multiplier)
+        handed = Promise(passing.value, passed)
 
         def causes() -> Causes:
             ratio = gated(region, x, y, jnp.ones_like(x), ctx)
+            if region.may_miss:
+                ratio = unless_zero(ratio, multiplier)
             # Where x is 0 and f(x) is not (1/x, or the limit set to 0), y m is lost.
             lost = jnp.where((x == 0) | (ratio == 0), y * multiplier, 0)
-            return {"blocked": jnp.sum(jnp.where(jnp.isfinite(y), lost, 0))}
+            blocked = jnp.sum(jnp.where(jnp.isfinite(y), lost, 0))
+            return {"blocked": blocked, **_constants(replaced)}
 
         return Propagation([handed], causes)
+
+
+def _without_missing(promise: Promise, x: Array, y: Array) -> tuple[Promise, Array]:
+    """Without relevance itself where f replaced a missing x; and what that was."""
+    value = promise.value
+    assert value is not None
+    replaced = jnp.isfinite(y) & ~jnp.isfinite(x)
+    kept = Promise(jnp.where(replaced, 0, value), promise.multiplier)
+    return kept, jnp.where(replaced, value, 0)
+
+
+def _constants(replaced: Array | None) -> Causes:
+    return {} if replaced is None else {"constants": jnp.sum(replaced)}
 
 
 @dataclass(frozen=True)
@@ -100,10 +121,12 @@ class NativeGradient(Rule):
         relevance = promise.resolve(ctx.read(op.outputs[0]))
         gain = slope_at_infinity(op.outputs[0], op.inputs[0])
         (value,) = ctx.vjp(op, [relevance / gain])
+        if op.region is not None and op.region.may_miss:
+            value = unless_zero(value, relevance)
 
         def causes() -> Causes:
             slope = ctx.vjp(op, [jnp.ones_like(relevance)])[0] / gain
-            return {"taylor": jnp.sum((1 - slope) * relevance)}
+            return {"taylor": jnp.sum(product(relevance, 1 - slope))}
 
         return Propagation([Promise(value=value)], causes)
 
@@ -174,7 +197,11 @@ def _quotient(function: Callable[[Array], Array], x: Array, y: Array) -> Array:
     slope = jax.jvp(function, (zeros,), (lax.full_like(x, 1),))[1]
     slope = lax.select(lax.is_finite(slope), slope, zeros)
     at_zero = lax.eq(x, zero(x))
-    quotient = lax.div(y, lax.select(at_zero, lax.full_like(x, 1), x))
+    # Where f replaces a missing x it is no number times x.
+    missing = lax.ne(x, x)
+    y = lax.select(missing, lax.sub(y, y), y)
+    undefined = lax.bitwise_or(at_zero, missing)
+    quotient = lax.div(y, lax.select(undefined, lax.full_like(x, 1), x))
     return lax.select(at_zero, slope, quotient)
 
 
@@ -216,8 +243,12 @@ class _Ratios:
         if isinstance(atom, Literal):
             return None if np.any(atom.number) else zeros_like(self.x)
         if atom not in self.memo:
-            inside = atom.producer in self.region.equations
-            self.memo[atom] = self._made_by(atom.producer) if inside else None
+            if atom.producer in self.region.equations:
+                self.memo[atom] = self._made_by(atom.producer)
+            else:
+                known = scalar_of(atom)
+                vanishes = known is not None and not np.any(known)
+                self.memo[atom] = zeros_like(self.x) if vanishes else None
         return self.memo[atom]
 
     def value(self, atom: Atom) -> Array:

@@ -11,7 +11,7 @@ from jax.extend.core.primitives import custom_vjp_call_p
 from jlrp.families import family_of
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, product
+from jlrp.promise import Promise, product, unless_zero
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 
 
@@ -40,6 +40,9 @@ class Gradient(Rule):
         for out, promise in zip(op.outputs, r, strict=True):
             multipliers.append(promise and promise.per_unit(ctx.read(out)))
         handed = ctx.vjp(op, multipliers)
+        if op.region is not None and op.region.may_miss:
+            arrived = zip(handed, multipliers, strict=True)
+            handed = [unless_zero(h, m) for h, m in arrived if m is not None]
 
         if op.primitive is custom_vjp_call_p:  # it has no forward derivative
             return self._of_backward(op, r, multipliers, handed, ctx)
