@@ -22,7 +22,7 @@ LAYERS = [
     ["operations"],
     ["rules"],
     ["residuals"],
-    ["budget"],
+    ["budget", "closures"],
     ["planning"],
     ["composites"],
     ["transposes"],
