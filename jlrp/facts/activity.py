@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.extend.core import primitives as p
 
 from jlrp.bodies import Body, bodies_of
+from jlrp.families import choosing, taken_from
 from jlrp.graph import Atom, Equation, Program, Value
 
 Carries = Callable[[Equation], bool]
@@ -46,11 +47,14 @@ def activate(
     reached = flow(program, starts.union(entries), passes)
     active = reached.intersection(targets)
     uses: dict[Value, list[Equation]] = defaultdict(list)
+    program.choosing = {}
     for equation in reversed(program.equations):
         if active.isdisjoint(equation.outputs):
             continue
+        if keys := choosing(equation, active):
+            program.choosing[equation] = keys
         for atom in equation.inputs:
-            if isinstance(atom, Value) and atom in reached:
+            if isinstance(atom, Value) and atom in reached and atom not in keys:
                 active.add(atom)
                 uses[atom].append(equation)
     program.sources = tuple(sources)
@@ -74,6 +78,9 @@ def flow(program: Program, starts: Iterable[Value], passes: Passes) -> set[Value
         if not any(flags):
             continue
         outs = passes(equation)
+        if passes is not everything and (sources := taken_from(equation)) is not None:
+            taken = [any(flags[i] for i in part) for part in sources]
+            outs = [a and b for a, b in zip(outs, taken, strict=True)]
         if equation.bodies:
             inside = _through_bodies(equation, flags, passes)
             outs = [a and b for a, b in zip(outs, inside, strict=True)]
