@@ -13,7 +13,7 @@ import numpy as np
 
 from jlrp import _jax, budget, reports, targets
 from jlrp import residuals as policies
-from jlrp.closures import arrays_of
+from jlrp.closures import arrays_of, state_of
 from jlrp.composites import FALLBACKS, Composite, resolve
 from jlrp.errors import InputError
 from jlrp.graph import Value
@@ -155,7 +155,7 @@ def _apart(fn: _Function, params: Any, x: Any, target: Any) -> tuple[Any, Any]:
     if callable(target):
         if _jax.is_typed((params, x)):
             return _Function(target), None
-        return targets.traced(target, _output_of(fn, params, x))
+        return _traced(target, _output_of(fn, params, x))
     if targets.is_static(target):
         return target, None
     if not _is_traced(target):
@@ -163,19 +163,38 @@ def _apart(fn: _Function, params: Any, x: Any, target: Any) -> tuple[Any, Any]:
     return None, target
 
 
+def _traced(target: Any, output: Any) -> tuple[targets.Traced, list[Any]]:
+    """A target function as it is now; traced before, if all that it reads is known."""
+    state = state_of(target)
+    if state is None:
+        return targets.traced(target, output)
+    leaves, tree = jax.tree.flatten(output)
+    kinds = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    key = (state[0], tree, kinds, _mode())
+    if key not in _targets:
+        _targets[key] = (targets.traced(target, output), state[1])
+        _oldest_out(_targets)
+    return _targets[key][0]
+
+
+def _oldest_out(cache: dict[Any, Any]) -> None:
+    while len(cache) > 256:
+        del cache[next(iter(cache))]
+
+
 def _output_of(fn: _Function, params: Any, x: Any) -> Any:
     """The shapes of the output, traced once for a function and shapes."""
     leaves, tree = jax.tree.flatten((params, x))
-    kinds = tuple((np.shape(v), jnp.result_type(v), type(v)) for v in leaves)
+    kinds = tuple((np.shape(v), getattr(v, "dtype", type(v))) for v in leaves)
     key = (fn, tree, kinds, _mode())
     if key not in _outputs:
-        while len(_outputs) >= 256:
-            del _outputs[next(iter(_outputs))]
         _outputs[key] = jax.eval_shape(fn.call, params, x)
+        _oldest_out(_outputs)
     return _outputs[key]
 
 
 _outputs: dict[Any, Any] = {}
+_targets: dict[Any, Any] = {}
 
 
 def _mode() -> Any:

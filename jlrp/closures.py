@@ -10,6 +10,8 @@ attributes of objects, classes and modules. Not the insides of libraries, nor mo
 
 from __future__ import annotations
 
+import builtins
+import dis
 import functools
 import os
 import sys
@@ -136,3 +138,77 @@ def _slots(cls: type) -> tuple[str, ...]:
         slots = vars(base).get("__slots__", ())
         found |= dict.fromkeys((slots,) if isinstance(slots, str) else slots)
     return tuple(found)
+
+
+# Whether a function may be asked again, or must be: what of it can change is compared.
+
+_PURE_PACKAGES = ("jax", "jaxlib", "numpy")
+_PURE_BUILTINS = {
+    *("abs", "bool", "dict", "enumerate", "float", "int", "isinstance", "len", "list"),
+    *("max", "min", "range", "reversed", "round", "slice", "sum", "tuple", "zip"),
+}
+_FROM_OUTSIDE = {"fromfile", "genfromtxt", "load", "loadtxt", "memmap", "random"}
+_IMPORTS = dis.opmap["IMPORT_NAME"]
+_SMALL = 4096  # elements of a NumPy array, whose numbers may change in place
+
+
+def state_of(function: Any) -> tuple[tuple[Any, ...], list[Any]] | None:
+    """All that a function reads, hashable, and what must live as long as this does.
+
+    Two calls with equal states trace the same program. None: it reads what may change
+    unseen (an object's attributes, an iterator, a file, random numbers).
+    """
+    state: list[Any] = []
+    kept: list[Any] = []
+    stack = [function]
+    while stack:
+        if len(state) > _MOST:
+            return None
+        held = stack.pop()
+        if isinstance(held, _PLAIN):
+            state.append((type(held), held))
+            continue
+        kept.append(held)
+        if isinstance(held, np.ndarray):
+            if held.size > _SMALL or held.dtype == object:
+                return None
+            state.append((held.shape, str(held.dtype), held.tobytes()))
+        elif isinstance(held, jax.Array):
+            if isinstance(held, jax.core.Tracer):  # type: ignore[attr]
+                return None
+            state.append(id(held))
+        elif isinstance(held, list | tuple | dict):
+            state.append((type(held), len(held)))
+            stack += [*held.keys(), *held.values()] if type(held) is dict else held
+        elif isinstance(held, functools.partial):
+            state.append(type(held))
+            stack += [held.func, held.args, held.keywords]
+        elif _is_pure(held):
+            state.append(id(held))
+        elif type(held) is FunctionType and _reads_what_is_seen(held.__code__):
+            state.append(held.__code__)
+            parts = list(_of_function(held))
+            state.append(len(parts))
+            stack += parts
+        else:
+            return None
+    return tuple(state), kept
+
+
+def _is_pure(held: Any) -> bool:
+    """Of JAX or NumPy: a module, or a function that holds nothing of the user's."""
+    if isinstance(held, ModuleType):
+        return held.__name__.split(".")[0] in _PURE_PACKAGES
+    module = getattr(held, "__module__", None) or ""
+    return callable(held) and module.split(".")[0] in _PURE_PACKAGES
+
+
+@functools.lru_cache(maxsize=4096)
+def _reads_what_is_seen(code: CodeType) -> bool:
+    names = _names(code)
+    if not _FROM_OUTSIDE.isdisjoint(names):
+        return False
+    if any(name in vars(builtins) and name not in _PURE_BUILTINS for name in names):
+        return False
+    inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+    return all(_IMPORTS not in c.co_code[::2] for c in (code, *inner))

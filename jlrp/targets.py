@@ -58,7 +58,9 @@ def traced(target: Callable[[Any], Any], output: Any) -> tuple[Traced, list[Any]
     jaxpr, held = _jax.open_jaxpr(closed)
     code = getattr(target, "__code__", type(target))
     text = jaxpr.pretty_print(source_info=False, name_stack=False, use_color=False)
-    return Traced(code, text, jax.tree.structure(shapes), jaxpr), list(held)
+    # JAX gives a NumPy array that lives on the same constant, whatever is in it now.
+    held = [v if isinstance(v, jax.Array) else jnp.array(v) for v in held]
+    return Traced(code, text, jax.tree.structure(shapes), jaxpr), held
 
 
 def scored(fn: Callable[..., Any], target: Any) -> Callable[..., Any]:
