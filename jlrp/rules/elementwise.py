@@ -126,7 +126,9 @@ class NativeGradient(Rule):
 
         def causes() -> Causes:
             slope = ctx.vjp(op, [jnp.ones_like(relevance)])[0] / gain
-            return {"taylor": jnp.sum(product(relevance, 1 - slope))}
+            return {
+                "taylor": jnp.sum(product(relevance.astype(slope.dtype), 1 - slope))
+            }
 
         return Propagation([Promise(value=value)], causes)
 
