@@ -197,8 +197,8 @@ def _finite(scores: Array) -> Array:
     """-inf as the lowest number, inf as the highest."""
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         return scores
-    low, high = jnp.finfo(scores.dtype).min, jnp.finfo(scores.dtype).max
-    return lax.clamp(number(scores, low), scores, number(scores, high))
+    largest = number(scores, float(jnp.finfo(scores.dtype).max))
+    return lax.clamp(-largest, scores, largest)
 
 
 # Linear, but JAX has no transpose for them (scatter: unless indices are unique).
