@@ -43,7 +43,11 @@ _BODY_PARAMETER = {
     p.remat_p: "jaxpr",
 }
 
-LOW_PRECISION = ("bfloat16", "float16")
+LOW_PRECISION = (
+    *("bfloat16", "float16", "float4_e2m1fn", "float8_e3m4", "float8_e4m3"),
+    *("float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2"),
+    *("float8_e5m2fnuz", "float8_e8m0fnu"),
+)
 _DTYPE_PARAMETERS = ("new_dtype", "preferred_element_type", "dtype", "out_dtype")
 
 
@@ -232,6 +236,14 @@ def untyped(function: Callable[..., Any], like: Any, *args: Any) -> Any:
     return automatic(*(leaves[i] for i in arrays))
 
 
+def is_typed(args: Any) -> bool:
+    """Whether types of arrays say how they are spread, so that ``untyped`` acts."""
+    if _explicit_mesh(jax.sharding.get_abstract_mesh()) is not None:
+        return True
+    types = [jax.typeof(x) for x in jax.tree.leaves(args) if isinstance(x, jax.Array)]
+    return any(_varies(t) or _explicit_mesh(t.sharding.mesh) for t in types)
+
+
 def _varies(kind: Any) -> frozenset[str]:
     """The mesh axes along which an array may differ, inside of a ``shard_map``."""
     return getattr(getattr(kind, "mat", None), "varying", frozenset())
@@ -299,7 +311,8 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[A
         return literal_value(atom) if is_literal(atom) else env[atom]
 
     for eqn in jaxpr.eqns:
-        outs = bind(eqn.primitive, eqn.params, [read(a) for a in eqn.invars])
+        with naming(eqn.source_info, scope_path(eqn.source_info)):
+            outs = bind(eqn.primitive, eqn.params, [read(a) for a in eqn.invars])
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(a) for a in jaxpr.outvars]
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jlrp import _jax, budget, captures, reports, targets
 from jlrp import residuals as policies
+from jlrp.closures import arrays_of, state_of
 from jlrp.composites import FALLBACKS, Composite, resolve
 from jlrp.errors import InputError
 from jlrp.graph import Value
@@ -83,10 +84,8 @@ class Explainer:
         check_arrays(params, x)
         target = self.target if target is None else target
         masks = _masks(self.condition if condition is None else condition)
-        static, traced = (target, None) if targets.is_static(target) else (None, target)
-        if traced is not None and not _is_traced(traced):
-            shapes = jax.eval_shape(self.fn, params, x)
-            targets.check(shapes, traced, batch_of(x))
+        function = _Function(self.fn)
+        static, traced = _apart(function, params, x, target)
         options = Options(
             self.composite,
             static,
@@ -98,7 +97,7 @@ class Explainer:
             self.residuals,
             self.capture_steps,
         )
-        key = _Key(self.fn, options)
+        key = _Key(function, options)
         if self.memory_limit is not None:
             leaves, tree = jax.tree.flatten((params, x, traced, masks))
             shapes = tuple(
@@ -106,32 +105,49 @@ class Explainer:
                 for leaf in leaves
             )
             policy = _fitting(key, self.memory_limit, tree, shapes)
-            key = _Key(self.fn, replace(options, residuals=policy))
+            key = _Key(function, replace(options, residuals=policy))
         found, counts = _explained(key, params, x, traced, masks)
         _check_counts(counts, self.capture_steps)
         return found
 
 
-class _Key:
-    """What a compiled explanation depends on, hashable even if ``fn`` is not.
+class _Function:
+    """A function as part of a key: hashable, and another one with other arrays.
 
-    A bound method of an unhashable object (a Linen module with a list for a field)
-    counts as the same while it is the same method of the same object, which the key
-    keeps alive.
+    Equal are equal functions that hold the same arrays (see ``closures``), which the
+    key keeps alive. A bound method of an unhashable object (a Linen module with a list
+    for a field) counts as the same while it is the same method of the same object.
     """
 
-    def __init__(self, fn: Function, options: Options):
+    def __init__(self, call: Callable[..., Any]):
+        self.call, self.held = call, arrays_of(call)
+        try:
+            hash(call)
+            function: Any = call
+        except TypeError:
+            owner = getattr(call, "__self__", call)
+            function = (id(owner), getattr(call, "__func__", None))
+        self._identity = (function, tuple(map(id, self.held)))
+
+    def __call__(self, *args: Any) -> Any:
+        return self.call(*args)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Function) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+
+class _Key:
+    """What a compiled explanation depends on, besides shapes."""
+
+    def __init__(self, fn: _Function, options: Options):
         self.fn, self.options = fn, options
         self.rules = tuple(registered().items())
 
     def _identity(self) -> tuple[Any, ...]:
-        try:
-            hash(self.fn)
-            function: Any = self.fn
-        except TypeError:
-            owner = getattr(self.fn, "__self__", self.fn)
-            function = (id(owner), getattr(self.fn, "__func__", None))
-        return (function, self.options, self.rules)
+        return (self.fn, self.options, self.rules)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self._identity() == other._identity()
@@ -140,12 +156,71 @@ class _Key:
         return hash(self._identity())
 
 
+def _apart(fn: _Function, params: Any, x: Any, target: Any) -> tuple[Any, Any]:
+    """What of a target is part of the compiled program, and what comes with each call.
+
+    A function is traced anew, so that it explains what it reads now. Where types say
+    how arrays are spread, it is part of the program, with the arrays that it holds.
+    """
+    if callable(target):
+        if _jax.is_typed((params, x)):
+            return _Function(target), None
+        return _traced(target, _output_of(fn, params, x))
+    if targets.is_static(target):
+        return target, None
+    if not _is_traced(target):
+        targets.check(_output_of(fn, params, x), target, batch_of(x))
+    return None, target
+
+
+def _traced(target: Any, output: Any) -> tuple[targets.Traced, list[Any]]:
+    """A target function as it is now; traced before, if all that it reads is known."""
+    state = state_of(target)
+    if state is None:
+        return targets.traced(target, output)
+    leaves, tree = jax.tree.flatten(output)
+    kinds = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    key = (state[0], tree, kinds, _mode())
+    if key not in _targets:
+        _targets[key] = (targets.traced(target, output), state[1])
+        _oldest_out(_targets)
+    return _targets[key][0]
+
+
+def _oldest_out(cache: dict[Any, Any]) -> None:
+    while len(cache) > 256:
+        del cache[next(iter(cache))]
+
+
+def _output_of(fn: _Function, params: Any, x: Any) -> Any:
+    """The shapes of the output, traced once for a function and shapes."""
+    leaves, tree = jax.tree.flatten((params, x))
+    kinds = tuple((np.shape(v), getattr(v, "dtype", type(v))) for v in leaves)
+    key = (fn, tree, kinds, _mode())
+    if key not in _outputs:
+        _outputs[key] = jax.eval_shape(fn.call, params, x)
+        _oldest_out(_outputs)
+    return _outputs[key]
+
+
+_outputs: dict[Any, Any] = {}
+_targets: dict[Any, Any] = {}
+
+
+def _mode() -> Any:
+    """The settings of JAX that dtypes depend on."""
+    return jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion  # type: ignore
+
+
 @partial(jax.jit, static_argnums=0)
 def _explained(
     key: _Key, params: Any, x: Any, traced_target: Any, masks: dict[str, Any]
 ) -> tuple[Explanation, list[Any]]:
     """And how often while loops ran of which iterations are recorded."""
-    request = Request(key.fn, params, x, key.options, traced_target)
+    target, static = traced_target, key.options.target
+    if isinstance(static, targets.Traced):
+        target = static.at(traced_target)
+    request = Request(key.fn.call, params, x, key.options, target)
     plan = request.plan()
     warn_of(plan.stops)
     asks_for_params = "params" in key.options.wrt

@@ -90,6 +90,11 @@ def _step_options(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Of the results.",
         ),
+        click.option(
+            "--allow-nan",
+            is_flag=True,
+            help="Explain examples with NaN too: FUNCTION replaces it.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -156,9 +161,12 @@ def explain(function: str | None, **options: Any) -> None:
     if options["distributed"]:
         _join_processes()
     if function is None:
-        refused = [n for n in (*_EXPLAINER_OPTIONS, "reduce") if options[n]]
+        refused = [
+            n for n in (*_EXPLAINER_OPTIONS, "reduce", "allow_nan") if options[n]
+        ]
         if refused:
-            raise click.UsageError(f"An artifact has its --{refused[0]} in it.")
+            option = refused[0].replace("_", "-")
+            raise click.UsageError(f"An artifact has its --{option} in it.")
         explainer: Any = jobs.load_artifact(options["artifact"])
     else:
         explainer = _explainer(function, options)
@@ -173,6 +181,7 @@ def explain(function: str | None, **options: Any) -> None:
         buckets=buckets,
         reduce=_reduction(options["reduce"]),
         dtype=options["dtype"],
+        allow_nan=options["allow_nan"],
         compression=options["compression"],
         on_failure=options["on_failure"],
         resume=options["resume"],
@@ -252,6 +261,7 @@ def export(function: str, **options: Any) -> None:
         labels=options["labels"],
         reduce=_reduction(options["reduce"]),
         dtype=options["dtype"],
+        allow_nan=options["allow_nan"],
     )
     click.echo(f"wrote {options['out']}")
 

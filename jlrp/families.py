@@ -457,6 +457,22 @@ _LACKS: dict[Any, Lacks] = {
 }
 
 
+def rounds(equation: Equation) -> bool:
+    """Whether a cast keeps so few digits (float8) that the number is another one."""
+    out = equation.outputs[0].dtype
+    if equation.primitive is p.reduce_precision_p:
+        return equation.params["mantissa_bits"] < _DIGITS
+    if equation.primitive is not p.convert_element_type_p:
+        return False
+    if not jnp.issubdtype(out, jnp.floating):
+        return False
+    given = equation.inputs[0].dtype
+    return jnp.finfo(out).nmant < _DIGITS and out != given
+
+
+_DIGITS = jnp.finfo(jnp.bfloat16).nmant  # casts to it are taken as exact
+
+
 def positions(atoms: Sequence[Any], among: Collection[Any]) -> list[int]:
     """Where in a sequence some values are."""
     return [i for i, atom in enumerate(atoms) if atom in among]
@@ -587,6 +603,59 @@ def family_at(equation: Equation, active: Collection[Any]) -> Family | None:
             kind = "linear" if family.kind == "function" else family.kind
             return family._replace(kind=kind, nature="linear")
     return family
+
+
+# What only chooses.
+
+
+def taken_from(equation: Equation) -> list[set[int]] | None:
+    """For each output, the operands whose numbers it may be; None: all of them.
+
+    The key of a sort, or of a reduction that finds a winner, chooses among others'.
+    """
+    if equation.primitive is p.sort_p:
+        return [{i} for i in range(len(equation.inputs))]
+    if equation.primitive not in (p.reduce_p, p.reduce_window_p):
+        return None
+    n = len(equation.inputs) // 2
+    found: list[set[int]] = [{j} for j in range(n)]
+    jaxpr, _ = body_of(equation)
+    while True:  # what is left over is an operand of the next call of the body
+        outs = _sources(jaxpr, [*found, *found])
+        grown = [a | b for a, b in zip(found, outs, strict=True)]
+        if grown == found:
+            return [{i for j in part for i in (j, n + j)} for part in found]
+        found = grown
+
+
+def _sources(jaxpr: Any, x: Sequence[set[int]]) -> list[set[int]]:
+    """The operands that a body's outputs depend on through real or complex numbers."""
+    known: dict[Any, set[int]] = dict(zip(jaxpr.invars, x, strict=True))
+
+    def of(atom: Any) -> set[int]:
+        known_here = not _jax.is_literal(atom) and is_inexact(atom)
+        return known.get(atom, set()) if known_here else set()
+
+    for eqn in jaxpr.eqns:
+        call = _jax.call_body(eqn)
+        operands = [of(a) for a in eqn.invars]
+        if call is not None:
+            outs = _sources(call[0], operands)
+        else:
+            outs = [set[int]().union(*operands)] * len(eqn.outvars)
+        known.update(zip(eqn.outvars, outs, strict=True))
+    return [of(a) for a in jaxpr.outvars]
+
+
+def choosing(equation: Equation, active: Collection[Any]) -> frozenset[Any]:
+    """The operands of which no active output takes its numbers."""
+    sources = taken_from(equation)
+    if sources is None:
+        return frozenset()
+    wanted = positions(equation.outputs, active)
+    taken = {i for j in wanted for i in sources[j]}
+    kept = [equation.inputs[i] for i in taken]
+    return frozenset(a for a in equation.inputs if a not in kept)
 
 
 # The degree of a reduction's body.

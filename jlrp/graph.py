@@ -141,6 +141,7 @@ class Program:
     entered: frozenset[Value] = frozenset()  # integer sources of active floats
     levels: Mapping[Value, int] = field(default_factory=dict)  # INDEPENDENT left out
     uses: dict[Value, list[Equation]] = field(default_factory=dict)
+    choosing: dict[Equation, frozenset[Atom]] = field(default_factory=dict)  # keys
 
     def is_active(self, atom: Atom) -> bool:
         return isinstance(atom, Value) and atom in self.active
@@ -160,7 +161,9 @@ class Program:
     def active_inputs(self, equation: Equation) -> tuple[Value, ...]:
         """The distinct active operands of an equation, in order."""
         operands = (a for a in equation.inputs if isinstance(a, Value))
-        return tuple(dict.fromkeys(a for a in operands if a in self.active))
+        keys = self.choosing.get(equation, ())
+        active = (a for a in operands if a in self.active and a not in keys)
+        return tuple(dict.fromkeys(active))
 
     def used_once(self, value: Value) -> bool:
         """Whether exactly one operand of one active equation reads the value."""

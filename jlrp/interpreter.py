@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
@@ -32,9 +31,9 @@ from jlrp.graph import (
 )
 from jlrp.operations import Operation
 from jlrp.planning import Plan, Step, is_float
-from jlrp.promise import Promise
+from jlrp.promise import Promise, number
 from jlrp.rules.base import Propagation
-from jlrp.rules.spelled import bound, spelled
+from jlrp.rules.spelled import bound, spelled, with_derivative
 from jlrp.transposes import direct_product_vjp, direct_transpose, direct_vjp
 from jlrp.waiting import waiting_for
 
@@ -71,7 +70,10 @@ def _run(
 ) -> None:
     for equation in equations:
         rule = recorders.get(equation)
-        if rule is None:
+        if rule is None and (function := with_derivative(equation)) is not None:
+            outs = function(*(read(env, a) for a in equation.inputs))
+            env.update(zip(equation.outputs, equation.placed(outs), strict=True))
+        elif rule is None:
             evaluate([equation], env)
         else:
             operands = [read(env, a) for a in equation.inputs]
@@ -239,10 +241,11 @@ def _of_constants(
 
 
 def _finite(scores: Array) -> Array:
-    """-inf as the lowest number."""
+    """-inf as the lowest number, inf as the highest."""
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         return scores
-    return lax.max(scores, np.asarray(jnp.finfo(scores.dtype).min, scores.dtype))
+    largest = number(scores, float(jnp.finfo(scores.dtype).max))
+    return lax.clamp(-largest, scores, largest)
 
 
 # Linear, but JAX has no transpose for them (scatter: unless indices are unique).
@@ -428,7 +431,7 @@ class Numbers:
 
     def apply(self, op: Operation, x: Sequence[Array]) -> list[Array]:
         inputs = dict(zip(op.inputs, x, strict=True))
-        if "masked" in op.facts:  # the shift of a row in which all is masked
+        if op.kind == "softmax":  # the shift of a row in which all is masked
             inputs |= {v: _finite(self.read(v)) for v in op.constants}
         constants = [v for v in op.constants if v not in inputs]
         env = self.run(op.equations, constants, inputs)
@@ -506,7 +509,7 @@ class Numbers:
         The derivative of a softmax is the same there, but never NaN.
         """
         x = [self.read(v) for v in op.inputs]
-        if "masked" not in op.facts:
+        if op.kind != "softmax":
             return x
         return [_finite(v) for v in x]
 

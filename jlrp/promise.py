@@ -66,7 +66,7 @@ class Promise:
             parts.append(
                 _divided(value, stabilized(z, stabilizer, nonnegative))
                 if stabilizer
-                else safe_divide(value, z)
+                else safe_divide(value, _or_zero(z, value))
             )
         return parts[0] if len(parts) == 1 else lax.add(*parts)
 
@@ -139,6 +139,12 @@ def _kept_fraction(z: Array, stabilizer: float) -> Array:
     return like(lax.div(size, lax.add(size, number(size, stabilizer))), z)
 
 
+def _or_zero(z: Array, relevance: Array) -> Array:
+    """z, 0 where it is NaN and no relevance arrived."""
+    missing = lax.bitwise_and(lax.ne(z, z), lax.eq(relevance, zero(relevance)))
+    return lax.select(missing, zeros_like(z), z)
+
+
 def _divided(relevance: Array, z: Array) -> Array:
     """``relevance / z``, 0 where the relevance is, even if z is NaN."""
     vanishes = lax.eq(relevance, zero(relevance))
@@ -148,6 +154,12 @@ def _divided(relevance: Array, z: Array) -> Array:
 def product(multiplier: Array, v: Array) -> Array:
     """``v * multiplier``, 0 where the multiplier is 0, even if v is infinite."""
     return Promise(multiplier=multiplier).resolve(v)
+
+
+def unless_zero(handed: Array, arrived: Array) -> Array:
+    """What is handed on, element by element: 0 where nothing arrived, even if NaN."""
+    kept = lax.bitwise_or(_is_finite(handed), lax.ne(arrived, zero(arrived)))
+    return lax.select(kept, handed, zeros_like(handed))
 
 
 def safe_divide(a: Array, b: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -26,6 +27,40 @@ _HOW = (
 def is_static(target: Any) -> bool:
     """Whether a target is part of the compiled program: None, ints and functions."""
     return target is None or callable(target) or isinstance(target, int | np.integer)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A target function as traced on the output, apart from the arrays that it holds.
+
+    Equal for the same code and the same program: other labels do not compile again.
+    """
+
+    code: Any
+    text: str
+    tree: Any
+    jaxpr: Any = field(compare=False, repr=False)
+
+    def at(self, held: Sequence[Any]) -> Callable[[Any], Any]:
+        """The function, with these arrays."""
+
+        def target(output: Any) -> Any:
+            found = _jax.evaluate(self.jaxpr, held, jax.tree.leaves(output))
+            return jax.tree.unflatten(self.tree, found)
+
+        return target
+
+
+def traced(target: Callable[[Any], Any], output: Any) -> tuple[Traced, list[Any]]:
+    """A target function traced on an output's shapes, and the arrays that it holds."""
+    # A function of its own: traces are remembered by function.
+    closed, shapes = jax.make_jaxpr(lambda y: target(y), return_shape=True)(output)
+    jaxpr, held = _jax.open_jaxpr(closed)
+    code = getattr(target, "__code__", type(target))
+    text = jaxpr.pretty_print(source_info=False, name_stack=False, use_color=False)
+    # JAX gives a NumPy array that lives on the same constant, whatever is in it now.
+    held = [v if isinstance(v, jax.Array) else jnp.array(v) for v in held]
+    return Traced(code, text, jax.tree.structure(shapes), jaxpr), held
 
 
 def scored(fn: Callable[..., Any], target: Any) -> Callable[..., Any]:

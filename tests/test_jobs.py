@@ -312,6 +312,20 @@ def test_poisoned_examples_stop_the_job(params, x, tmp_path):
     assert done.examples == EXAMPLES and sum(done.failures.values()) == 3
 
 
+@pytest.mark.relaxed
+def test_missing_numbers_are_explained_when_told_to(params, x, tmp_path):
+    missing = x.copy()
+    missing[9, 2] = np.nan
+    fn = lambda p, x: EXPLAIN.fn(p, jnp.nan_to_num(x))  # noqa: E731
+    explain = jlrp.explain(fn, composite="epsilon")
+    done = run(explain, params, missing, tmp_path / "r", allow_nan=True)
+    assert done.failures == {} and done.examples == EXAMPLES
+    relevance = read(tmp_path / "r", "relevance")
+    assert relevance[9, 2] == 0 and np.isfinite(relevance).all()
+    with pytest.raises(jobs.JobError, match="Example 9 .*NaN"):
+        run(explain, params, missing, tmp_path / "refused")
+
+
 def test_too_large_for_float16(params, x, tmp_path):
     large = x.copy()
     large[4] = 1e6

@@ -27,7 +27,7 @@ LAYERS = [
     ["captures"],
     ["rules"],
     ["residuals"],
-    ["budget"],
+    ["budget", "closures"],
     ["planning"],
     ["composites"],
     ["transposes"],

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import primitives as p
 
 from jlrp.bodies import Body, bodies_of
+from jlrp.families import choosing, taken_from
 from jlrp.graph import (
     CARRIED,
     DEAD,
@@ -53,11 +54,16 @@ def activate(
     found = levels_in(program, starts if levels is None else levels, carries)
     active = {v for v in targets if found.get(v) == CARRIED}
     uses: dict[Value, list[Equation]] = defaultdict(list)
+    program.choosing = {}
     for equation in reversed(program.equations):
         if active.isdisjoint(equation.outputs):
             continue
+        if keys := choosing(equation, active):
+            program.choosing[equation] = keys
         for atom in equation.inputs:
-            if isinstance(atom, Value) and found.get(atom) == CARRIED:
+            if not isinstance(atom, Value) or atom in keys:
+                continue
+            if found.get(atom) == CARRIED:
                 active.add(atom)
                 uses[atom].append(equation)
     program.sources = tuple(sources)
@@ -83,10 +89,14 @@ def levels_in(program: Program, starts: Levels, carries: Carries) -> dict[Value,
             continue
         if _is_a_copy(equation):
             operands[0] = INDEPENDENT
+        highest = max(operands)
         if equation.bodies:
             outs = _levels_through_bodies(equation, operands, carries)
+        elif (sources := taken_from(equation)) is not None:  # the others choose
+            taken = [max(operands[i] for i in part) for part in sources]
+            outs = [n if n == CARRIED else min(highest, DEAD) for n in taken]
         else:
-            outs = [max(operands)] * len(equation.outputs)
+            outs = [highest] * len(equation.outputs)
         for value, level in zip(equation.outputs, outs, strict=True):
             if level == CARRIED and not (_is_float(value) and carries(equation)):
                 level = DEAD
@@ -130,6 +140,9 @@ def flow(program: Program, starts: Iterable[Value], passes: Passes) -> set[Value
         if not any(flags):
             continue
         outs = passes(equation)
+        if passes is not everything and (sources := taken_from(equation)) is not None:
+            taken = [any(flags[i] for i in part) for part in sources]
+            outs = [a and b for a, b in zip(outs, taken, strict=True)]
         if equation.bodies:
             inside = _through_bodies(equation, flags, passes)
             outs = [a and b for a, b in zip(outs, inside, strict=True)]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from jax.extend.core import primitives as p
 
 from jlrp.facts.unary import ELEMENTWISE
+from jlrp.families import rounds
 from jlrp.graph import Atom, Equation, Program, Value
 from jlrp.promise import is_complex
 
@@ -96,6 +97,8 @@ def step_of(program: Program, equation: Equation) -> Step | None:
     (out,) = equation.outputs
     prim = equation.primitive
     if prim in _MOVES:
+        if rounds(equation):
+            return None
         same_size = math.prod(source.shape) == math.prod(out.shape)
         return Step(equation, "move", source) if same_size else None
     if prim is p.neg_p:

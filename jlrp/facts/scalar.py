@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.families import present
+from jlrp.families import is_inexact, present
 from jlrp.graph import Atom, Equation, Literal, Value
 
 Scalar = np.ndarray | np.generic | float | bool | None
@@ -84,8 +84,11 @@ _POLYNOMIAL = present("polynomial")
 _SHAPE_ONLY = {p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p}
 
 
-def evaluate_scalar(equation: Equation, x: list[Scalar]) -> Scalar:
-    """The value of an elementwise equation whose operands are the scalars ``x``."""
+def evaluate_scalar(equation: Equation, x: list[Scalar], rounds: bool = True) -> Scalar:
+    """The value of an elementwise equation whose operands are the scalars ``x``.
+
+    Casts to another floating dtype are left out if it does not ``rounds``.
+    """
     prim = equation.primitive
     with np.errstate(all="ignore"):
         if prim is p.mul_p and None in x:
@@ -113,6 +116,8 @@ def evaluate_scalar(equation: Equation, x: list[Scalar]) -> Scalar:
         if prim in _SHAPE_ONLY:
             return x[0]
         if prim is p.convert_element_type_p:
+            if not rounds and is_inexact(equation.outputs[0]):
+                return x[0]
             return np.asarray(x[0]).astype(equation.params["new_dtype"])
         if prim is p.integer_pow_p:
             return np.float64(x[0]) ** equation.params["y"]
@@ -152,7 +157,28 @@ def at_zero(end: Value, start: Value) -> Scalar:
     return _known(end, {start: 0.0})
 
 
-def _known(value: Value, memo: dict[Value, Scalar]) -> Scalar:
+def slope_at_infinity(end: Value, start: Value) -> float:
+    """The slope of an elementwise function far from 0, its own gain; else 1.
+
+    At infinity, else at minus infinity: where f(L) / L and f(2 L) / 2 L agree and are
+    not 0, so that bounded functions have none, nor have powers.
+    """
+    for far in (_FAR, -_FAR):
+        once, twice = (
+            _known(end, {start: np.float64(n * far)}, rounds=False) for n in (1, 2)
+        )
+        if once is None or twice is None:
+            continue
+        a, b = float(once) / far, float(twice) / (2 * far)
+        if np.isfinite([a, b]).all() and a and abs(a - b) <= 1e-5 * abs(a):
+            return (float(twice) - float(once)) / far
+    return 1.0
+
+
+_FAR = 1e6
+
+
+def _known(value: Value, memo: dict[Value, Scalar], rounds: bool = True) -> Scalar:
     stack = [value]
     while stack:
         v = stack[-1]
@@ -171,7 +197,7 @@ def _known(value: Value, memo: dict[Value, Scalar]) -> Scalar:
         x = [
             scalar_of(a) if isinstance(a, Literal) else memo[a] for a in equation.inputs
         ]
-        memo[stack.pop()] = evaluate_scalar(equation, x)
+        memo[stack.pop()] = evaluate_scalar(equation, x, rounds)
     return memo[value]
 
 

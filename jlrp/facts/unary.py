@@ -9,13 +9,15 @@ a scale or shift by a parameter, which belongs to the affine operation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jax.extend.core import primitives as p
 
+from jlrp.facts.missing import elementwise_sources, replaces, tested_by
 from jlrp.facts.scalar import at_zero, is_elementwise, scalar_of
-from jlrp.families import present, why_missing
+from jlrp.families import present, rounds, why_missing
 from jlrp.graph import Equation, Program, Value, between
 from jlrp.promise import is_complex
 
@@ -95,6 +97,7 @@ class Region:
     constants: tuple[Value, ...]
     zero_at_zero: bool  # f(0) = 0 is proved
     homogeneous: bool  # f(x) = c x^n: relevance passes (Euler), even if f(0) != 0
+    may_miss: bool = False  # x may be NaN where the output is not: it was tested
 
 
 class Regions:
@@ -129,6 +132,8 @@ class Regions:
         if any(map(is_complex, (value, *operands))):  # no sign, no f(x)/x
             return None
         if why_missing(equation, self.program.active) is not None:
+            return None
+        if rounds(equation) or replaces(self.program, equation):
             return None
         meeting: Value | None = operands[0]
         for other in operands[1:]:
@@ -169,7 +174,16 @@ class Regions:
         tolerance = 8 * np.finfo(np.float32).eps
         zero = f0 is not None and bool(np.abs(f0) <= tolerance)
         homogeneous = _is_monomial(end, start, equations)
-        return Region(start, end, equations, constants, zero, homogeneous)
+        missing = bool(self.tested and self.tested & elementwise_sources(start))
+        return Region(start, end, equations, constants, zero, homogeneous, missing)
+
+    @cached_property
+    def tested(self) -> set[Value]:
+        """The values of which the program asks whether they are numbers."""
+        chosen = [
+            e.inputs[0] for e in self.program.equations if e.primitive is p.select_n_p
+        ]
+        return set().union(*(tested_by(a, alone=False) for a in chosen))
 
     def _inside(self, value: Value) -> bool:
         """Masks computed from x element by element are part of the function too."""

@@ -51,6 +51,7 @@ def export_artifact(
     labels: bool = False,
     reduce: Reduction | None = None,
     dtype: str = "float32",
+    allow_nan: bool = False,
 ) -> Artifact:
     """Write the explanation of batches of any size to a file of ``jax.export``.
 
@@ -59,7 +60,7 @@ def export_artifact(
       params, example: pytrees of arrays or ``jax.ShapeDtypeStruct``: the parameters,
         which are not stored, and one example without the batch axis.
       labels: whether it takes a class index for each example.
-      reduce, dtype: as in ``jobs.run``.
+      reduce, dtype, allow_nan: as in ``jobs.run``.
 
     Returns:
       The artifact.
@@ -76,7 +77,7 @@ def export_artifact(
       >>> jobs.load_artifact(path)(w, np.ones((5, 3), np.float32))["relevance"].shape
       (5, 3)
     """
-    step = Step(explain, reduce, dtype)
+    step = Step(explain, reduce, dtype, allow_nan)
     structure = jax.tree.structure(params)
     (size,) = export.symbolic_shape("batch")
 

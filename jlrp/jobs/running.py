@@ -49,6 +49,7 @@ def run(
     buckets: Buckets | Sequence[int] | None = None,
     reduce: Reduction | None = None,
     dtype: str = "float32",
+    allow_nan: bool = False,
     compression: str = "zstd",
     on_failure: str = "stop",
     resume: bool = False,
@@ -78,6 +79,8 @@ def run(
       reduce: function of the relevance of a batch, applied on the device before
         anything is written: ``jobs.sum_channels``, ``jobs.Top(k)`` or one's own.
       dtype: ``"float32"``, ``"float16"`` or ``"float64"``: of what is written.
+      allow_nan: explain examples with NaN in x too: the function replaces missing
+        numbers itself. Else such an example is one that cannot be explained.
       compression: ``"zstd"``, ``"gzip"`` or ``"none"``.
       on_failure: ``"stop"`` at an example that cannot be explained (unreadable, of
         another shape, NaN), or ``"skip"`` it: its row stays NaN, its index and the
@@ -125,7 +128,9 @@ def run(
             'buckets out, or give each process its own devices, with devices="data".'
         )
     opened = open_source(source)
-    step, labels = _targeted(_step(explain, reduce, dtype), target, split, opened)
+    step, labels = _targeted(
+        _step(explain, reduce, dtype, allow_nan), target, split, opened
+    )
     first, spec = first_example(opened, split)
     batcher = Batcher(opened, spec, batch, buckets, labels, split)
     blocks = blocks_of(part, opened.length, batcher.rows)
@@ -168,12 +173,12 @@ _NOTES: dict[str, Any] = {
 }
 
 
-def _step(explain: Any, reduce: Any, dtype: str) -> Any:
+def _step(explain: Any, reduce: Any, dtype: str, allow_nan: bool) -> Any:
     if isinstance(explain, Artifact):
-        if reduce is not None or dtype != "float32":
+        if reduce is not None or dtype != "float32" or allow_nan:
             raise JobError(
-                "An artifact has its reduction and dtype in it: give them to "
-                "jobs.export_artifact."
+                "An artifact has its reduction, dtype and allow_nan in it: give them "
+                "to jobs.export_artifact."
             )
         return explain
     if not isinstance(explain, Explainer):
@@ -183,7 +188,7 @@ def _step(explain: Any, reduce: Any, dtype: str) -> Any:
         )
     if explain.wrt != ("x",):
         raise JobError(f'A job needs an explainer with wrt="x", not {explain.wrt}.')
-    return Step(explain, reduce, dtype)
+    return Step(explain, reduce, dtype, allow_nan)
 
 
 def _targeted(

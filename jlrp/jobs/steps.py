@@ -36,6 +36,7 @@ class Step:
     Attributes:
       reduce: ``relevance -> pytree`` of a batch, or None to keep it as it is.
       dtype: of relevance, captured and floating-point outputs.
+      allow_nan: whether the function takes NaN in x, and replaces it itself.
 
     The arrays that it returns: ``relevance``, ``output`` and ``captured.<name>``, with
     a suffix for each leaf if there are several; ``target``, where it is a class;
@@ -46,6 +47,7 @@ class Step:
     explainer: Explainer
     reduce: Reduction | None = None
     dtype: str = "float32"
+    allow_nan: bool = False
 
     def __call__(self, params: Any, x: Any, target: Any = None) -> Arrays:
         found = self.explainer(params, x, target)
@@ -82,7 +84,8 @@ class Step:
                     f"{name!r} has shape {array.shape} for a batch of {size}: a store "
                     "has one row for each example, so its first axis must be theirs."
                 )
-        arrays["failure"] = _failure(x, [*relevances.values(), score])
+        refused = () if self.allow_nan else x
+        arrays["failure"] = _failure(refused, [*relevances.values(), score])
         return arrays
 
     def _stored(self, array: Array) -> Array:
@@ -107,6 +110,7 @@ class Step:
             "capture": list(explainer.capture),
             "reduce": _described(self.reduce),
             "dtype": self.dtype,
+            **({"allow_nan": True} if self.allow_nan else {}),
         }
 
 
@@ -230,13 +234,13 @@ def _chosen_class(output: Any, target: Any, size: int) -> Array | None:
     return None
 
 
-def _failure(x: Any, results: list[Array]) -> Array:
+def _failure(refused: Any, results: list[Array]) -> Array:
     def any_of(arrays: list[Array], found: Callable[[Array], Array]) -> Array:
         floats = [a for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
         flags = [found(a).reshape(a.shape[0], -1).any(axis=1) for a in floats]
         return jnp.stack(flags).any(axis=0) if flags else jnp.asarray(False)
 
-    poisoned = any_of(jax.tree.leaves(x), jnp.isnan)
+    poisoned = any_of(jax.tree.leaves(refused), jnp.isnan)
     infinite = any_of(results, lambda a: ~jnp.isfinite(a))
     codes = jnp.where(infinite, NOT_FINITE, 0)
     return jnp.where(poisoned, NAN_IN_X, codes).astype(jnp.int8)

@@ -7,6 +7,7 @@ SiLU's sigmoid, GELU's Phi) and nothing is divided by a small x.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +19,11 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp.facts.scalar import at_zero
-from jlrp.facts.unary import NONLINEAR_UNARY, Region
+from jlrp.facts.scalar import at_zero, scalar_of, slope_at_infinity
+from jlrp.facts.unary import ELEMENTWISE, NONLINEAR_UNARY, Region
 from jlrp.graph import Atom, Equation, Literal, Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, safe_divide, zero, zeros_like
+from jlrp.promise import Promise, product, safe_divide, unless_zero, zero, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.waiting import waiting_for
 
@@ -32,17 +33,17 @@ class Pass(Rule):
     """Relevance passes: ``R_in = R_out``.
 
     In multipliers ``m f(x) / x``, with f'(0) as the limit at 0; where f(0) is not 0 the
-    relevance itself is handed on. Sources: Bach et al. 2015; AttnLRP (arXiv
-    2402.05602), eq. 9.
+    relevance itself is handed on. It fits what is elementwise in one active value
+    (activations, scales, shifts, casts, masks, inference batch norms), and a softmax,
+    as DynamicLRP has it. Sources: Bach et al. 2015; AttnLRP (arXiv 2402.05602), eq. 9.
     """
 
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.outputs
 
     def check(self, op: Operation) -> None:
-        same = len(op.inputs) == len(op.outputs) == 1
-        if not same or op.inputs[0].shape != op.outputs[0].shape:
-            refuse(self, op, "its output is not elementwise in one active input")
+        if op.kind != "softmax" and not is_elementwise(op):
+            refuse(self, op, _NOT_ELEMENTWISE)
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
@@ -55,26 +56,52 @@ class Pass(Rule):
             passing = Promise(value=promise.resolve(y))
         if x.dtype != y.dtype:  # a cast inside the activation
             passing = passing.map(lambda part: part.astype(x.dtype))
-        multiplier = passing.multiplier
+        multiplier, replaced = passing.multiplier, None
+        if region is not None and region.may_miss and passing.value is not None:
+            passing, replaced = _without_missing(passing, x, y)
         if multiplier is None or region is None:
-            return Propagation([passing])
+            return Propagation([passing], lambda: _constants(replaced))
         if _is_costly(region):
             # Or XLA keeps what the forward pass made of x, instead of x alone.
             x = waiting_for(ctx.arrived, lax.optimization_barrier(x))
-        handed = Promise(passing.value, gated(region, x, y, multiplier, ctx))
+        passed = gated(region, x, y, multiplier, ctx)
+        if region.may_miss:
+            passed = unless_zero(passed, multiplier)
+        handed = Promise(passing.value, passed)
 
         def causes() -> Causes:
             ratio = gated(region, x, y, jnp.ones_like(x), ctx)
+            if region.may_miss:
+                ratio = unless_zero(ratio, multiplier)
             # Where x is 0 and f(x) is not (1/x, or the limit set to 0), y m is lost.
             lost = jnp.where((x == 0) | (ratio == 0), y * multiplier, 0)
-            return {"blocked": jnp.sum(jnp.where(jnp.isfinite(y), lost, 0))}
+            blocked = jnp.sum(jnp.where(jnp.isfinite(y), lost, 0))
+            return {"blocked": blocked, **_constants(replaced)}
 
         return Propagation([handed], causes)
 
 
+def _without_missing(promise: Promise, x: Array, y: Array) -> tuple[Promise, Array]:
+    """Without relevance itself where f replaced a missing x; and what that was."""
+    value = promise.value
+    assert value is not None
+    replaced = jnp.isfinite(y) & ~jnp.isfinite(x)
+    kept = Promise(jnp.where(replaced, 0, value), promise.multiplier)
+    return kept, jnp.where(replaced, value, 0)
+
+
+def _constants(replaced: Array | None) -> Causes:
+    return {} if replaced is None else {"constants": jnp.sum(replaced)}
+
+
 @dataclass(frozen=True)
 class NativeGradient(Rule):
-    """``R_in = f'(x) R_out``: the modified gradient that Zennit leaves to activations.
+    """``R_in = f'(x) R_out / c``: the gradient that Zennit leaves to activations.
+
+    c is the function's own slope at infinity, else at minus infinity, so that a literal
+    gain (``relu(x) * 2 ** 0.5``, ``gelu(2 * x)``) is no gain of relevance; of a bounded
+    function, and where that slope depends on a parameter, it is 1. It fits what is
+    elementwise in one active value.
 
     Source: excitation backprop as in Zennit, whose activations have no rule.
     """
@@ -83,7 +110,8 @@ class NativeGradient(Rule):
         return op.inputs + op.outputs
 
     def check(self, op: Operation) -> None:
-        Pass().check(op)
+        if not is_elementwise(op):
+            refuse(self, op, _NOT_ELEMENTWISE)
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
@@ -91,13 +119,56 @@ class NativeGradient(Rule):
         (promise,) = r
         assert promise is not None
         relevance = promise.resolve(ctx.read(op.outputs[0]))
-        (value,) = ctx.vjp(op, [relevance])
+        gain = slope_at_infinity(op.outputs[0], op.inputs[0])
+        (value,) = ctx.vjp(op, [relevance / gain])
+        if op.region is not None and op.region.may_miss:
+            value = unless_zero(value, relevance)
 
         def causes() -> Causes:
-            slope = ctx.vjp(op, [jnp.ones_like(relevance)])[0]
-            return {"taylor": jnp.sum((1 - slope) * relevance)}
+            slope = ctx.vjp(op, [jnp.ones_like(relevance)])[0] / gain
+            return {
+                "taylor": jnp.sum(product(relevance.astype(slope.dtype), 1 - slope))
+            }
 
         return Propagation([Promise(value=value)], causes)
+
+
+_NOT_ELEMENTWISE = "its output is not elementwise in one active input"
+# The order of numbers in memory is the same, so that element i stays element i.
+_RESHAPES = {p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p}
+
+
+def is_elementwise(op: Operation) -> bool:
+    """Whether an element of the output depends on that element of one input alone.
+
+    Its equations decide. What is not in the program (a primitive with a rule of its
+    own, a derivative around a kernel) is what the user says, if its shape allows.
+    """
+    if not len(op.inputs) == len(op.outputs) == 1 or op.embedding is not None:
+        return False
+    (x,), (y,) = op.inputs, op.outputs
+    if x.shape != y.shape:
+        return False
+    if op.region is not None or op.nature == "custom" or op.primitive in _UNSEEN:
+        return True
+    moving: set[Atom] = {x}
+    for equation in op.equations:
+        active = [a for a in equation.inputs if a in moving]
+        if not active:
+            continue
+        (out,) = equation.outputs
+        if equation.primitive in _RESHAPES:
+            fits = math.prod(active[0].shape) == math.prod(out.shape)
+        else:
+            same = all(a.shape == out.shape for a in active)
+            fits = same and equation.primitive in ELEMENTWISE
+        if not fits:
+            return False
+        moving.add(out)
+    return True
+
+
+_UNSEEN = (p.custom_jvp_call_p, p.custom_vjp_call_p)
 
 
 def _is_costly(region: Region) -> bool:
@@ -128,7 +199,11 @@ def _quotient(function: Callable[[Array], Array], x: Array, y: Array) -> Array:
     slope = jax.jvp(function, (zeros,), (lax.full_like(x, 1),))[1]
     slope = lax.select(lax.is_finite(slope), slope, zeros)
     at_zero = lax.eq(x, zero(x))
-    quotient = lax.div(y, lax.select(at_zero, lax.full_like(x, 1), x))
+    # Where f replaces a missing x it is no number times x.
+    missing = lax.ne(x, x)
+    y = lax.select(missing, lax.sub(y, y), y)
+    undefined = lax.bitwise_or(at_zero, missing)
+    quotient = lax.div(y, lax.select(undefined, lax.full_like(x, 1), x))
     return lax.select(at_zero, slope, quotient)
 
 
@@ -170,8 +245,12 @@ class _Ratios:
         if isinstance(atom, Literal):
             return None if np.any(atom.number) else zeros_like(self.x)
         if atom not in self.memo:
-            inside = atom.producer in self.region.equations
-            self.memo[atom] = self._made_by(atom.producer) if inside else None
+            if atom.producer in self.region.equations:
+                self.memo[atom] = self._made_by(atom.producer)
+            else:
+                known = scalar_of(atom)
+                vanishes = known is not None and not np.any(known)
+                self.memo[atom] = zeros_like(self.x) if vanishes else None
         return self.memo[atom]
 
     def value(self, atom: Atom) -> Array:

@@ -11,7 +11,7 @@ from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 from jlrp.families import KERNELS, family_of
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, product
+from jlrp.promise import Promise, product, unless_zero
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.stopped import dead_part
 
@@ -41,6 +41,9 @@ class Gradient(Rule):
         for out, promise in zip(op.outputs, r, strict=True):
             multipliers.append(promise and promise.per_unit(ctx.read(out)))
         handed = ctx.vjp(op, multipliers)
+        if op.region is not None and op.region.may_miss:
+            arrived = zip(handed, multipliers, strict=True)
+            handed = [unless_zero(h, m) for h, m in arrived if m is not None]
 
         if op.primitive is custom_vjp_call_p:  # it has no forward derivative
             return self._of_backward(op, r, multipliers, handed, ctx)
@@ -103,8 +106,8 @@ class Gradient(Rule):
 
 
 def _tangents(op: Operation, ctx: Context) -> Sequence[Array] | None:
-    """The inputs of an activation; of exp(-inf), a mask, the derivative is zero."""
-    if op.region is None:
+    """Inputs but for those that are infinite: of a masked score the derivative is 0."""
+    if op.region is None and op.kind != "softmax":
         return None
     x = [ctx.read(v) for v in op.inputs]
     return [jnp.where(jnp.isfinite(v), v, 0) for v in x]

@@ -22,7 +22,7 @@ from jlrp.anywhere import anywhere
 from jlrp.facts.affine import feature_axes
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, number, signed, zero, zeros_like
+from jlrp.promise import Promise, number, product, signed, zero, zeros_like
 from jlrp.rules.base import (
     Array,
     Causes,
@@ -32,7 +32,7 @@ from jlrp.rules.base import (
     Rule,
     refuse,
 )
-from jlrp.rules.linear import bias_fraction, check_options, summed
+from jlrp.rules.linear import bias_fraction, check_options, summed, without
 from jlrp.rules.padding import Padding, ones, padding_of
 from jlrp.waiting import first_of, waiting_for
 
@@ -205,7 +205,7 @@ class _Split:
         self.z, bias = numbers.z, numbers.bias
         self.relevance = numbers.promise.resolve(self.z)
         if rule.option == "split" and bias is not None:
-            self.z = self.z - bias
+            self.z = without(self.z, bias)
             lost = self.relevance * bias_fraction(self.z, bias, self.stabilizer)
             self.relevance = self.relevance - lost
             self.absorbed.append(lambda: {"bias": lost})
@@ -243,7 +243,7 @@ class _Split:
             if self._layer.rounded:
                 self._linear = self.apply(x, self._numbers.kernel)
             else:
-                self._linear = z if bias is None else lax.sub(z, bias)
+                self._linear = z if bias is None else without(z, bias)
         return self._linear
 
     def whole(self) -> Array:
@@ -270,7 +270,7 @@ class _Split:
             if not self.stabilizer:
                 causes["blocked"] = jnp.where(z == 0, relevance, 0)
             if bias is not None:
-                causes["bias"] = share * bias
+                causes["bias"] = product(share, bias)
             return causes
 
         self.absorbed.append(absorbed)
@@ -459,7 +459,7 @@ class Gamma(_KernelRule):
         s = split.per_unit(relevance, total)
         if bias is not None:
             favoured = lambda: (1 + g / 2) * bias + as_z(lax.abs(bias))  # noqa: E731
-            split.absorbed.append(lambda: {"bias": s * favoured()})
+            split.absorbed.append(lambda: {"bias": product(s, favoured())})
         shared = _times(1 + g / 2, split.transpose_whole(s))
         return Promise(multiplier=lax.add(shared, split.transpose_sizes(as_z(s))))
 

@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jlrp.graph import Value
 from jlrp.operations import Operation
 from jlrp.promise import Promise, safe_divide, signed, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.padding import ones, padding_of
-from jlrp.rules.stopped import divided
+from jlrp.rules.stopped import dead_part, divided
 
 BIASES = ("absorb", "ignore", "split")
 
@@ -76,14 +78,17 @@ class _LinearRule(Rule):
             def absorbed() -> Causes:
                 causes = {"stabilizer": share * signed(z, stabilizer)}
                 if op.has_offset:
-                    causes |= divided(share, ctx.offset(op), op, ctx, "bias")
+                    causes |= divided(share, ctx.offset(op), op, ctx)
+                    if promise.value is not None:  # at a mask's -inf the bias has all
+                        infinite = jnp.isinf(z)
+                        causes["bias"] += jnp.where(infinite, promise.value, 0)
                 if not stabilizer and promise.value is not None:
                     causes["blocked"] = jnp.where(z == 0, promise.value, 0)
                 return causes
 
             return share, absorbed
         b = ctx.offset(op)
-        z0 = z - b
+        z0 = without(z, b)
         relevance = promise.resolve(z)
         lost = jnp.zeros_like(relevance)
         if self.bias == "split":
@@ -92,8 +97,10 @@ class _LinearRule(Rule):
         share = Promise(value=relevance).over(z0, stabilizer)
 
         def ignored() -> Causes:
-            causes = {"stabilizer": share * signed(z0, stabilizer)}
-            causes |= divided(safe_divide(lost, b), b, op, ctx, "bias")
+            causes = {"bias": lost, "stabilizer": share * signed(z0, stabilizer)}
+            if op.stopped:
+                causes["stopped"] = lost * safe_divide(dead_part(op, ctx), b)
+                causes["bias"] = lost - causes["stopped"]
             if not stabilizer:
                 causes["blocked"] = jnp.where(z0 == 0, relevance, 0)
             return causes
@@ -203,9 +210,17 @@ def check_options(stabilizer: float, bias: str = "absorb") -> None:
         raise ValueError(f"A stabilizer must not be negative; got {stabilizer}.")
 
 
+def without(z: Array, bias: Array) -> Array:
+    """``z - bias``; 0 at a mask's -inf, where nothing comes from the inputs."""
+    masked = lax.eq(lax.abs(bias), np.asarray(np.inf, jnp.finfo(bias.dtype).dtype))
+    zeros = zeros_like(z)
+    kept, shift = lax.select(masked, zeros, z), lax.select(masked, zeros, bias)
+    return lax.sub(kept, shift)
+
+
 def bias_fraction(z0: Array, b: Array, stabilizer: float) -> Array:
     """The part of relevance that is not ``|z0| / (|z0| + |b| + stabilizer)``."""
-    size = jnp.abs(z0)
+    size = jnp.minimum(jnp.abs(z0), jnp.finfo(z0.dtype).max / 4)
     total = size + jnp.abs(b) + stabilizer
     return 1 - safe_divide(size, total)
 

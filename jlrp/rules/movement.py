@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from jlrp.families import rounds
 from jlrp.graph import Value
 from jlrp.operations import Operation
-from jlrp.promise import Promise, is_complex, lax_real, like
-from jlrp.rules.base import Causes, Context, Propagation, Rule, refuse
+from jlrp.promise import Promise, is_complex, lax_real, like, safe_divide
+from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.linear import summed
 from jlrp.rules.stopped import dead_part
 
@@ -23,10 +24,13 @@ from jlrp.rules.stopped import dead_part
 class Follow(Rule):
     """Relevance follows each number to where it came from; ties as in JAX's gradient.
 
-    The rule of movement and of selection (the winner takes all; Montavon 2019).
+    The rule of movement and of selection (the winner takes all; Montavon 2019). Through
+    a cast that rounds to a few digits (float8) the relevance itself passes.
     """
 
     def needs(self, op: Operation) -> tuple[Value, ...]:
+        if rounds(op.equations[0]):
+            return op.inputs + op.outputs
         return op.inputs if op.nature == "selection" else ()
 
     def check(self, op: Operation) -> None:
@@ -40,6 +44,8 @@ class Follow(Rule):
         multipliers = [p and p.multiplier for p in r]
         handed_values = _moved_values(op, values, ctx)
         handed = _moved(op, multipliers, ctx)
+        if rounds(op.equations[0]) and handed[0] is not None:
+            handed = [handed[0] * _rounding(op, ctx)]
         promises = [
             None if v is None and m is None else Promise(v, m)
             for v, m in zip(handed_values, handed, strict=True)
@@ -62,6 +68,12 @@ def _moved(op: Operation, parts: Sequence, ctx: Context) -> Sequence:
     if all(part is None for part in parts):
         return [None] * len(op.inputs)
     return ctx.vjp(op, parts)
+
+
+def _rounding(op: Operation, ctx: Context) -> Array:
+    """What a cast makes of a number, over that number."""
+    (x,), (y,) = (ctx.read(v) for v in op.inputs), (ctx.read(v) for v in op.outputs)
+    return jnp.where((x != 0) & jnp.isfinite(y), safe_divide(y.astype(x.dtype), x), 1)
 
 
 def _kept_by_constants(

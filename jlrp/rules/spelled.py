@@ -31,6 +31,14 @@ def spelled(equation: Equation) -> Function | None:
     return spell and spell(equation)
 
 
+def with_derivative(equation: Equation) -> Function | None:
+    """The same for the forward pass, which the derivative of relevance goes through.
+
+    Only where the numbers are computed as they were.
+    """
+    return spelled(equation) if equation.primitive in _WRAPPED else None
+
+
 def bound(equation: Equation) -> Function:
     """The equation itself, as a function of its operands."""
     if equation.primitive in (p.custom_jvp_call_p, p.custom_vjp_call_p):
@@ -179,19 +187,16 @@ def _tridiagonal(equation: Equation) -> Function:
 
 
 def _zeta(equation: Equation) -> Function:
-    def function(x: Array, q: Array) -> list[Array]:
-        @jax.custom_jvp
-        def zeta(q: Array) -> Array:
-            return bound(equation)(x, q)[0]
+    @jax.custom_jvp
+    def zeta(x: Array, q: Array) -> Array:
+        return bound(equation)(x, q)[0]
 
-        @zeta.defjvp
-        def _(primals: Any, tangents: Any) -> Any:
-            (q,), (t,) = primals, tangents
-            return zeta(q), -x * bound(equation)(x + 1, q)[0] * t
+    @zeta.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        (x, q), (_, t) = primals, tangents
+        return zeta(x, q), -x * zeta(x + 1, q) * t
 
-        return [zeta(q)]
-
-    return function
+    return lambda x, q: [zeta(x, q)]
 
 
 # Reductions with a body, and scatter.
@@ -210,50 +215,53 @@ def _scatter_add(equation: Equation, x: Array, indices: Array, updates: Array) -
     )
 
 
+# What a custom_jvp reads is passed to it: a closure over tracers of an outer
+# derivative could not be traced.
+
+
 def _scatter_mul(equation: Equation) -> Function:
     """Its derivative by updates whose indices repeat: the product over the update."""
+    like = equation.inputs[0]
 
-    def function(x: Array, indices: Array, updates: Array) -> list[Array]:
-        @jax.custom_jvp
-        def factor(updates: Array) -> Array:
-            return bound(equation)(jnp.ones_like(x), indices, updates)[0]
+    @jax.custom_jvp
+    def factor(indices: Array, updates: Array) -> Array:
+        ones = jnp.ones(like.shape, updates.dtype)
+        return bound(equation)(ones, indices, updates)[0]
 
-        @factor.defjvp
-        def _(primals: Any, tangents: Any) -> Any:
-            (updates,), (t,) = primals, tangents
-            y, zeros = factor(updates), jnp.zeros_like(x)
-            ratios = safe_divide(t, updates)
-            return y, y * _scatter_add(equation, zeros, indices, ratios)
+    @factor.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        (indices, updates), (_, t) = primals, tangents
+        y = factor(indices, updates)
+        ratios = _scatter_add(
+            equation, jnp.zeros_like(y), indices, safe_divide(t, updates)
+        )
+        return y, y * ratios
 
-        return [x * factor(updates)]
-
-    return function
+    return lambda x, indices, updates: [x * factor(indices, updates)]
 
 
 def _scatter_extreme(equation: Equation) -> Function:
     """Its derivative where indices are clipped: the winner's, ties shared equally."""
 
-    def function(x: Array, indices: Array, updates: Array) -> list[Array]:
+    @jax.custom_jvp
+    def extreme(x: Array, indices: Array, updates: Array) -> Array:
+        return bound(equation)(x, indices, updates)[0]
+
+    @extreme.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        (x, indices, updates), (dx, _, du) = primals, tangents
+        y, zeros = extreme(x, indices, updates), jnp.zeros_like(x)
+
         def add(start: Array, u: Array) -> Array:
             return _scatter_add(equation, start, indices, u)
 
-        @jax.custom_jvp
-        def extreme(x: Array, updates: Array) -> Array:
-            return bound(equation)(x, indices, updates)[0]
+        (reached,) = jax.linear_transpose(lambda u: add(zeros, u), updates)(y)
+        of_x = (x == y).astype(x.dtype)
+        of_updates = (updates == reached).astype(x.dtype)
+        count = add(of_x, of_updates)
+        return y, add(dx * of_x, du * of_updates) / count
 
-        @extreme.defjvp
-        def _(primals: Any, tangents: Any) -> Any:
-            (x, updates), (dx, du) = primals, tangents
-            y, zeros = extreme(x, updates), jnp.zeros_like(x)
-            (reached,) = jax.linear_transpose(lambda u: add(zeros, u), updates)(y)
-            of_x = (x == y).astype(x.dtype)
-            of_updates = (updates == reached).astype(x.dtype)
-            count = add(of_x, of_updates)
-            return y, add(dx * of_x, du * of_updates) / count
-
-        return [extreme(x, updates)]
-
-    return function
+    return lambda x, indices, updates: [extreme(x, indices, updates)]
 
 
 Body = Callable[[list[Array], list[Array]], list[Array]]
@@ -345,6 +353,8 @@ def _pooled(extreme: Callable[[Array, Array], Array], start: float) -> Any:
     return spell
 
 
+# Of these the primitive itself is run, with a derivative around it.
+_WRAPPED = (p.scatter_max_p, p.scatter_min_p, p.scatter_mul_p, p.zeta_p)
 _SPELLINGS: dict[Any, Callable[[Equation], Function | None]] = {
     p.eig_p: _eig,
     p.hessenberg_p: _hessenberg,

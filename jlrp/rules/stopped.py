@@ -9,21 +9,17 @@ from jlrp.promise import product, zeros_like
 from jlrp.rules.base import Array, Causes, Context
 
 
-def divided(
-    share: Array, offset: Array, op: Operation, ctx: Context, cause: str
-) -> Causes:
+def divided(share: Array, offset: Array, op: Operation, ctx: Context) -> Causes:
     """The relevance of an offset, ``share`` for each unit of it.
 
-    What the dead values among the operation's constants have of it is ``stopped``: the
-    offset is linear in them.
+    What the dead values among the operation's constants have of it is ``stopped``, the
+    rest ``bias``: the offset is linear in them.
     """
     if not op.stopped:
-        return {cause: product(share, offset)}
+        return {"bias": product(share, offset)}
     dead = dead_part(op, ctx)
-    return {
-        cause: product(share, offset - dead),
-        "stopped": product(share, dead),
-    }
+    rest = product(share, offset - dead)
+    return {"bias": rest, "stopped": product(share, dead)}
 
 
 def dead_part(op: Operation, ctx: Context, marked: bool = False) -> Array:
