@@ -349,6 +349,7 @@ def auto() -> Composite:
 
 
 def _by_kind_of_network(operations: Sequence[Operation]) -> Composite:
+    operations = list(with_inner(operations))
     products = [op.product for op in operations if op.product is not None]
     if products:
         recurs = any(product.recurs for product in products)
@@ -494,7 +495,7 @@ def assign(
       UnsupportedPrimitiveError: an operation has no rule and there is no fallback.
     """
     everything = list(with_inner(operations))
-    pairs = composite.for_program(everything)
+    pairs = composite.for_program(operations)
     for pair in pairs:
         if not pair.optional and not any(matches(pair.selector, o) for o in everything):
             raise SelectorError(_unmatched(pair.selector, everything))

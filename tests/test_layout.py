@@ -24,6 +24,7 @@ LAYERS = [
     ["residuals"],
     ["budget"],
     ["planning"],
+    ["networks"],
     ["composites"],
     ["transposes"],
     ["effective"],

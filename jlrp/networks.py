@@ -1,0 +1,361 @@
+"""What a program is, as the default composite asks: of convolutions, patches, products.
+
+All is read from operations, their shapes and who reads whom, so that it does not depend
+on how a program is written: a loop counts as what it unrolls to, axes lie in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jlrp.bodies import Body
+from jlrp.graph import Atom, Value
+from jlrp.operations import Operation, with_inner
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution, in pixels of x.
+
+    Attributes:
+      field: how many pixels along an axis one of its outputs sees, at most; None: all.
+      side: of the image that it runs over, the shorter one.
+      times: how often it runs, in loops of fixed length.
+      embeds: whether it cuts x into patches that do not overlap, before all others.
+    """
+
+    field: float | None
+    side: float
+    times: int = 1
+    embeds: bool = False
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a program is made of.
+
+    Attributes:
+      convolutions: by operation.
+      attends: whether softmax weights, or queries and keys, are multiplied.
+      selective: whether there is a selective recurrence.
+      gates: the products of a gate in a gated recurrence, and whether the gate is a
+        coefficient of what the recurrence carries.
+      multiplies: whether values are multiplied by values at all.
+    """
+
+    convolutions: Mapping[Operation, Convolution]
+    attends: bool
+    selective: bool
+    gates: Mapping[Operation, bool]
+    multiplies: bool
+
+    @property
+    def count(self) -> int:
+        """How many convolutions run, without patch embeddings."""
+        found = self.convolutions.values()
+        return sum(c.times for c in found if not c.embeds)
+
+    @property
+    def patches(self) -> bool:
+        return any(c.embeds for c in self.convolutions.values())
+
+
+def network_of(operations: Sequence[Operation]) -> Network:
+    """What a program is made of; its operations, from the output back."""
+    everything = list(with_inner(operations))
+    products = [op for op in everything if op.product is not None]
+    return Network(
+        _Windows().found(operations),
+        any("attention" in op.facts for op in products),
+        any(op.product.recurs for op in products if op.product),
+        _gates(operations, products),
+        bool(products),
+    )
+
+
+# Receptive fields
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What an element of a value sees of x: pixels, and pixels to the next element."""
+
+    field: float | None = 1.0
+    jump: float = 1.0
+    mapped: bool = False  # whether a dense or convolution was before
+
+
+def _merged(seen: Iterable[_Seen]) -> _Seen:
+    seen = list(seen) or [_Seen()]
+    fields = [s.field for s in seen]
+    return _Seen(
+        None if None in fields else max(fields),  # type: ignore[type-var]
+        max(s.jump for s in seen),
+        any(s.mapped for s in seen),
+    )
+
+
+@dataclass
+class _Windows:
+    """A walk from x to the output that measures what each convolution sees."""
+
+    convolutions: dict[Operation, Convolution] = field(default_factory=dict)
+
+    def found(self, operations: Sequence[Operation]) -> dict[Operation, Convolution]:
+        self.walk(operations, {}, 1)
+        return self.convolutions
+
+    def walk(
+        self, operations: Sequence[Operation], known: Mapping[Any, _Seen], times: int
+    ) -> dict[Any, _Seen]:
+        at = dict(known)
+        for op in reversed(operations):
+            before = _merged(at[v] for v in op.inputs if v in at)
+            if op.bodies:
+                self.through(op, at, before, times)
+            else:
+                at |= dict.fromkeys(op.outputs, self.behind(op, before, times))
+        return at
+
+    def behind(self, op: Operation, before: _Seen, times: int) -> _Seen:
+        if op.kind == "conv" and op.affine is not None:
+            return self.convolved(op, before, times)
+        if op.affine is not None:
+            grid = len(op.affine.start.shape) > 3  # a map of channels
+            return _Seen(before.field if grid else None, before.jump, True)
+        if op.product is not None or op.kind in ("mean", "sum", "softmax"):
+            return _Seen(None, before.jump, before.mapped)
+        for equation in op.equations:
+            if "window_dimensions" in equation.params:
+                sizes = equation.params["window_dimensions"]
+                strides = equation.params["window_strides"]
+                rates = equation.params.get("window_dilation") or [1] * len(sizes)
+                before = _stepped(before, list(zip(sizes, strides, rates, strict=True)))
+        return before
+
+    def convolved(self, op: Operation, before: _Seen, times: int) -> _Seen:
+        axes = _spatial_axes(op)
+        reads = [(size, stride, rate) for _, size, stride, rate, _ in axes]
+        after = _stepped(before, reads)
+        if any(spread > 1 for *_, spread in axes):  # it makes a larger image
+            after = _Seen(after.field, after.jump / max(a[-1] for a in axes))
+        after = _Seen(after.field, after.jump, True)
+        side = min((extent for extent, *_ in axes), default=1) * before.jump
+        cut = [(size, stride) for extent, size, stride, *_ in axes if extent > 1]
+        apart = all(stride >= size for size, stride in cut) and any(
+            size > 1 for size, _ in cut
+        )
+        embeds = apart and not before.mapped
+        found = Convolution(after.field, side, times, embeds)
+        self.convolutions[op] = found
+        return after
+
+    def through(
+        self, op: Operation, at: dict[Any, _Seen], before: _Seen, times: int
+    ) -> None:
+        """A loop: its last iteration sees most. A branch: all of its cases."""
+        (equation,) = op.equations
+        length = equation.params.get("length", 1)
+        for part, (body, inner) in enumerate(op.bodies):
+            runs = _runs(op, part, length)
+            operands = body.operands(equation)
+            inside = {
+                v: at.get(a, before) if a in at else _Seen()
+                for v, a in zip(body.program.inputs, operands, strict=True)
+            }
+            for _ in range(2 if body.n_carries and runs > 1 else 1):
+                after = self.walk(inner, inside, times * runs)
+                for carry, out in zip(body.carries, body.program.outputs, strict=False):
+                    if out in after:
+                        inside[carry] = _grown(inside[carry], after[out], runs)
+            outs = zip(equation.outputs, body.program.outputs, strict=False)
+            for value, out in outs:
+                if out in after:
+                    at[value] = _merged([after[out], at.get(value, after[out])])
+
+
+def _runs(op: Operation, part: int, length: int) -> int:
+    """How often a body of a loop runs: one that is peeled, once."""
+    if op.kind != "scan":
+        return 1
+    peeled = len(op.bodies) - 1
+    return 1 if part < peeled else max(1, length - peeled)
+
+
+def _grown(before: _Seen, after: _Seen, runs: int) -> _Seen:
+    """A carry of the last of some iterations, of which one was walked through."""
+    if before.field is None or after.field is None:
+        return _Seen(None, after.jump, after.mapped)
+    more = (after.field - before.field) * max(0, runs - 2)
+    return _Seen(after.field + more, after.jump, after.mapped)
+
+
+def _stepped(before: _Seen, windows: Iterable[tuple[int, int, int]]) -> _Seen:
+    windows = list(windows)
+    reach = max((size - 1) * rate for size, _, rate in windows) if windows else 0
+    stride = max((stride for _, stride, _ in windows), default=1)
+    field = None if before.field is None else before.field + reach * before.jump
+    return _Seen(field, before.jump * stride, before.mapped)
+
+
+def _spatial_axes(op: Operation) -> list[tuple[int, int, int, int, int]]:
+    """Extent, kernel, stride, dilation and spread of each spatial axis of x."""
+    assert op.affine is not None
+    core = op.affine.core
+    numbers = core.params["dimension_numbers"]
+    image, kernel = core.inputs
+    return list(
+        zip(
+            (image.shape[a] for a in numbers.lhs_spec[2:]),
+            (kernel.shape[a] for a in numbers.rhs_spec[2:]),
+            core.params["window_strides"],
+            core.params["rhs_dilation"],
+            core.params["lhs_dilation"],
+            strict=True,
+        )
+    )
+
+
+# Recurrences
+
+
+def _gates(
+    operations: Sequence[Operation], products: Sequence[Operation]
+) -> dict[Operation, bool]:
+    """The gates' products of a gated recurrence, in a loop or unrolled.
+
+    Its gates are learned maps of what the same maps have made before. A product of one
+    with what the recurrence carries tells which gates are coefficients; they are also
+    where they multiply something else (``1 - z``).
+    """
+    recurrent = _Again().found(operations)
+    producers = {v: op for op in with_inner(operations) for v in op.outputs}
+    gated = [op for op in products if "gate" in op.facts]
+    if not any(recurrent & _maps_before(v, producers) for op in gated for v in op.inputs):
+        return {}
+    coefficients: set[Value] = set()
+    for op in gated:
+        assert op.product is not None
+        if op.product.selective != op.product.uniform:
+            coefficients |= {_gate_of(v, producers) for v in _gate_operands(op)}
+    return {
+        op: any(_gate_of(v, producers) in coefficients for v in _gate_operands(op))
+        for op in gated
+    }
+
+
+def _gate_operands(op: Operation) -> list[Value]:
+    assert op.product is not None
+    shares = zip(op.inputs, op.product.gated, strict=True)
+    return [v for v, share in shares if not share]
+
+
+def _gate_of(value: Value, producers: Mapping[Value, Operation]) -> Value:
+    """What a gate's activation reads: the same for ``z`` and for ``1 - z``."""
+    while value in producers and producers[value].kind in ("activation", "scale"):
+        (value,) = producers[value].inputs
+    return value
+
+
+def _maps_before(value: Value, producers: Mapping[Value, Operation]) -> set[Operation]:
+    """The dense and convolutions that a value is reached from through no other."""
+    found, stack, seen = set(), [value], set()
+    while stack:
+        op = producers.get(stack.pop())
+        if op is None or op in seen:
+            continue
+        seen.add(op)
+        if op.affine is not None:
+            found.add(op)
+        else:
+            stack += op.inputs
+    return found
+
+
+@dataclass
+class _Again:
+    """The maps that read what the same kernel has made before.
+
+    In a loop a kernel is the same in every iteration if it follows from no slice and no
+    carry: scanned layers have one each, steps of time share theirs.
+    """
+
+    again: set[Operation] = field(default_factory=set)
+    names: dict[Any, int] = field(default_factory=dict)
+
+    def found(self, operations: Sequence[Operation]) -> set[Operation]:
+        self.walk(operations, {}, None, {})
+        return self.again
+
+    def walk(
+        self,
+        operations: Sequence[Operation],
+        known: Mapping[Any, int],
+        body: Body | None,
+        outer: Mapping[Value, Atom],
+    ) -> dict[Any, int]:
+        """Bits of the kernels that are on some path to each value."""
+        at = dict(known)
+        for op in reversed(operations):
+            bits = 0
+            for value in op.inputs:
+                bits |= at.get(value, 0)
+            if op.affine is not None:
+                name = self.name(op.affine.kernel, body, outer)
+                if name & bits:
+                    self.again.add(op)
+                bits |= name
+            for part, inner in op.bodies:
+                bits |= self.through(op, part, inner, at)
+            at |= {v: at.get(v, 0) | bits for v in op.outputs}
+        return at
+
+    def through(
+        self, op: Operation, body: Body, inner: list[Operation], at: Mapping[Any, int]
+    ) -> int:
+        inputs = body.program.inputs
+        outside = dict(zip(inputs, body.operands(op.equations[0]), strict=True))
+        inside = {v: at.get(a, 0) for v, a in outside.items()}
+        for _ in range(1 + bool(body.n_carries)):
+            after = self.walk(inner, inside, body, outside)
+            for carry, out in zip(body.carries, body.program.outputs, strict=False):
+                inside[carry] |= after.get(out, 0)
+        bits = 0
+        for out in body.program.outputs:
+            bits |= after.get(out, 0)
+        return bits
+
+    def name(self, kernel: Atom, body: Body | None, outer: Mapping[Value, Atom]) -> int:
+        """A bit for a kernel; 0 for one that changes with every iteration."""
+        if body is not None:
+            changing = {*body.carries, *body.slices}
+            if not changing.isdisjoint(_made_of(kernel)):
+                return 0
+        spelled = _spelled(kernel, outer, 20)
+        return self.names.setdefault(spelled, 1 << len(self.names))
+
+
+def _spelled(atom: Atom, outer: Mapping[Value, Atom], depth: int) -> Any:
+    """A parameter by what makes it: equal slices of one array are one kernel."""
+    if not isinstance(atom, Value):
+        return str(atom.dtype), atom.shape, atom.number.tobytes()
+    atom = outer.get(atom, atom)
+    if not isinstance(atom, Value) or atom.producer is None or not depth:
+        return atom
+    equation = atom.producer
+    inputs = tuple(_spelled(a, outer, depth - 1) for a in equation.inputs)
+    which = equation.outputs.index(atom)
+    return equation.primitive, str(equation.params), which, inputs
+
+
+def _made_of(atom: Atom) -> Iterator[Value]:
+    stack, seen = [atom], set()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Value) and value not in seen:
+            seen.add(value)
+            yield value
+            if value.producer is not None:
+                stack += value.producer.inputs
