@@ -507,3 +507,4 @@ chosen_on("CNN of 6, digits", digits, Stack((12, 12, 16, 16, 24, 24), (3,), True
 
 chosen_on("LSTM, signals", signals, Recurrent(), 1000)
 chosen_on("GRU, rows of digits", digits, Recurrent(nn.GRUCell), 1000)
+chosen_on("residual of 15, digits", digits, Residual(2, 12), 400)

@@ -6,11 +6,15 @@ on how a program is written: a loop counts as what it unrolls to, axes lie in an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jax.extend.core import primitives as p
+
 from jlrp.bodies import Body
+from jlrp.facts.affine import reshape_groups
 from jlrp.graph import Atom, Value
 from jlrp.operations import Operation, with_inner
 
@@ -40,15 +44,18 @@ class Network:
       convolutions: by operation.
       attends: whether softmax weights, or queries and keys, are multiplied.
       selective: whether there is a selective recurrence.
-      gates: the products of a gate in a gated recurrence, and whether the gate is a
-        coefficient of what the recurrence carries.
+      patches: whether x is cut into patches that do not overlap, each mapped alike, by
+        a convolution or by a reshape.
+      recurrent: the products and sums of a recurrence whose maps read what they have
+        made themselves.
       multiplies: whether values are multiplied by values at all.
     """
 
     convolutions: Mapping[Operation, Convolution]
+    patches: bool
     attends: bool
     selective: bool
-    gates: Mapping[Operation, bool]
+    recurrent: frozenset[Operation]
     multiplies: bool
 
     @property
@@ -58,19 +65,21 @@ class Network:
         return sum(c.times for c in found if not c.embeds)
 
     @property
-    def patches(self) -> bool:
-        return any(c.embeds for c in self.convolutions.values())
+    def gated(self) -> bool:
+        return any(op.product is not None for op in self.recurrent)
 
 
 def network_of(operations: Sequence[Operation]) -> Network:
     """What a program is made of; its operations, from the output back."""
-    everything = list(with_inner(operations))
-    products = [op for op in everything if op.product is not None]
+    products = [op for op in with_inner(operations) if op.product is not None]
+    attends = any("attention" in op.facts for op in products)
+    convolutions = _Windows().found(operations)
     return Network(
-        _Windows().found(operations),
-        any("attention" in op.facts for op in products),
+        convolutions,
+        any(c.embeds for c in convolutions.values()) or any(map(_cuts, operations)),
+        attends,
         any(op.product.recurs for op in products if op.product),
-        _gates(operations, products),
+        frozenset() if attends else frozenset(_recurrent(operations)),
         bool(products),
     )
 
@@ -144,9 +153,9 @@ class _Windows:
         after = _Seen(after.field, after.jump, True)
         side = min((extent for extent, *_ in axes), default=1) * before.jump
         cut = [(size, stride) for extent, size, stride, *_ in axes if extent > 1]
-        apart = all(stride >= size for size, stride in cut) and any(
-            size > 1 for size, _ in cut
-        )
+        single = math.prod(op.affine.core.outputs[0].shape[a] for a in _out_axes(op)) == 1
+        apart = single or all(stride >= size for size, stride in cut)
+        apart = apart and any(size > 1 for size, _ in cut)
         embeds = apart and not before.mapped
         found = Convolution(after.field, side, times, embeds)
         self.convolutions[op] = found
@@ -200,6 +209,11 @@ def _stepped(before: _Seen, windows: Iterable[tuple[int, int, int]]) -> _Seen:
     return _Seen(field, before.jump * stride, before.mapped)
 
 
+def _out_axes(op: Operation) -> Sequence[int]:
+    assert op.affine is not None
+    return op.affine.core.params["dimension_numbers"].out_spec[2:]
+
+
 def _spatial_axes(op: Operation) -> list[tuple[int, int, int, int, int]]:
     """Extent, kernel, stride, dilation and spread of each spatial axis of x."""
     assert op.affine is not None
@@ -218,45 +232,56 @@ def _spatial_axes(op: Operation) -> list[tuple[int, int, int, int, int]]:
     )
 
 
+def _cuts(op: Operation) -> bool:
+    """Whether a dense layer maps parts of an axis of x, which a reshape has cut."""
+    if op.kind != "dense" or op.affine is None or "first" not in op.facts:
+        return False
+    positions = math.prod(op.affine.core.outputs[0].shape[1:-1])
+    value, cut = op.affine.start, False
+    while value.producer is not None:
+        equation = value.producer
+        moved = [a for a in equation.inputs if isinstance(a, Value)]
+        if len(moved) != 1 or equation.primitive not in _MOVES:
+            return False
+        cut |= equation.primitive is p.reshape_p and _splits(moved[0].shape, value.shape)
+        value = moved[0]
+    return cut and positions > 1
+
+
+_MOVES = (
+    p.convert_element_type_p,
+    p.copy_p,
+    p.reshape_p,
+    p.squeeze_p,
+    p.transpose_p,
+)
+
+
+def _splits(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    def count(shape: tuple[int, ...], axes: Sequence[int]) -> int:
+        return sum(shape[a] > 1 for a in axes)
+
+    return any(
+        count(old, olds) == 1 < count(new, news)
+        for olds, news in reshape_groups(old, new)
+    )
+
+
 # Recurrences
 
 
-def _gates(
-    operations: Sequence[Operation], products: Sequence[Operation]
-) -> dict[Operation, bool]:
-    """The gates' products of a gated recurrence, in a loop or unrolled.
-
-    Its gates are learned maps of what the same maps have made before. A product of one
-    with what the recurrence carries tells which gates are coefficients; they are also
-    where they multiply something else (``1 - z``).
-    """
-    recurrent = _Again().found(operations)
-    producers = {v: op for op in with_inner(operations) for v in op.outputs}
-    gated = [op for op in products if "gate" in op.facts]
-    if not any(recurrent & _maps_before(v, producers) for op in gated for v in op.inputs):
-        return {}
-    coefficients: set[Value] = set()
-    for op in gated:
-        assert op.product is not None
-        if op.product.selective != op.product.uniform:
-            coefficients |= {_gate_of(v, producers) for v in _gate_operands(op)}
-    return {
-        op: any(_gate_of(v, producers) in coefficients for v in _gate_operands(op))
-        for op in gated
-    }
-
-
-def _gate_operands(op: Operation) -> list[Value]:
-    assert op.product is not None
-    shares = zip(op.inputs, op.product.gated, strict=True)
-    return [v for v, share in shares if not share]
-
-
-def _gate_of(value: Value, producers: Mapping[Value, Operation]) -> Value:
-    """What a gate's activation reads: the same for ``z`` and for ``1 - z``."""
-    while value in producers and producers[value].kind in ("activation", "scale"):
-        (value,) = producers[value].inputs
-    return value
+def _recurrent(operations: Sequence[Operation]) -> Iterator[Operation]:
+    """The gates' products and the sums behind maps that read what they have made."""
+    again = _Again().found(operations)
+    if not again:
+        return
+    everything = list(with_inner(operations))
+    producers = {v: op for op in everything for v in op.outputs}
+    for op in everything:
+        if op.kind == "add" or "gate" in op.facts:
+            before = (_maps_before(v, producers) for v in op.inputs)
+            if any(not again.isdisjoint(maps) for maps in before):
+                yield op
 
 
 def _maps_before(value: Value, producers: Mapping[Value, Operation]) -> set[Operation]:

@@ -183,11 +183,13 @@ class Inspection(Table):
     operations: tuple[OperationRow, ...]
     coverage: Coverage
     activations: Activations
+    choice: str = ""  # what ``auto`` took for this program, and why
 
     def _title(self) -> str:
         kinds = Counter(row.kind for row in self.operations)
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
-        return f"{len(self.operations)} operations: {counts}"
+        title = f"{len(self.operations)} operations: {counts}"
+        return f"{title}\n{self.choice}" if self.choice else title
 
     def _cells(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         header = ("kind", "scope", "shape", "rule", "facts", "eqns")
@@ -211,9 +213,9 @@ class Inspection(Table):
         )
 
 
-def inspection(plan: Plan) -> Inspection:
+def inspection(plan: Plan, choice: str = "") -> Inspection:
     """The inspection of a plan; static: no number is computed."""
-    return Inspection(tuple(_rows(plan)), coverage(plan), activations(plan))
+    return Inspection(tuple(_rows(plan)), coverage(plan), activations(plan), choice)
 
 
 def activations(plan: Plan) -> Activations:
