@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jax.extend.core import primitives as p
@@ -89,11 +89,19 @@ def network_of(operations: Sequence[Operation]) -> Network:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What an element of a value sees of x: pixels, and pixels to the next element."""
+    """What an element of a value sees of x.
+
+    Attributes:
+      field: pixels along an axis; None: all.
+      jump: pixels to the next element.
+      side: of the image, as the first convolution tells it.
+      mapped: whether a dense or convolution was before.
+    """
 
     field: float | None = 1.0
     jump: float = 1.0
-    mapped: bool = False  # whether a dense or convolution was before
+    side: float = 0.0
+    mapped: bool = False
 
 
 def _merged(seen: Iterable[_Seen]) -> _Seen:
@@ -102,6 +110,7 @@ def _merged(seen: Iterable[_Seen]) -> _Seen:
     return _Seen(
         None if None in fields else max(fields),  # type: ignore[type-var]
         max(s.jump for s in seen),
+        max(s.side for s in seen),
         any(s.mapped for s in seen),
     )
 
@@ -133,9 +142,9 @@ class _Windows:
             return self.convolved(op, before, times)
         if op.affine is not None:
             grid = len(op.affine.start.shape) > 3  # a map of channels
-            return _Seen(before.field if grid else None, before.jump, True)
+            return replace(before, field=before.field if grid else None, mapped=True)
         if op.product is not None or op.kind in ("mean", "sum", "softmax"):
-            return _Seen(None, before.jump, before.mapped)
+            return replace(before, field=None)
         for equation in op.equations:
             if "window_dimensions" in equation.params:
                 sizes = equation.params["window_dimensions"]
@@ -148,10 +157,9 @@ class _Windows:
         axes = _spatial_axes(op)
         reads = [(size, stride, rate) for _, size, stride, rate, _ in axes]
         after = _stepped(before, reads)
-        if any(spread > 1 for *_, spread in axes):  # it makes a larger image
-            after = _Seen(after.field, after.jump / max(a[-1] for a in axes))
-        after = _Seen(after.field, after.jump, True)
-        side = min((extent for extent, *_ in axes), default=1) * before.jump
+        spread = max((spread for *_, spread in axes), default=1)
+        side = before.side or min((n for n, *_ in axes), default=1) * before.jump
+        after = replace(after, jump=after.jump / spread, side=side, mapped=True)
         cut = [(size, stride) for extent, size, stride, *_ in axes if extent > 1]
         single = math.prod(op.affine.core.outputs[0].shape[a] for a in _out_axes(op)) == 1
         apart = single or all(stride >= size for size, stride in cut)
@@ -196,9 +204,9 @@ def _runs(op: Operation, part: int, length: int) -> int:
 def _grown(before: _Seen, after: _Seen, runs: int) -> _Seen:
     """A carry of the last of some iterations, of which one was walked through."""
     if before.field is None or after.field is None:
-        return _Seen(None, after.jump, after.mapped)
+        return replace(after, field=None)
     more = (after.field - before.field) * max(0, runs - 2)
-    return _Seen(after.field + more, after.jump, after.mapped)
+    return replace(after, field=after.field + more)
 
 
 def _stepped(before: _Seen, windows: Iterable[tuple[int, int, int]]) -> _Seen:
@@ -206,7 +214,7 @@ def _stepped(before: _Seen, windows: Iterable[tuple[int, int, int]]) -> _Seen:
     reach = max((size - 1) * rate for size, _, rate in windows) if windows else 0
     stride = max((stride for _, stride, _ in windows), default=1)
     field = None if before.field is None else before.field + reach * before.jump
-    return _Seen(field, before.jump * stride, before.mapped)
+    return replace(before, field=field, jump=before.jump * stride)
 
 
 def _out_axes(op: Operation) -> Sequence[int]:

@@ -1,0 +1,339 @@
+"""The clauses of ``auto``: what a program is decides, however it is written."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jlrp
+from jlrp import Composite, composites, rules
+
+pytestmark = pytest.mark.relaxed
+
+
+def shaped(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def looked_at(fn, params, x):
+    """The inspection of a function of shapes; its scores are summed."""
+    return jlrp.inspect(fn, params, x, lambda out: out.sum())
+
+
+def clause(fn, params, x):
+    return looked_at(fn, params, x).choice
+
+
+def rules_of(fn, params, x, kind):
+    return [row.rule for row in looked_at(fn, params, x).operations if row.kind == kind]
+
+
+def conv(h, kernel, stride=1, padding="SAME", layout="NHWC", **more):
+    rank = h.ndim - 2
+    spatial = "DHW"[-rank:]
+    channels_last = layout[-1] == "C"
+    order = f"N{spatial}C" if channels_last else f"NC{spatial}"
+    numbers = (order, f"{spatial}IO" if channels_last else f"OI{spatial}", order)
+    return lax.conv_general_dilated(
+        h, kernel, (stride,) * rank, padding, dimension_numbers=numbers, **more
+    )
+
+
+def stack(kernels, h, strides=(1, 1)):
+    for kernel, stride in zip(kernels, strides, strict=True):
+        h = jax.nn.relu(conv(h, kernel, stride))
+    return h
+
+
+# Convolutions
+
+KERNELS = [shaped(3, 3, 3, 4), shaped(3, 3, 4, 4)]
+IMAGE = shaped(2, 16, 16, 3)
+TWO = "auto: convolutions (2): Gamma 0.6 to 0.53, no Flat, since all see more than 1/32 of 16"
+
+
+def channels_first(kernels, h):
+    for kernel in kernels:
+        h = jax.nn.relu(conv(h, kernel.transpose(3, 2, 0, 1), layout="NCHW"))
+    return h
+
+
+def mapped(kernels, x):
+    return jax.vmap(lambda one: stack(kernels, one[None])[0])(x)
+
+
+def scanned(kernels, h):
+    """The second kernel for both, by a loop over layers."""
+    first, second = kernels
+    h = jnp.pad(h, ((0, 0), (0, 0), (0, 0), (0, 1)))
+    body = lambda h, kernel: (jax.nn.relu(conv(h, kernel)), None)  # noqa: E731
+    return lax.scan(body, h, jnp.stack([second, second]))[0]
+
+
+class Convolutions(nn.Module):
+    @nn.compact
+    def __call__(self, h):
+        return nn.relu(nn.Conv(4, (3, 3))(nn.relu(nn.Conv(4, (3, 3))(h))))
+
+
+def flax(_, h):
+    params = jax.eval_shape(Convolutions().init, jax.random.key(0), h)
+    return Convolutions().apply(jax.tree.map(lambda a: jnp.ones(a.shape), params), h)
+
+
+SPELLINGS = {
+    "plain": stack,
+    "jit": lambda k, h: jax.jit(stack)(k, h),
+    "vmap": mapped,
+    "remat": lambda k, h: jax.checkpoint(stack)(k, h),
+    "scan": scanned,
+    "flax": flax,
+    "channels first": lambda k, h: channels_first(k, h.transpose(0, 3, 1, 2)),
+    "a flat x": lambda k, h: stack(k, h.reshape(2, -1).reshape(2, 16, 16, 3)),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_convolutions_in_every_spelling(name):
+    fn = lambda k, h: SPELLINGS[name](k, h).mean((1, 2))  # noqa: E731
+    assert clause(fn, KERNELS, IMAGE) == TWO
+    assert all(rule.startswith("Gamma") for rule in rules_of(fn, KERNELS, IMAGE, "conv"))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_signals_and_volumes_are_convolved_alike(rank):
+    kernels = [shaped(*(3,) * rank, 3, 4), shaped(*(3,) * rank, 4, 4)]
+    assert clause(stack, kernels, shaped(2, *(16,) * rank, 3)) == TWO
+
+
+def test_gammas_are_as_said():
+    """Two convolutions and a dense layer at depths 0, 1/2 and 1, by hand."""
+    far = 0.6 / 20 ** (2 / 49)
+    gammas = [0.6 * (far / 0.6) ** ((step + 0.5) / 8) for step in (0, 4)]
+    named = {"a": gammas[0], "b": gammas[1]}
+
+    def fn(params, h):
+        for name in named:
+            with jax.named_scope(name):
+                h = jax.nn.relu(conv(h, params[name]))
+        return h.mean((1, 2)) @ params["dense"]
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"a": (3, 3, 2, 4), "b": (3, 3, 4, 4), "dense": (4, 3)}
+    params = {
+        name: jax.random.normal(key, shape)
+        for (name, shape), key in zip(shapes.items(), keys, strict=False)
+    }
+    x = jax.random.normal(keys[3], (2, 6, 6, 2))
+    pairs = [((n, "conv"), rules.Gamma(gamma)) for n, gamma in named.items()]
+    wanted = jlrp.relevance(fn, params, x, composite=Composite(pairs, "attnlrp"))
+    np.testing.assert_allclose(jlrp.relevance(fn, params, x), wanted, rtol=1e-12)
+
+
+# Flat, by receptive field and image
+
+
+def at_side(side, strides=(2, 1, 2)):
+    kernels = [shaped(3, 3, 3, 4), shaped(3, 3, 4, 4), shaped(3, 3, 4, 4)]
+    fn = lambda k, h: stack(k, h, strides)  # noqa: E731
+    return rules_of(fn, kernels, shaped(1, side, side, 3), "conv")
+
+
+@pytest.mark.parametrize(
+    ("side", "flat"),
+    [(16, 0), (95, 0), (96, 1), (223, 1), (224, 2), (351, 2), (352, 3)],
+)
+def test_flat_where_little_of_the_image_is_seen(side, flat):
+    """Three kernels of 3 with strides 2, 1, 2 see 3, 7 and 11 pixels."""
+    assert [rule.startswith("Flat") for rule in at_side(side)] == [
+        i < flat for i in range(3)
+    ]
+
+
+def test_pooling_and_dilation_widen_what_is_seen():
+    kernels = [shaped(3, 3, 3, 4), shaped(3, 3, 4, 4)]
+
+    def pooled(k, h):  # sees 3, 4 behind the pooling, then 8
+        h = jax.nn.relu(conv(h, k[0]))
+        h = lax.reduce_window(h, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        return conv(h, k[1])
+
+    def averaged(k, h):
+        return conv(nn.avg_pool(jax.nn.relu(conv(h, k[0])), (2, 2), (2, 2)), k[1])
+
+    def dilated(k, h):  # 3, then 3 + 2 * 4
+        return conv(jax.nn.relu(conv(h, k[0])), k[1], rhs_dilation=(4, 4))
+
+    for fn, seen in ((pooled, 8), (averaged, 8), (dilated, 11)):
+        for side, flat in ((32 * seen - 2, [True, False]), (32 * seen, [True, True])):
+            found = rules_of(fn, kernels, shaped(1, side, side, 3), "conv")
+            assert [rule.startswith("Flat") for rule in found] == flat
+
+
+def test_what_sees_all_is_not_flat():
+    """Behind a gate of the whole image, and behind a dense layer on it."""
+    kernels = {"a": shaped(3, 3, 3, 3), "b": shaped(1, 1, 3, 3), "dense": shaped(3, 3)}
+
+    def excited(p, h):
+        h = jax.nn.relu(conv(h, p["a"]))
+        h = h * jax.nn.sigmoid(h.mean((1, 2), keepdims=True) @ p["dense"])
+        return conv(h, p["b"])
+
+    x = shaped(1, 128, 128, 3)
+    found = rules_of(excited, kernels, x, "conv")
+    assert [rule.startswith("Flat") for rule in found] == [True, False]
+    assert "Flat on 1" in clause(excited, kernels, x)
+
+    def decoded(p, z):
+        return conv((z @ p["all"]).reshape(1, 128, 128, 3), p["a"])
+
+    kernels["all"] = shaped(5, 128 * 128 * 3)
+    assert not rules_of(decoded, kernels, shaped(1, 5), "conv")[0].startswith("Flat")
+
+
+def test_the_last_iteration_of_a_loop_over_layers_sees_most():
+    def looped(kernels, h):
+        body = lambda h, kernel: (jax.nn.relu(conv(h, kernel)), None)  # noqa: E731
+        return lax.scan(body, h, kernels)[0]
+
+    kernels = shaped(4, 3, 3, 3, 3)  # see 3, 5, 7, 9 pixels
+    for side, flat in ((256, False), (288, True)):
+        (rule, *_) = rules_of(looped, kernels, shaped(1, side, side, 3), "conv")
+        assert rule.startswith("Flat") is flat
+    assert clause(looped, kernels, shaped(1, 16, 16, 3)).startswith(
+        "auto: convolutions (4): "
+    )
+
+
+def test_a_signal_of_two_axes_is_no_large_image():
+    """Electrodes and time by kernels of one axis each (EEGNet)."""
+    kernels = [shaped(1, 9, 1, 4), shaped(8, 1, 4, 4)]
+    found = rules_of(stack, kernels, shaped(1, 8, 1024, 1), "conv")
+    assert not any(rule.startswith("Flat") for rule in found)
+
+
+# Patches
+
+PATCHES = "auto: patches that do not overlap: LRP-0"
+WEIGHTS = {"embed": shaped(4, 4, 3, 8), "across": shaped(16, 16), "out": shaped(8, 5)}
+
+
+def mixed(p, h):
+    """A mixer's block on (batch, patches, features)."""
+    h = h + jax.nn.gelu(h.swapaxes(1, 2) @ p["across"]).swapaxes(1, 2)
+    return h.mean(1) @ p["out"]
+
+
+def by_conv(p, x):
+    h = conv(x, p["embed"], 4, "VALID")
+    return mixed(p, h.reshape(h.shape[0], -1, 8))
+
+
+def by_conv_channels_first(p, x):
+    kernel = p["embed"].transpose(3, 2, 0, 1)
+    h = conv(x.transpose(0, 3, 1, 2), kernel, 4, "VALID", "NCHW")
+    return mixed(p, h.reshape(h.shape[0], 8, -1).swapaxes(1, 2))
+
+
+def by_reshape(p, x):
+    h = x.reshape(-1, 4, 4, 4, 4, 3).swapaxes(2, 3).reshape(x.shape[0], 16, 48)
+    return mixed(p, h @ p["embed"].reshape(48, 8))
+
+
+def by_einsum(p, x):
+    h = x.reshape(-1, 4, 4, 4, 4, 3)
+    h = jnp.einsum("brpcqk,pqkf->brcf", h, p["embed"])
+    return mixed(p, h.reshape(x.shape[0], 16, 8))
+
+
+def by_example(p, x):
+    return jax.vmap(lambda one: by_conv(p, one[None])[0])(x)
+
+
+EMBEDDINGS = [by_conv, by_conv_channels_first, by_reshape, by_einsum, by_example]
+
+
+@pytest.mark.parametrize("fn", EMBEDDINGS)
+def test_patches_in_every_spelling(fn):
+    assert clause(fn, WEIGHTS, IMAGE) == PATCHES
+
+
+def test_patches_have_one_relevance():
+    keys = iter(jax.random.split(jax.random.key(0), 4))
+    weights = {k: jax.random.normal(next(keys), v.shape) for k, v in WEIGHTS.items()}
+    x = jax.random.normal(next(keys), IMAGE.shape)
+    first, *others = (jlrp.relevance(fn, weights, x) for fn in EMBEDDINGS)
+    wanted = jlrp.relevance(by_conv, weights, x, composite="attnlrp")
+    for found in (first, *others):
+        np.testing.assert_allclose(found, wanted, atol=1e-11 * np.abs(wanted).max())
+
+
+def test_one_convolution_that_sees_all_is_a_dense_layer():
+    fn = lambda k, x: conv(x, k, 1, "VALID")  # noqa: E731
+    assert clause(fn, shaped(16, 16, 3, 5), IMAGE) == PATCHES
+
+
+def test_what_is_no_patch():
+    def strided_later(p, x):
+        return conv(jax.nn.relu(conv(x, p["a"])), p["b"], 2, "VALID")
+
+    def overlapping(p, x):
+        return conv(x, p["a"], 2)
+
+    def by_point(p, x):
+        return conv(x, p["point"])
+
+    kernels = {
+        "a": shaped(3, 3, 3, 4),
+        "b": shaped(2, 2, 4, 4),
+        "point": shaped(1, 1, 3, 4),
+    }
+    for fn, count in ((strided_later, 2), (overlapping, 1), (by_point, 1)):
+        assert clause(fn, kernels, IMAGE).startswith(f"auto: convolutions ({count})")
+        assert "patches" not in clause(fn, kernels, IMAGE)
+
+
+def test_a_perceptron_that_reshapes_is_no_mixer():
+    dense = "auto: dense layers alone: LRP-0"
+    weights = {"in": shaped(768, 32), "out": shaped(32, 5), "half": shaped(16, 4)}
+
+    def flat(p, x):
+        return jax.nn.relu(x.reshape(x.shape[0], -1) @ p["in"]) @ p["out"]
+
+    def there_and_back(p, x):
+        x = x.reshape(-1, 8, 2, 8, 2, 3).transpose(0, 2, 4, 1, 3, 5)
+        return flat(p, x)
+
+    def grouped(p, x):  # behind a dense layer it is features that are cut
+        h = jax.nn.relu(x.reshape(x.shape[0], -1) @ p["in"])
+        return h.reshape(-1, 2, 16) @ p["half"]
+
+    def by_rows(p, x):
+        return x.mean(-1) @ p["half"]
+
+    for fn in (flat, there_and_back, grouped, by_rows):
+        assert clause(fn, weights, IMAGE) == dense
+
+
+def test_attention_on_patches():
+    def fn(p, x):
+        h = conv(x, p["embed"], 4, "VALID").reshape(x.shape[0], -1, 8)
+        h = jax.nn.softmax(h @ h.swapaxes(1, 2)) @ h
+        return h.mean(1) @ p["out"]
+
+    assert clause(fn, WEIGHTS, IMAGE) == f"{PATCHES}; attention: attnlrp"
+
+
+def test_convolutions_behind_patches():
+    """ConvNeXt: the patches are dense, what overlaps is a convolution."""
+
+    def fn(p, x):
+        h = conv(x, p["embed"], 4, "VALID")
+        return conv(jax.nn.relu(h), p["k"]).mean((1, 2))
+
+    weights = {**WEIGHTS, "k": shaped(3, 3, 8, 8)}
+    first, second = rules_of(fn, weights, IMAGE, "conv")
+    assert first.startswith("Zero") and second.startswith("Gamma")
+    assert clause(fn, weights, IMAGE).startswith("auto: convolutions (1): ")
