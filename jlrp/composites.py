@@ -440,7 +440,7 @@ def _recurrent(network: Network) -> Iterator[_Clause]:
     if network.selective:
         line = "a selective recurrence (maps of the signal multiply it): mamba_lrp"
         yield [("product", Selective())], line
-    elif network.recurrent:
+    elif network.recurs:
         sums = (network.recurrent.__contains__, "add")
         pairs: list[tuple[Selector, Rule]] = [
             (sums, Absolute()),

@@ -46,8 +46,8 @@ class Network:
       selective: whether there is a selective recurrence.
       patches: whether x is cut into patches that do not overlap, each mapped alike, by
         a convolution or by a reshape.
-      recurrent: the products and sums of a recurrence whose maps read what they have
-        made themselves.
+      recurs: whether maps read what they have made before.
+      recurrent: the sums and the gates' products that such maps reach first.
       multiplies: whether values are multiplied by values at all.
     """
 
@@ -55,6 +55,7 @@ class Network:
     patches: bool
     attends: bool
     selective: bool
+    recurs: bool
     recurrent: frozenset[Operation]
     multiplies: bool
 
@@ -74,12 +75,14 @@ def network_of(operations: Sequence[Operation]) -> Network:
     products = [op for op in with_inner(operations) if op.product is not None]
     attends = any("attention" in op.facts for op in products)
     convolutions = _Windows().found(operations)
+    again = set() if attends else _Again().found(operations)
     return Network(
         convolutions,
         any(c.embeds for c in convolutions.values()) or any(map(_cuts, operations)),
         attends,
         any(op.product.recurs for op in products if op.product),
-        frozenset() if attends else frozenset(_recurrent(operations)),
+        bool(again),
+        frozenset(_sums_and_gates(operations, again)),
         bool(products),
     )
 
@@ -278,17 +281,16 @@ def _splits(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
 # Recurrences
 
 
-def _recurrent(operations: Sequence[Operation]) -> Iterator[Operation]:
-    """The gates' products and the sums behind maps that read what they have made."""
-    again = _Again().found(operations)
-    if not again:
-        return
+def _sums_and_gates(
+    operations: Sequence[Operation], maps: set[Operation]
+) -> Iterator[Operation]:
+    """The sums and the gates' products that maps of a recurrence reach first."""
     everything = list(with_inner(operations))
     producers = {v: op for op in everything for v in op.outputs}
-    for op in everything:
+    for op in everything if maps else ():
         if op.kind == "add" or "gate" in op.facts:
             before = (_maps_before(v, producers) for v in op.inputs)
-            if any(not again.isdisjoint(maps) for maps in before):
+            if any(not maps.isdisjoint(found) for found in before):
                 yield op
 
 
@@ -309,18 +311,19 @@ def _maps_before(value: Value, producers: Mapping[Value, Operation]) -> set[Oper
 
 @dataclass
 class _Again:
-    """The maps that read what the same kernel has made before.
+    """The maps whose kernel also reads what it has made before.
 
     In a loop a kernel is the same in every iteration if it follows from no slice and no
     carry: scanned layers have one each, steps of time share theirs.
     """
 
-    again: set[Operation] = field(default_factory=set)
+    named: dict[Operation, int] = field(default_factory=dict)
+    again: int = 0
     names: dict[Any, int] = field(default_factory=dict)
 
     def found(self, operations: Sequence[Operation]) -> set[Operation]:
         self.walk(operations, {}, None, {})
-        return self.again
+        return {op for op, name in self.named.items() if name & self.again}
 
     def walk(
         self,
@@ -336,9 +339,8 @@ class _Again:
             for value in op.inputs:
                 bits |= at.get(value, 0)
             if op.affine is not None:
-                name = self.name(op.affine.kernel, body, outer)
-                if name & bits:
-                    self.again.add(op)
+                name = self.named[op] = self.name(op.affine.kernel, body, outer)
+                self.again |= name & bits
                 bits |= name
             for part, inner in op.bodies:
                 bits |= self.through(op, part, inner, at)

@@ -1,5 +1,7 @@
 """The clauses of ``auto``: what a program is decides, however it is written."""
 
+import os
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -337,3 +339,255 @@ def test_convolutions_behind_patches():
     first, second = rules_of(fn, weights, IMAGE, "conv")
     assert first.startswith("Zero") and second.startswith("Gamma")
     assert clause(fn, weights, IMAGE).startswith("auto: convolutions (1): ")
+
+
+# Recurrences
+
+T, D = 5, 4
+SEQUENCE = shaped(2, T, D)
+CELL = {
+    "x": shaped(D, 4 * D),
+    "h": shaped(D, 4 * D),
+    "both": shaped(2 * D, 4 * D),
+    "b": shaped(4 * D),
+    "out": shaped(D, 3),
+}
+GATED = (
+    "auto: a gated recurrence (maps read what they made): gates are constants, "
+    "sums by |value|"
+)
+
+
+def loop(step, start, x):
+    return lax.scan(step, start, x.swapaxes(0, 1))[1][-1]
+
+
+def fori(step, start, x):
+    return lax.fori_loop(0, T, lambda t, s: step(s, x[:, t])[0], start)[0]
+
+
+def unrolled(step, start, x):
+    for t in range(T):
+        start, h = step(start, x[:, t])
+    return h
+
+
+def checkpointed(step, start, x):
+    return loop(jax.checkpoint(step), start, x)
+
+
+RUNS = [loop, fori, unrolled, checkpointed]
+
+
+def separate(p, x, h):
+    return x @ p["x"] + h @ p["h"] + p["b"]
+
+
+def together(p, x, h):
+    return jnp.concatenate([x, h], -1) @ p["both"] + p["b"]
+
+
+def lstm(p, x, run, maps=separate):
+    def step(state, x):
+        h, c = state
+        i, f, g, o = jnp.split(maps(p, x, h), 4, -1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    start = jnp.zeros((x.shape[0], D))
+    return run(step, (start, start), x) @ p["out"]
+
+
+def gru(p, x, run, maps=separate):
+    def step(state, x):
+        (h,) = state
+        z, r = jnp.split(jax.nn.sigmoid(maps(p, x, h)[..., : 2 * D]), 2, -1)
+        n = jnp.tanh(x @ p["x"][:, :D] + r * (h @ p["h"][:, :D]))
+        h = (1 - z) * n + z * h
+        return (h,), h
+
+    return run(step, (jnp.zeros((x.shape[0], D)),), x) @ p["out"]
+
+
+def plain(p, x, run, maps=separate):
+    def step(state, x):
+        h = jnp.tanh(maps(p, x, state[0])[..., :D])
+        return (h,), h
+
+    return run(step, (jnp.zeros((x.shape[0], D)),), x) @ p["out"]
+
+
+@pytest.mark.parametrize("maps", [separate, together])
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("cell", [lstm, gru, plain])
+def test_recurrences_in_every_spelling(cell, run, maps):
+    found = clause(lambda p, x: cell(p, x, run, maps), CELL, SEQUENCE)
+    if cell is plain:
+        assert found == "auto: a recurrence (maps read what they made): sums by |value|"
+    else:
+        assert found == GATED
+
+
+def numbers(shapes, seed):
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    draw = jax.random.normal
+    return jax.tree.unflatten(
+        tree, [draw(k, s.shape) for k, s in zip(keys, leaves, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("cell", [lstm, gru])
+def test_a_loop_and_its_unrolled_form_have_one_relevance(cell):
+    p, x = numbers(CELL, 0), numbers(SEQUENCE, 1)
+    one, other = (
+        jlrp.relevance(lambda p, x, run=run: cell(p, x, run), p, x)
+        for run in (loop, unrolled)
+    )
+    np.testing.assert_allclose(one, other, atol=1e-11 * np.abs(one).max())
+
+
+def test_gates_are_constants_and_sums_by_value():
+    """One unit by hand: c' = f c + i g, h = o tanh(c'), and its sums."""
+    p, x = numbers(CELL, 2), numbers(SEQUENCE, 3)
+    by_hand = Composite(
+        [("add", rules.Absolute()), (("product", "gate"), rules.Gate())], "attnlrp"
+    )
+    fn = lambda p, x: lstm(p, x, loop)  # noqa: E731
+    found = jlrp.relevance(fn, p, x)
+    wanted = jlrp.relevance(fn, p, x, composite=by_hand)
+    np.testing.assert_allclose(found, wanted, atol=1e-9 * np.abs(wanted).max())
+    gap = found - jlrp.relevance(fn, p, x, composite="cp_lrp")
+    assert np.abs(gap).max() > 0.01 * np.abs(found).max()
+
+
+def excited(p, x):
+    """A gate by a map of the signal, once."""
+    h = jax.nn.relu(x @ p["k"])
+    return (h * jax.nn.sigmoid(h.mean(1, keepdims=True) @ p["v"])).mean(1)
+
+
+def excited_layers(p, x):
+    """The same in a loop over layers, each with maps of its own."""
+
+    def layer(h, p):
+        h = jax.nn.relu(h @ p["k"])
+        return h * jax.nn.sigmoid(h.mean(1, keepdims=True) @ p["v"]), None
+
+    return lax.scan(layer, x, p)[0].mean(1)
+
+
+def linear_unit(p, x):
+    return (jax.nn.sigmoid(x @ p["k"]) * (x @ p["v"])).mean(1)
+
+
+def of_the_input(p, x):
+    """A minimal GRU: its gates are no maps of what it carries."""
+    z, g = jax.nn.sigmoid(x @ p["k"]), x @ p["v"]
+
+    def step(h, now):
+        z, g = now
+        h = (1 - z) * h + z * g
+        return h, h
+
+    along = (z.swapaxes(0, 1), g.swapaxes(0, 1))
+    return lax.scan(step, jnp.zeros((x.shape[0], D)), along)[1][-1]
+
+
+def summed(p, x):
+    """A loop over time whose maps read x alone."""
+    step = lambda h, x: (h + jnp.tanh(x @ p["k"]), None)  # noqa: E731
+    return lax.scan(step, jnp.zeros((x.shape[0], D)), x.swapaxes(0, 1))[0]
+
+
+PAIR = {"k": shaped(D, D), "v": shaped(D, D)}
+LAYERS = {"k": shaped(3, D, D), "v": shaped(3, D, D)}
+
+
+@pytest.mark.parametrize(
+    ("fn", "params"),
+    [
+        (excited, PAIR),
+        (excited_layers, LAYERS),
+        (linear_unit, PAIR),
+        (of_the_input, PAIR),
+    ],
+)
+def test_gates_that_are_no_recurrence(fn, params):
+    assert clause(fn, params, SEQUENCE) == "auto: values times values: attnlrp"
+
+
+def test_what_is_no_recurrence():
+    dense = "auto: dense layers alone: LRP-0"
+    assert clause(summed, PAIR, SEQUENCE) == dense
+
+    def layers(p, x):
+        layer = lambda h, k: (h + jnp.tanh(h @ k), None)  # noqa: E731
+        return lax.scan(layer, x, p["k"])[0].mean(1)
+
+    def by_steps(p, x):
+        for k in p["k"]:
+            x = x + jnp.tanh(x @ k)
+        return x.mean(1)
+
+    def each_step(p, x):  # the same map, of every step by itself
+        return sum(jnp.tanh(x[:, t] @ p["k"]) for t in range(T))
+
+    assert clause(layers, LAYERS, SEQUENCE) == dense
+    assert clause(by_steps, LAYERS, SEQUENCE) == dense
+    assert clause(each_step, PAIR, SEQUENCE) == dense
+
+
+def test_attention_with_shared_layers_is_no_recurrence():
+    def fn(p, x):
+        for _ in range(3):
+            x = x + jax.nn.softmax((x @ p["k"]) @ x.swapaxes(1, 2)) @ (x @ p["v"])
+        return x.mean(1)
+
+    assert clause(fn, PAIR, SEQUENCE) == "auto: attention: attnlrp"
+
+
+# Frameworks
+
+
+def test_flax_cells():
+    for cell in (nn.OptimizedLSTMCell, nn.LSTMCell, nn.GRUCell):
+        model = nn.RNN(cell(D))
+        params = jax.eval_shape(model.init, jax.random.key(0), SEQUENCE)
+        assert clause(model.apply, params, SEQUENCE) == GATED
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("layer", ["LSTM", "GRU"])
+def test_keras_cells(layer, unroll):
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras")
+    if keras.backend.backend() != "jax":
+        pytest.skip("Keras runs on another backend")
+    from jlrp.integrations import keras as of_keras
+
+    model = keras.Sequential(
+        [keras.Input((T, D)), getattr(keras.layers, layer)(D, unroll=unroll)]
+    )
+    assert clause(*of_keras.model(model), SEQUENCE) == GATED
+
+
+def test_equinox_convolutions_and_patches():
+    eqx = pytest.importorskip("equinox")
+    from jlrp.integrations import equinox as of_equinox
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.ShapeDtypeStruct((2, 3, 16, 16), jnp.zeros(()).dtype)
+    two = eqx.nn.Sequential(
+        [
+            eqx.nn.Conv2d(3, 4, 3, padding=1, key=keys[0]),
+            eqx.nn.Lambda(jax.nn.relu),
+            eqx.nn.Conv2d(4, 4, 3, padding=1, key=keys[1]),
+        ]
+    )
+    embeds = eqx.nn.Conv2d(3, 8, 4, 4, key=keys[0])
+    for model, wanted in ((two, TWO), (embeds, PATCHES)):
+        fn, params = of_equinox.module(model)
+        batched = lambda p, x, fn=fn: jax.vmap(lambda one: fn(p, one))(x)  # noqa: E731
+        assert clause(batched, params, x) == wanted
