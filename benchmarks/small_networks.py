@@ -14,7 +14,6 @@ import argparse
 import functools
 import json
 import sys
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -435,57 +434,95 @@ class Dense(nn.Module):
         return nn.Dense(10)(h)
 
 
-CHOSEN_ON = {}
-REPORTED = {}
-
-
-def chosen_on(name, data, model, steps=300):
-    CHOSEN_ON[name] = (data, model, steps)
-
-
-def reported(name, data, model, steps=300):
-    REPORTED[name] = (data, model, steps)
-
-
-chosen_on("CNN of 3, shapes", shapes, Stack((16, 24, 32), (0, 1, 2)))
-chosen_on("strided CNN of 4, patches", patches, Stack((12, 16, 24, 32), (), True, True, strides=(1, 3)))
-chosen_on("CNN of 10, patches", patches, Stack((12,) * 10, (3, 6), True, True))
-chosen_on("residual of 21, shapes", shapes, Residual(3, 10), 400)
-chosen_on("separable of 17, patches", patches, Separable(), 400)
-chosen_on("squeeze and excite, shapes", shapes, Stack((16, 24, 32), (0, 1), True, True, excite=True))
-chosen_on("ConvNeXt, shapes", shapes, ConvNext(), 600)
-chosen_on("ViT, patches", patches, Transformer(4), 400)
-chosen_on("ViT with a token, shapes", shapes, Transformer(4, "dense", token=True), 800)
-chosen_on("mixer, shapes", shapes, Mixer(4), 600)
-chosen_on("conv stem and attention, shapes", shapes, Transformer(2, "stem"), 600)
-chosen_on("CNN of 3, signals", signals, Stack((16, 24, 32), (0, 1), kernel=5))
-chosen_on("dilated CNN of 5, signals", signals, Stack((16,) * 5, (), False, True, dilation=True), 400)
-chosen_on("residual of 15, signals", signals, Residual(2, 10), 400)
-chosen_on("WaveNet, signals", signals, WaveNet(), 400)
-chosen_on("transformer, signals", signals, Transformer(4, "conv"), 600)
-chosen_on("GRU, signals", signals, Recurrent(nn.GRUCell), 1000)
-chosen_on("LSTM, rows of shapes", shapes, Recurrent(), 1500)
-chosen_on("bidirectional LSTM, signals", signals, Recurrent(both=True, mean=True), 1000)
-chosen_on("plain recurrence, signals", signals, Recurrent(nn.SimpleCell, mean=True), 1000)
-chosen_on("minimal GRU, signals", signals, Minimal(), 1500)
-chosen_on("Mamba, signals", signals, Mamba(), 400)
-chosen_on("MLP, cancer", cancer, Dense())
-chosen_on("MLP of gelu, diabetes", diabetes, Dense((32, 32, 32), nn.gelu))
-chosen_on("MLP of GLU, cancer", cancer, Dense(gated=nn.sigmoid))
-chosen_on("transformer of columns, cancer", cancer, Transformer(0, "columns"), 300)
+# By name: the data, the network, steps of training. `auto` was fitted on the first.
+CHOSEN_ON = {
+    "CNN of 1, digits": (digits, Stack((16,), (0,)), 300),
+    "CNN of 3, shapes": (shapes, Stack((16, 24, 32), (0, 1, 2)), 300),
+    "CNN of 3, patches": (patches, Stack((16, 24, 32), (0, 1, 2)), 300),
+    "CNN of 4 averaged, digits": (
+        digits,
+        Stack((12, 16, 24, 32), (1,), True, True),
+        300,
+    ),
+    "strided CNN of 4, patches": (
+        patches,
+        Stack((12, 16, 24, 32), (), True, True, strides=(1, 3)),
+        300,
+    ),
+    "CNN of 6, digits": (digits, Stack((12, 12, 16, 16, 24, 24), (3,), True), 400),
+    "CNN of 6, shapes": (
+        shapes,
+        Stack((12, 12, 16, 16, 24, 24), (1, 3), True, True),
+        400,
+    ),
+    "residual of 15, digits": (digits, Residual(2, 12), 400),
+    "residual of 21, shapes": (shapes, Residual(3, 10), 400),
+    "squeeze and excite, shapes": (
+        shapes,
+        Stack((16, 24, 32), (0, 1), True, True, excite=True),
+        300,
+    ),
+    "CNN of 3, signals": (signals, Stack((16, 24, 32), (0, 1), kernel=5), 300),
+    "dilated CNN of 5, signals": (
+        signals,
+        Stack((16,) * 5, (), average=True, dilation=True),
+        400,
+    ),
+    "residual of 15, signals": (signals, Residual(2, 10), 400),
+    "WaveNet, signals": (signals, WaveNet(), 400),
+    "ViT, patches": (patches, Transformer(4), 400),
+    "mixer, shapes": (shapes, Mixer(4), 600),
+    "GRU, signals": (signals, Recurrent(nn.GRUCell), 1000),
+    "GRU, rows of digits": (digits, Recurrent(nn.GRUCell), 1000),
+    "LSTM, signals": (signals, Recurrent(), 1000),
+    "LSTM, rows of shapes": (shapes, Recurrent(), 1500),
+    "bidirectional LSTM, signals": (
+        signals,
+        Recurrent(both=True, mean=True),
+        1000,
+    ),
+    "plain recurrence, signals": (signals, Recurrent(nn.SimpleCell, mean=True), 1000),
+    "minimal GRU, signals": (signals, Minimal(), 1500),
+    "MLP, cancer": (cancer, Dense(), 300),
+    "MLP of GLU, cancer": (cancer, Dense(gated=nn.sigmoid), 300),
+    "MLP of GELU, diabetes": (diabetes, Dense((32, 32, 32), nn.gelu), 300),
+}
+REPORTED = {
+    "CNN of 2, digits": (digits, Stack((16, 32), (1,)), 300),
+    "residual of 9, digits": (digits, Residual(1, 12), 300),
+    "ViT, digits": (digits, Transformer(2, "dense"), 500),
+    "mixer, digits": (digits, Mixer(2), 500),
+    "LSTM, rows of digits": (digits, Recurrent(), 800),
+    "CNN of 5, shapes": (shapes, Stack((12, 12, 16, 24, 24), (1, 3), True), 300),
+    "CNN of 4, signals": (signals, Stack((12, 16, 24, 24), (1,), True, True), 300),
+    "GRU averaged, signals": (signals, Recurrent(nn.GRUCell, mean=True), 800),
+    "MLP, wine": (wine, Dense((32, 32)), 300),
+    "transformer of columns, diabetes": (
+        diabetes,
+        Transformer(0, "columns", 32, 1),
+        300,
+    ),
+}
 
 
 def train(model, data, steps, seed, batch=128, rate=4e-3):
     """AdamW on the cross-entropy; running statistics as Flax keeps them."""
     variables = model.init(jax.random.key(seed), data.x[:2])
-    params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    params, rest = (
+        variables["params"],
+        {k: v for k, v in variables.items() if k != "params"},
+    )
     schedule = optax.cosine_decay_schedule(rate, steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-3))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-3)
+    )
 
     @jax.jit
     def step(params, rest, state, x, labels):
         def loss(params):
-            scores, after = model.apply({"params": params, **rest}, x, True, mutable=list(rest))
+            scores, after = model.apply(
+                {"params": params, **rest}, x, True, mutable=list(rest)
+            )
             losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
             return losses.mean(), after
 
@@ -499,12 +536,78 @@ def train(model, data, steps, seed, batch=128, rate=4e-3):
         params, rest, state = step(params, rest, state, data.x[pick], data.labels[pick])
     return {"params": params, **rest}
 
-chosen_on("CNN of 4 averaged, digits", digits, Stack((12, 16, 24, 32), (1,), True, True), 300)
-chosen_on("CNN of 1, digits", digits, Stack((16,), (0,)), 300)
-chosen_on("CNN of 3, patches", patches, Stack((16, 24, 32), (0, 1, 2)))
-chosen_on("CNN of 6, shapes", shapes, Stack((12, 12, 16, 16, 24, 24), (1, 3), True, True), 400)
-chosen_on("CNN of 6, digits", digits, Stack((12, 12, 16, 16, 24, 24), (3,), True), 400)
 
-chosen_on("LSTM, signals", signals, Recurrent(), 1000)
-chosen_on("GRU, rows of digits", digits, Recurrent(nn.GRUCell), 1000)
-chosen_on("residual of 15, digits", digits, Residual(2, 12), 400)
+def candidates(fn, variables, x):
+    """The presets by name, those that give the same rules to every operation as one."""
+    low, high = min(0.0, float(x.min())), max(0.0, float(x.max()))
+    found = {}
+    for name in sorted(composites.PRESETS):
+        composite = name
+        if name == "epsilon_gamma_box":
+            composite = composites.epsilon_gamma_box(low, high)
+        rows = jlrp.inspect(fn, variables, x, composite=composite).operations
+        key = tuple((row.kind, row.rule) for row in rows)
+        found.setdefault(key, (composite, []))[1].append(name)
+    return [(composite, names) for composite, names in found.values()]
+
+
+def measure(name, seeds):
+    """ABPC of each preset on each example of each seed; how often the network is sure."""
+    make, model, steps = {**CHOSEN_ON, **REPORTED}[name]
+    values, sure, line = {}, [], ""
+
+    def fn(variables, x):
+        return model.apply(variables, x)
+
+    for seed in range(seeds):
+        data = make(seed)
+        variables = train(model, data, steps, seed)
+        x = jnp.asarray(data.test)
+        sure.append(float(jax.nn.softmax(fn(variables, x)).max(-1).mean()))
+        line = jlrp.inspect(fn, variables, x).choice
+        for composite, names in candidates(fn, variables, x):
+            found = metrics.curves(
+                fn,
+                variables,
+                x,
+                jlrp.relevance(fn, variables, x, composite=composite),
+                parts=data.parts,
+                removal=metrics.Constant(0.0),
+                steps=min(data.parts.count, POINTS),
+            )
+            for preset in names:
+                values.setdefault(preset, []).append(np.asarray(found.abpc))
+    return {k: np.concatenate(v) for k, v in values.items()}, np.mean(sure), line
+
+
+def row(name, values, sure):
+    """`auto`, the best other preset, and their difference on the same examples."""
+    others = {k: v for k, v in values.items() if k != "auto"}
+    best = max(others, key=lambda k: others[k].mean())
+    gap = metrics.interval(values["auto"] - others[best])
+    ours, theirs = values["auto"].mean(), others[best].mean()
+    return f"| {name} | {sure:.2f} | {ours:.3f} | {theirs:.3f} (`{best}`) | {gap} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help="of networks; all, if none")
+    parser.add_argument("--chosen-on", action="store_true", help="those fitted on")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also keep all means in this file")
+    options = parser.parse_args()
+    print(machine())
+    print("\n| network | sure | `auto` | best other preset | `auto` more by |")
+    print("|---" * 5 + "|")
+    kept = {}
+    for name in options.names or (CHOSEN_ON if options.chosen_on else REPORTED):
+        values, sure, line = measure(name, options.seeds)
+        print(row(name, values, sure), flush=True)
+        means = {k: round(float(v.mean()), 4) for k, v in values.items()}
+        kept[name] = {"choice": line, "examples": len(values["auto"]), **means}
+        if options.json:
+            options.json.write_text(json.dumps(kept, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -357,39 +357,39 @@ def mamba_lrp() -> Composite:
 def auto() -> Composite:
     """The default: each part of a program by what it is, in any spelling.
 
-    1. *Convolutions* (whose windows overlap, or that others precede): ``Gamma``, 0.6
-       near x and less with each convolution to the output: by the 49th root of 20, to
-       0.03 behind 49 of them.
+    1. *Convolutions*: ``Gamma``, 0.6 near x, falling by equal factors with depth to
+       ``0.1 * 0.3 ** min(1, (n / 49) ** 2)`` at the output, of n convolutions: 0.1 in
+       small networks, 0.03 from 49 on.
     2. Of these, *convolutions of large images*, of which an output sees at most a 32nd
        of the image's shorter side: ``Flat``. None below 96 pixels with kernels of 3.
     3. *Patches*: a first convolution whose windows do not overlap (stride >= kernel) is
-       a dense layer on patches, and like every dense layer has ``Zero`` (LRP-0).
-    4. *Recurrences*, whose maps read what they have made (LSTM, GRU, by a loop or
-       unrolled): gates are constants, as in ``cp_lrp``; sums of the new and the carried
+       a dense layer on patches: LRP-0, as where a reshape cuts them.
+    4. *Recurrences*, whose maps read what they have made before (LSTM, GRU, by a loop
+       or unrolled): gates are constants, as in ``cp_lrp``, and sums in the recurrence
        are shared by absolute value.
     5. *Selective recurrences*, whose step sizes and matrices are learned maps of the
        signal that they multiply: ``mamba_lrp``.
-    6. *Other products* (attention, gates, mixers of values): ``attnlrp``.
-    7. *Dense layers*: LRP-0 beside products, patches and recurrences, else
-       ``Epsilon(1e-6)``, and so sums and means.
+    6. All else (attention, gates, mixers, dense layers): ``attnlrp``, which is LRP-0
+       where no values are multiplied by values.
 
-    ``jlrp.inspect`` says in a line what was taken, and why. The constants of 1 and 2
-    are those of EfficientNet-Lite0 with ImageNet's weights, and that small networks
-    keep near to 0.6 was fitted on small ones of our own, as were 3 to 6; measured are
-    others too: ``docs/choosing-a-composite.md``.
+    Several clauses may hold for one program; ``jlrp.inspect`` says in a line which were
+    taken, and why. 0.6, 0.03 and 1/32 were measured on EfficientNet-Lite0 with
+    ImageNet's weights; 0.1 and clauses 3 and 4 were chosen on small networks of ours.
+    What was measured on which is in ``docs/choosing-a-composite.md``.
 
     Example:
       >>> import jax.numpy as jnp, jlrp
       >>> report = jlrp.inspect(lambda w, x: x @ w, jnp.ones((2, 3)), jnp.ones((1, 2)))
       >>> report.choice
-      'auto: dense layers alone: Epsilon'
+      'auto: dense layers alone: LRP-0'
     """
     composite = _preset(find_signals=True)
     object.__setattr__(composite, "rest", _by_what_it_is)
     return composite
 
 
-_GAMMA, _FALL, _DEEP = 0.6, 20.0, 49  # at x; in all, over so many convolutions
+_NEAR, _FAR = 0.6, 0.1  # gammas of convolutions at x, and at the output
+_DEEP, _FURTHER = 49, 0.3  # in networks as deep as this, the latter is less
 _SMALL = 1 / 32  # of a side: Flat claims nothing below this
 
 
@@ -416,13 +416,17 @@ def _convolutional(network: Network) -> Iterator[_Clause]:
         for op, c in network.convolutions.items()
         if not c.embeds and c.field is not None and c.field <= c.side * _SMALL
     )
-    far = _GAMMA / _FALL ** min(1.0, count / _DEEP)
+    far = _FAR * _FURTHER ** min(1.0, (count / _DEEP) ** 2)
     pairs: list[tuple[Selector, Rule]] = [(flat.__contains__, Flat())] if flat else []
     pairs.append((_embedding(network), Zero()))
-    pairs += _falling_gammas(0.0, (_GAMMA, far), 8, 1e-6)
+    pairs += _falling_gammas(0.0, (_NEAR, far), 8, 1e-6)
     side = max(c.side for c in network.convolutions.values())
-    seen = "Flat on {0} that see at most" if flat else "no Flat, since all see more than"
-    line = f"convolutions ({count}): Gamma {_GAMMA:g} to {far:.2g}, {seen} 1/32 of {{1:g}}"
+    seen = (
+        "Flat on {0} that see at most" if flat else "no Flat, since all see more than"
+    )
+    line = (
+        f"convolutions ({count}): Gamma {_NEAR:g} to {far:.2g}, {seen} 1/32 of {{1:g}}"
+    )
     yield pairs, line.format(len(flat), side)
 
 

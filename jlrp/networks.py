@@ -164,7 +164,9 @@ class _Windows:
         side = before.side or min((n for n, *_ in axes), default=1) * before.jump
         after = replace(after, jump=after.jump / spread, side=side, mapped=True)
         cut = [(size, stride) for extent, size, stride, *_ in axes if extent > 1]
-        single = math.prod(op.affine.core.outputs[0].shape[a] for a in _out_axes(op)) == 1
+        single = (
+            math.prod(op.affine.core.outputs[0].shape[a] for a in _out_axes(op)) == 1
+        )
         apart = single or all(stride >= size for size, stride in cut)
         apart = apart and any(size > 1 for size, _ in cut)
         embeds = apart and not before.mapped
@@ -254,7 +256,9 @@ def _cuts(op: Operation) -> bool:
         moved = [a for a in equation.inputs if isinstance(a, Value)]
         if len(moved) != 1 or equation.primitive not in _MOVES:
             return False
-        cut |= equation.primitive is p.reshape_p and _splits(moved[0].shape, value.shape)
+        cut |= equation.primitive is p.reshape_p and _splits(
+            moved[0].shape, value.shape
+        )
         value = moved[0]
     return cut and positions > 1
 

@@ -101,7 +101,9 @@ SPELLINGS = {
 def test_convolutions_in_every_spelling(name):
     fn = lambda k, h: SPELLINGS[name](k, h).mean((1, 2))  # noqa: E731
     assert clause(fn, KERNELS, IMAGE) == TWO
-    assert all(rule.startswith("Gamma") for rule in rules_of(fn, KERNELS, IMAGE, "conv"))
+    assert all(
+        rule.startswith("Gamma") for rule in rules_of(fn, KERNELS, IMAGE, "conv")
+    )
 
 
 @pytest.mark.parametrize("rank", [1, 3])
