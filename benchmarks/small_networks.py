@@ -1,11 +1,10 @@
 """The default beside every preset, on small networks that train in seconds.
 
     python benchmarks/small_networks.py                        # what is reported
-    python benchmarks/small_networks.py --chosen-on --seeds 1  # what `auto` was fitted on
+    python benchmarks/small_networks.py --chosen-on --seeds 1  # what it was chosen on
 
-Images that are drawn here, patches of scikit-learn's two photographs, signals that are
-drawn here, scikit-learn's tables and digits; networks of every kind that clauses of
-`auto` tell apart. Single pixels (all channels), steps of time or columns are set to 0,
+Images and signals that are drawn here, patches of three photographs that packages ship,
+scikit-learn's tables and digits; networks of every kind that `auto` tells apart. Single pixels (all channels), steps of time or columns are set to 0,
 by their relevance; the score is the probability of the predicted class; ABPC is the
 mean over all points of LeRF - MoRF. Intervals are over examples, of all seeds.
 """
@@ -552,7 +551,7 @@ def candidates(fn, variables, x):
 
 
 def measure(name, seeds):
-    """ABPC of each preset on each example of each seed; how often the network is sure."""
+    """ABPC of each preset on all examples, how sure the network is, what was taken."""
     make, model, steps = {**CHOSEN_ON, **REPORTED}[name]
     values, sure, line = {}, [], ""
 

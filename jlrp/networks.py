@@ -164,9 +164,7 @@ class _Windows:
         side = before.side or min((n for n, *_ in axes), default=1) * before.jump
         after = replace(after, jump=after.jump / spread, side=side, mapped=True)
         cut = [(size, stride) for extent, size, stride, *_ in axes if extent > 1]
-        single = (
-            math.prod(op.affine.core.outputs[0].shape[a] for a in _out_axes(op)) == 1
-        )
+        single = math.prod(a for a in _out_shape(op)) == 1
         apart = single or all(stride >= size for size, stride in cut)
         apart = apart and any(size > 1 for size, _ in cut)
         embeds = apart and not before.mapped
@@ -222,9 +220,12 @@ def _stepped(before: _Seen, windows: Iterable[tuple[int, int, int]]) -> _Seen:
     return replace(before, field=field, jump=before.jump * stride)
 
 
-def _out_axes(op: Operation) -> Sequence[int]:
+def _out_shape(op: Operation) -> list[int]:
+    """The spatial axes of a convolution's output."""
     assert op.affine is not None
-    return op.affine.core.params["dimension_numbers"].out_spec[2:]
+    core = op.affine.core
+    axes = core.params["dimension_numbers"].out_spec[2:]
+    return [core.outputs[0].shape[axis] for axis in axes]
 
 
 def _spatial_axes(op: Operation) -> list[tuple[int, int, int, int, int]]:
