@@ -4,9 +4,10 @@
     python benchmarks/small_networks.py --chosen-on --seeds 1  # what it was chosen on
 
 Images and signals that are drawn here, patches of three photographs that packages ship,
-scikit-learn's tables and digits; networks of every kind that `auto` tells apart. Single pixels (all channels), steps of time or columns are set to 0,
-by their relevance; the score is the probability of the predicted class; ABPC is the
-mean over all points of LeRF - MoRF. Intervals are over examples, of all seeds.
+scikit-learn's tables and digits; networks of every kind that `auto` tells apart. Single
+pixels (all channels), steps of time or columns are set to 0, by their relevance; the
+score is the probability of the predicted class; ABPC is the mean over all points of
+LeRF - MoRF. Intervals are over examples, of all seeds.
 """
 
 import argparse

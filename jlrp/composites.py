@@ -364,9 +364,10 @@ def auto() -> Composite:
        of the image's shorter side: ``Flat``. None below 96 pixels with kernels of 3.
     3. *Patches*: a first convolution whose windows do not overlap (stride >= kernel) is
        a dense layer on patches: LRP-0, as where a reshape cuts them.
-    4. *Recurrences*, whose maps read what they have made before (LSTM, GRU, by a loop
-       or unrolled): gates are constants, as in ``cp_lrp``, and sums in the recurrence
-       are shared by absolute value.
+    4. *Gated recurrences*, whose gates are maps of what they have made before (LSTM,
+       GRU, by a loop or unrolled): gates of what is carried are constants, ``f c`` and
+       ``o tanh(c)``, ``z h`` and ``(1 - z) n``, as in ``cp_lrp``; other gates share
+       half, ``i g`` and ``r (U h)``, as in ``attnlrp``.
     5. *Selective recurrences*, whose step sizes and matrices are learned maps of the
        signal that they multiply: ``mamba_lrp``.
     6. All else (attention, gates, mixers, dense layers): ``attnlrp``, which is LRP-0
@@ -444,16 +445,11 @@ def _recurrent(network: Network) -> Iterator[_Clause]:
     if network.selective:
         line = "a selective recurrence (maps of the signal multiply it): mamba_lrp"
         yield [("product", Selective())], line
-    elif network.recurs:
-        sums = (network.recurrent.__contains__, "add")
-        pairs: list[tuple[Selector, Rule]] = [
-            (sums, Absolute()),
-            (("product", "gate"), Gate()),
-        ]
-        kind = "gated " if network.gated else ""
-        held = "gates are constants, " if network.gated else ""
-        line = f"a {kind}recurrence (maps read what they made): {held}sums by |value|"
-        yield pairs, line
+    elif network.gated:
+        line = (
+            "a gated recurrence (gates of what they made): constant on what it carries"
+        )
+        yield [(network.coefficients.__contains__, Gate())], line
 
 
 def _multiplying(network: Network) -> Iterator[_Clause]:

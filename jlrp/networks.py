@@ -7,7 +7,7 @@ on how a program is written: a loop counts as what it unrolls to, axes lie in an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,8 +46,8 @@ class Network:
       selective: whether there is a selective recurrence.
       patches: whether x is cut into patches that do not overlap, each mapped alike, by
         a convolution or by a reshape.
-      recurs: whether maps read what they have made before.
-      recurrent: the sums and the gates' products that such maps reach first.
+      gated: whether a recurrence has gates: maps of what they have made before.
+      coefficients: the products of those gates that multiply what it carries.
       multiplies: whether values are multiplied by values at all.
     """
 
@@ -55,8 +55,8 @@ class Network:
     patches: bool
     attends: bool
     selective: bool
-    recurs: bool
-    recurrent: frozenset[Operation]
+    gated: bool
+    coefficients: frozenset[Operation]
     multiplies: bool
 
     @property
@@ -65,24 +65,19 @@ class Network:
         found = self.convolutions.values()
         return sum(c.times for c in found if not c.embeds)
 
-    @property
-    def gated(self) -> bool:
-        return any(op.product is not None for op in self.recurrent)
-
 
 def network_of(operations: Sequence[Operation]) -> Network:
     """What a program is made of; its operations, from the output back."""
     products = [op for op in with_inner(operations) if op.product is not None]
-    attends = any("attention" in op.facts for op in products)
     convolutions = _Windows().found(operations)
-    again = set() if attends else _Again().found(operations)
+    gates = _recurrent_gates(operations)
     return Network(
         convolutions,
         any(c.embeds for c in convolutions.values()) or any(map(_cuts, operations)),
-        attends,
+        any("attention" in op.facts for op in products),
         any(op.product.recurs for op in products if op.product),
-        bool(again),
-        frozenset(_sums_and_gates(operations, again)),
+        bool(gates),
+        frozenset(op for op, multiplies_carry in gates.items() if multiplies_carry),
         bool(products),
     )
 
@@ -286,17 +281,42 @@ def _splits(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
 # Recurrences
 
 
-def _sums_and_gates(
-    operations: Sequence[Operation], maps: set[Operation]
-) -> Iterator[Operation]:
-    """The sums and the gates' products that maps of a recurrence reach first."""
-    everything = list(with_inner(operations))
-    producers = {v: op for op in everything for v in op.outputs}
-    for op in everything if maps else ():
-        if op.kind == "add" or "gate" in op.facts:
-            before = (_maps_before(v, producers) for v in op.inputs)
-            if any(not maps.isdisjoint(found) for found in before):
-                yield op
+def _recurrent_gates(operations: Sequence[Operation]) -> dict[Operation, bool]:
+    """The gates' products of a recurrence, and whether it carries what they multiply.
+
+    A gate is a map of what the same map has made before. What such a gate was computed
+    from, if it is the other factor, is carried: ``f * c`` and ``o * tanh(c)`` of an
+    LSTM, ``z * h`` of a GRU. The same gate is a coefficient elsewhere too: ``1 - z``.
+    """
+    again = _Again().found(operations)
+    producers = {v: op for op in with_inner(operations) for v in op.outputs}
+
+    def recurs(op: Operation) -> bool:
+        gates = (_maps_before(v, producers) for v in _gates_of(op))
+        return any(not again.isdisjoint(maps) for maps in gates)
+
+    everything = with_inner(operations) if again else ()
+    found = [op for op in everything if "gate" in op.facts and recurs(op)]
+    starts = {op: {_start(v, producers) for v in _gates_of(op)} for op in found}
+    carried: set[Value] = set()
+    for op in found:
+        assert op.product is not None
+        if op.product.selective != op.product.uniform:
+            carried |= starts[op]
+    return {op: not carried.isdisjoint(starts[op]) for op in found}
+
+
+def _gates_of(op: Operation) -> list[Value]:
+    assert op.product is not None
+    shares = zip(op.inputs, op.product.gated, strict=True)
+    return [v for v, share in shares if not share]
+
+
+def _start(gate: Value, producers: Mapping[Value, Operation]) -> Value:
+    """What a gate's activation reads: the same for ``z`` and for ``1 - z``."""
+    while gate in producers and producers[gate].kind in ("activation", "scale"):
+        (gate,) = producers[gate].inputs
+    return gate
 
 
 def _maps_before(value: Value, producers: Mapping[Value, Operation]) -> set[Operation]:
@@ -319,34 +339,34 @@ class _Again:
     """The maps whose kernel also reads what it has made before.
 
     In a loop a kernel is the same in every iteration if it follows from no slice and no
-    carry: scanned layers have one each, steps of time share theirs.
+    carry: scanned layers have one each, steps of time share theirs. Each kernel is a
+    bit; a value has those of the kernels on some path to it.
     """
 
-    named: dict[Operation, int] = field(default_factory=dict)
+    kernels: dict[Operation, int] = field(default_factory=dict)
     again: int = 0
-    names: dict[Any, int] = field(default_factory=dict)
+    numbers: dict[Any, int] = field(default_factory=dict)  # of a spelling
+    known: dict[Value, int] = field(default_factory=dict)  # the number of a value
 
     def found(self, operations: Sequence[Operation]) -> set[Operation]:
-        self.walk(operations, {}, None, {})
-        return {op for op, name in self.named.items() if name & self.again}
+        self.walk(operations, {}, None)
+        return {op for op, bit in self.kernels.items() if bit & self.again}
 
     def walk(
         self,
         operations: Sequence[Operation],
         known: Mapping[Any, int],
         body: Body | None,
-        outer: Mapping[Value, Atom],
     ) -> dict[Any, int]:
-        """Bits of the kernels that are on some path to each value."""
         at = dict(known)
         for op in reversed(operations):
             bits = 0
             for value in op.inputs:
                 bits |= at.get(value, 0)
             if op.affine is not None:
-                name = self.named[op] = self.name(op.affine.kernel, body, outer)
-                self.again |= name & bits
-                bits |= name
+                bit = self.kernels[op] = self.bit_of(op.affine.kernel, body)
+                self.again |= bit & bits
+                bits |= bit
             for part, inner in op.bodies:
                 bits |= self.through(op, part, inner, at)
             at |= {v: at.get(v, 0) | bits for v in op.outputs}
@@ -355,11 +375,15 @@ class _Again:
     def through(
         self, op: Operation, body: Body, inner: list[Operation], at: Mapping[Any, int]
     ) -> int:
-        inputs = body.program.inputs
-        outside = dict(zip(inputs, body.operands(op.equations[0]), strict=True))
-        inside = {v: at.get(a, 0) for v, a in outside.items()}
+        """The bits that a loop or branch adds; a loop by its first two iterations."""
+        operands = body.operands(op.equations[0])
+        pairs = list(zip(body.program.inputs, operands, strict=True))
+        inside = {v: at.get(a, 0) for v, a in pairs}
+        for constant, outside in pairs[: body.n_constants]:
+            self.known[constant] = self.number(outside)
+        after: dict[Any, int] = {}
         for _ in range(1 + bool(body.n_carries)):
-            after = self.walk(inner, inside, body, outside)
+            after = self.walk(inner, inside, body)
             for carry, out in zip(body.carries, body.program.outputs, strict=False):
                 inside[carry] |= after.get(out, 0)
         bits = 0
@@ -367,35 +391,44 @@ class _Again:
             bits |= after.get(out, 0)
         return bits
 
-    def name(self, kernel: Atom, body: Body | None, outer: Mapping[Value, Atom]) -> int:
-        """A bit for a kernel; 0 for one that changes with every iteration."""
-        if body is not None:
-            changing = {*body.carries, *body.slices}
-            if not changing.isdisjoint(_made_of(kernel)):
-                return 0
-        spelled = _spelled(kernel, outer, 20)
-        return self.names.setdefault(spelled, 1 << len(self.names))
+    def bit_of(self, kernel: Atom, body: Body | None) -> int:
+        """The bit of a kernel; 0 for one that changes with every iteration."""
+        changing = {*body.carries, *body.slices} if body else set()
+        if not changing.isdisjoint(_made_of(kernel)):
+            return 0
+        return 1 << self.number(kernel)
+
+    def number(self, atom: Atom) -> int:
+        """A number for what makes a value: equal slices of one array are one kernel."""
+        if not isinstance(atom, Value):
+            spelled = str(atom.dtype), atom.shape, atom.number.tobytes()
+            return self.numbers.setdefault(spelled, len(self.numbers))
+        for value in reversed(_made_of(atom)):  # operands first
+            if value not in self.known:
+                self.known[value] = self.numbers.setdefault(
+                    self.spelled(value), len(self.numbers)
+                )
+        return self.known[atom]
+
+    def spelled(self, value: Value) -> Any:
+        equation = value.producer
+        if equation is None:
+            return value
+        operands = tuple(
+            self.known[a] if isinstance(a, Value) else self.number(a)
+            for a in equation.inputs
+        )
+        which = equation.outputs.index(value)
+        return equation.primitive, str(equation.params), which, operands
 
 
-def _spelled(atom: Atom, outer: Mapping[Value, Atom], depth: int) -> Any:
-    """A parameter by what makes it: equal slices of one array are one kernel."""
-    if not isinstance(atom, Value):
-        return str(atom.dtype), atom.shape, atom.number.tobytes()
-    atom = outer.get(atom, atom)
-    if not isinstance(atom, Value) or atom.producer is None or not depth:
-        return atom
-    equation = atom.producer
-    inputs = tuple(_spelled(a, outer, depth - 1) for a in equation.inputs)
-    which = equation.outputs.index(atom)
-    return equation.primitive, str(equation.params), which, inputs
-
-
-def _made_of(atom: Atom) -> Iterator[Value]:
-    stack, seen = [atom], set()
+def _made_of(atom: Atom) -> list[Value]:
+    """A value and all that it is made of, the last first."""
+    found, stack = set(), [atom]
     while stack:
         value = stack.pop()
-        if isinstance(value, Value) and value not in seen:
-            seen.add(value)
-            yield value
+        if isinstance(value, Value) and value not in found:
+            found.add(value)
             if value.producer is not None:
                 stack += value.producer.inputs
+    return sorted(found, key=lambda v: -v.position)
