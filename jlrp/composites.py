@@ -369,7 +369,7 @@ def auto() -> Composite:
        ``o tanh(c)``, ``z h`` and ``(1 - z) n``, as in ``cp_lrp``; other gates share
        half, ``i g`` and ``r (U h)``, as in ``attnlrp``.
     5. *Selective recurrences*, whose step sizes and matrices are learned maps of the
-       signal that they multiply: ``mamba_lrp``.
+       signal that they multiply: ``mamba_lrp``, also on convolutions.
     6. All else (attention, gates, mixers, dense layers): ``attnlrp``, which is LRP-0
        where no values are multiplied by values.
 
@@ -410,7 +410,7 @@ _Clause = tuple[list[tuple[Selector, Rule]], str]
 def _convolutional(network: Network) -> Iterator[_Clause]:
     """Gamma by depth, Flat where little of a large image is seen."""
     count = network.count
-    if not count:
+    if not count or network.selective:
         return
     flat = frozenset(
         op

@@ -576,6 +576,27 @@ def test_attention_with_shared_layers_is_no_recurrence():
     assert clause(fn, PAIR, SEQUENCE) == "auto: attention: attnlrp"
 
 
+def test_a_selective_recurrence_is_mamba_lrp_its_convolution_too():
+    def fn(p, x):
+        u = jax.nn.silu(conv(x @ p["k"], p["conv"][:, None], feature_group_count=D))
+        size, b = jax.nn.softplus(u @ p["v"]), u @ p["b"]
+        decay = jnp.exp(-size)
+
+        def step(h, now):
+            decay, added = now
+            h = decay * h + added
+            return h, h
+
+        along = [a.swapaxes(0, 1) for a in (decay, size * u * b)]
+        return lax.scan(step, jnp.zeros((x.shape[0], D)), along)[1][-1]
+
+    weights = {**PAIR, "b": shaped(D, D), "conv": shaped(3, D)}
+    wanted = "auto: a selective recurrence (maps of the signal multiply it): mamba_lrp"
+    assert clause(fn, weights, SEQUENCE) == wanted
+    (rule,) = rules_of(fn, weights, SEQUENCE, "conv")
+    assert rule.startswith("Zero")
+
+
 # Frameworks
 
 
