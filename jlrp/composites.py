@@ -382,7 +382,7 @@ def auto() -> Composite:
       >>> import jax.numpy as jnp, jlrp
       >>> report = jlrp.inspect(lambda w, x: x @ w, jnp.ones((2, 3)), jnp.ones((1, 2)))
       >>> report.choice
-      'auto: dense layers alone: LRP-0'
+      'auto: neither convolutions nor products: LRP-0'
     """
     composite = _preset(find_signals=True)
     object.__setattr__(composite, "rest", _by_what_it_is)
@@ -400,7 +400,7 @@ def _by_what_it_is(operations: Sequence[Operation]) -> Choice:
     parts = (_convolutional, _patched, _recurrent, _multiplying)
     found = [clause for part in parts for clause in part(network)]
     pairs = [pair for taken, _ in found for pair in taken]
-    why = [line for _, line in found] or ["dense layers alone: LRP-0"]
+    why = [line for _, line in found] or ["neither convolutions nor products: LRP-0"]
     return Choice(_preset(*pairs), "; ".join(why))
 
 

@@ -303,7 +303,7 @@ def test_what_is_no_patch():
 
 
 def test_a_perceptron_that_reshapes_is_no_mixer():
-    dense = "auto: dense layers alone: LRP-0"
+    dense = "auto: neither convolutions nor products: LRP-0"
     weights = {"in": shaped(768, 32), "out": shaped(32, 5), "half": shaped(16, 4)}
 
     def flat(p, x):
@@ -360,7 +360,7 @@ CELL = {
 GATED = (
     "auto: a gated recurrence (gates of what they made): constant on what it carries"
 )
-PLAIN = "auto: dense layers alone: LRP-0"  # no gate, no clause
+PLAIN = "auto: neither convolutions nor products: LRP-0"  # no gate, no clause
 
 
 def loop(step, start, x):
@@ -547,7 +547,7 @@ def test_gates_that_are_no_recurrence(fn, params):
 
 
 def test_what_is_no_recurrence():
-    dense = "auto: dense layers alone: LRP-0"
+    dense = "auto: neither convolutions nor products: LRP-0"
     assert clause(summed, PAIR, SEQUENCE) == dense
 
     def layers(p, x):
