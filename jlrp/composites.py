@@ -363,7 +363,8 @@ def auto() -> Composite:
     2. Of these, *convolutions of large images*, of which an output sees at most a 32nd
        of the image's shorter side: ``Flat``. None below 96 pixels with kernels of 3.
     3. *Patches*: a first convolution whose windows do not overlap (stride >= kernel) is
-       a dense layer on patches: LRP-0, as where a reshape cuts them.
+       a dense layer on patches: LRP-0, as where a reshape cuts them. So is a
+       convolution with one position to be at.
     4. *Gated recurrences*, whose gates are maps of what they have made before (LSTM,
        GRU, by a loop or unrolled): gates of what is carried are constants, ``f c`` and
        ``o tanh(c)``, ``z h`` and ``(1 - z) n``, as in ``cp_lrp``; other gates share
@@ -415,11 +416,12 @@ def _convolutional(network: Network) -> Iterator[_Clause]:
     flat = frozenset(
         op
         for op, c in network.convolutions.items()
-        if not c.embeds and c.field is not None and c.field <= c.side * _SMALL
+        if not c.dense and c.field is not None and c.field <= c.side * _SMALL
     )
     far = _FAR * _FURTHER ** min(1.0, (count / _DEEP) ** 2)
     pairs: list[tuple[Selector, Rule]] = [(flat.__contains__, Flat())] if flat else []
-    pairs.append((_embedding(network), Zero()))
+    dense = frozenset(op for op, c in network.convolutions.items() if c.dense)
+    pairs.append((dense.__contains__, Zero()))
     pairs += _falling_gammas(0.0, (_NEAR, far), 8, 1e-6)
     side = max(c.side for c in network.convolutions.values())
     seen = (
@@ -433,12 +435,7 @@ def _convolutional(network: Network) -> Iterator[_Clause]:
 
 def _patched(network: Network) -> Iterator[_Clause]:
     if network.patches:
-        yield [(_embedding(network), Zero())], "patches that do not overlap: LRP-0"
-
-
-def _embedding(network: Network) -> Selector:
-    patches = frozenset(op for op, c in network.convolutions.items() if c.embeds)
-    return patches.__contains__
+        yield [], "patches that do not overlap: LRP-0"
 
 
 def _recurrent(network: Network) -> Iterator[_Clause]:

@@ -28,12 +28,14 @@ class Convolution:
       side: of the image that it runs over, the shorter one.
       times: how often it runs, in loops of fixed length.
       embeds: whether it cuts x into patches that do not overlap, before all others.
+      dense: whether it is a dense layer: on such patches, or with a single position.
     """
 
     field: float | None
     side: float
     times: int = 1
     embeds: bool = False
+    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ class Network:
 
     @property
     def count(self) -> int:
-        """How many convolutions run, without patch embeddings."""
+        """How many convolutions run, without those that are dense layers."""
         found = self.convolutions.values()
-        return sum(c.times for c in found if not c.embeds)
+        return sum(c.times for c in found if not c.dense)
 
 
 def network_of(operations: Sequence[Operation]) -> Network:
@@ -159,12 +161,12 @@ class _Windows:
         side = before.side or min((n for n, *_ in axes), default=1) * before.jump
         after = replace(after, jump=after.jump / spread, side=side, mapped=True)
         cut = [(size, stride) for extent, size, stride, *_ in axes if extent > 1]
-        single = math.prod(a for a in _out_shape(op)) == 1
-        apart = single or all(stride >= size for size, stride in cut)
+        single = math.prod(_out_shape(op)) == 1
+        apart = all(stride >= size for size, stride in cut)
         apart = apart and any(size > 1 for size, _ in cut)
-        embeds = apart and not before.mapped
-        found = Convolution(after.field, side, times, embeds)
-        self.convolutions[op] = found
+        embeds = apart and not before.mapped and not single
+        dense = embeds or single
+        self.convolutions[op] = Convolution(after.field, side, times, embeds, dense)
         return after
 
     def through(

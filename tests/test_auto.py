@@ -277,9 +277,21 @@ def test_patches_have_one_relevance():
         np.testing.assert_allclose(found, wanted, atol=1e-11 * np.abs(wanted).max())
 
 
-def test_one_convolution_that_sees_all_is_a_dense_layer():
-    fn = lambda k, x: conv(x, k, 1, "VALID")  # noqa: E731
-    assert clause(fn, shaped(16, 16, 3, 5), IMAGE) == PATCHES
+def test_a_convolution_of_one_position_is_a_dense_layer():
+    """First or later: the whole image, or what a pooling left of it."""
+    neither = "auto: neither convolutions nor products: LRP-0"
+    whole = lambda k, x: conv(x, k, 1, "VALID")  # noqa: E731
+    assert clause(whole, shaped(16, 16, 3, 5), IMAGE) == neither
+
+    def excited(p, x):
+        h = jax.nn.relu(conv(x, p["a"]))
+        gate = jax.nn.relu(conv(h.mean((1, 2), keepdims=True), p["b"]))
+        return h * jax.nn.sigmoid(conv(gate, p["b"]))
+
+    kernels = {"a": shaped(3, 3, 3, 4), "b": shaped(1, 1, 4, 4)}
+    found = rules_of(excited, kernels, IMAGE, "conv")
+    assert [rule.split("(")[0] for rule in found] == ["Gamma", "Zero", "Zero"]
+    assert clause(excited, kernels, IMAGE).startswith("auto: convolutions (1)")
 
 
 def test_what_is_no_patch():
