@@ -424,13 +424,13 @@ def _convolutional(network: Network) -> Iterator[_Clause]:
     pairs.append((dense.__contains__, Zero()))
     pairs += _falling_gammas(0.0, (_NEAR, far), 8, 1e-6)
     side = max(c.side for c in network.convolutions.values())
-    seen = (
-        "Flat on {0} that see at most" if flat else "no Flat, since all see more than"
-    )
-    line = (
-        f"convolutions ({count}): Gamma {_NEAR:g} to {far:.2g}, {seen} 1/32 of {{1:g}}"
-    )
-    yield pairs, line.format(len(flat), side)
+    if flat:
+        seen = f"Flat on {len(flat)} that see at most 1/32 of {side:g}"
+    elif side:
+        seen = f"no Flat, since all see more than 1/32 of {side:g}"
+    else:
+        seen = "no Flat on signals"
+    yield pairs, f"convolutions ({count}): Gamma {_NEAR:g} to {far:.2g}, {seen}"
 
 
 def _patched(network: Network) -> Iterator[_Clause]:

@@ -25,7 +25,7 @@ class Convolution:
 
     Attributes:
       field: how many pixels along an axis one of its outputs sees, at most; None: all.
-      side: of the image that it runs over, the shorter one.
+      side: of the image that it runs over, the shorter one; 0 of a signal.
       times: how often it runs, in loops of fixed length.
       embeds: whether it cuts x into patches that do not overlap, before all others.
       dense: whether it is a dense layer: on such patches, or with a single position.
@@ -94,7 +94,7 @@ class _Seen:
     Attributes:
       field: pixels along an axis; None: all.
       jump: pixels to the next element.
-      side: of the image, as the first convolution tells it.
+      side: of the image, as the first convolution tells it; 0 of a signal.
       mapped: whether a dense or convolution was before.
     """
 
@@ -158,7 +158,9 @@ class _Windows:
         reads = [(size, stride, rate) for _, size, stride, rate, _ in axes]
         after = _stepped(before, reads)
         spread = max((spread for *_, spread in axes), default=1)
-        side = before.side or min((n for n, *_ in axes), default=1) * before.jump
+        extents = [extent for extent, *_ in axes]
+        is_image = sum(extent > 1 for extent in extents) > 1
+        side = before.side or (min(extents) * before.jump if is_image else 0.0)
         after = replace(after, jump=after.jump / spread, side=side, mapped=True)
         cut = [(size, stride) for extent, size, stride, *_ in axes if extent > 1]
         single = math.prod(_out_shape(op)) == 1
