@@ -661,3 +661,18 @@ def test_equinox_convolutions_and_patches():
         fn, params = of_equinox.module(model)
         batched = lambda p, x, fn=fn: jax.vmap(lambda one: fn(p, one))(x)  # noqa: E731
         assert clause(batched, params, x) == wanted
+
+
+def test_keras_convolutions_and_patches():
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras")
+    if keras.backend.backend() != "jax":
+        pytest.skip("Keras runs on another backend")
+    from jlrp.integrations import keras as of_keras
+
+    layers = keras.layers
+    two = [layers.Conv2D(4, 3, padding="same", activation="relu") for _ in range(2)]
+    patches = [layers.Conv2D(8, 4, strides=4)]
+    for found, wanted in ((two, TWO), (patches, PATCHES)):
+        net = keras.Sequential([keras.Input((16, 16, 3)), *found])
+        assert clause(*of_keras.model(net), IMAGE) == wanted
