@@ -597,7 +597,9 @@ def main():
     parser.add_argument("--json", type=Path, help="also keep all means in this file")
     options = parser.parse_args()
     print(machine())
-    print("\n| network | mean probability | `auto` | best other preset | `auto` more by |")
+    print(
+        "\n| network | mean probability | `auto` | best other preset | `auto` more by |"
+    )
     print("|---" * 5 + "|")
     kept = {}
     for name in options.names or (CHOSEN_ON if options.chosen_on else REPORTED):
