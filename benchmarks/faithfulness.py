@@ -408,6 +408,7 @@ CANDIDATES = {
 
 METHODS = {
     "auto": ours("auto"),
+    "gamma_by_depth": ours("gamma_by_depth"),
     "epsilon_plus": ours("epsilon_plus"),
     "random": random,
     "gradient": baseline("Saliency", abs=False),

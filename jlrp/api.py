@@ -487,7 +487,8 @@ def inspect(
 
     Returns:
       An ``Inspection`` with ``operations``, ``coverage`` and ``activations``: which of
-      them are kept for the reverse pass, and which made again.
+      them are kept for the reverse pass, and which made again. ``choice`` says what
+      ``auto`` took, and why.
 
     Raises:
       JlrpError: for a target or selector that does not fit.
@@ -501,7 +502,8 @@ def inspect(
     options = Options(resolve(composite), fallback=fallback, residuals=residuals)
     request = Request(fn, params, x, options, target)
     plan = request.plan(strict=False)
-    return reports.inspection(plan)
+    why = options.composite.why([step.operation for step in plan.steps])
+    return reports.inspection(plan, why)
 
 
 def audit(

@@ -195,11 +195,13 @@ class Inspection(Table):
     activations: Activations
     stops: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    why: str = ""  # what ``auto`` took for this program, and why
 
     def _title(self) -> str:
         kinds = Counter(row.kind for row in self.operations)
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
-        return f"{len(self.operations)} operations: {counts}"
+        title = f"{len(self.operations)} operations: {counts}"
+        return f"{title}\n{self.why}" if self.why else title
 
     def _cells(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         header = ("kind", "scope", "shape", "rule", "facts", "eqns")
@@ -238,7 +240,7 @@ def _listed(title: str, lines: Sequence[str]) -> Iterator[str]:
         yield f"  and {len(lines) - _LISTED} more"
 
 
-def inspection(plan: Plan) -> Inspection:
+def inspection(plan: Plan, why: str = "") -> Inspection:
     """The inspection of a plan; static: no number is computed."""
     operations = [step.operation for step in reversed(plan.steps)]
     return Inspection(
@@ -247,6 +249,7 @@ def inspection(plan: Plan) -> Inspection:
         activations(plan),
         tuple(dict.fromkeys(map(str, plan.stops))),
         tuple(dict.fromkeys(map(str, choices(plan.program, operations)))),
+        why,
     )
 
 

@@ -225,7 +225,7 @@ def test_presets_work_on_an_mlp_by_name_and_as_objects(name):
 
 def test_auto_is_the_default():
     assert_close(
-        jlrp.relevance(mlp, W, X), jlrp.relevance(mlp, W, X, composite="epsilon_plus")
+        jlrp.relevance(mlp, W, X), jlrp.relevance(mlp, W, X, composite="attnlrp")
     )
 
 
@@ -321,6 +321,15 @@ def test_inspect_prints_a_table():
     assert lines[-1].startswith("activations: ")
     html = report._repr_html_()
     assert html.count("<tr>") == 4 and "<caption>" in html
+
+
+def test_inspect_says_what_auto_took():
+    report = jlrp.inspect(mlp, W, X)
+    assert str(report).splitlines()[1] == report.why
+    assert report.why == "auto: neither convolutions nor products: LRP-0"
+    own = jlrp.Composite([("first", rules.ZPlus())])  # over auto
+    assert jlrp.inspect(mlp, W, X, composite=own).why == report.why
+    assert jlrp.inspect(mlp, W, X, composite="epsilon").why == ""
 
 
 def test_html_is_escaped():

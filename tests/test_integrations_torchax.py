@@ -332,3 +332,18 @@ def test_a_replaced_submodule_makes_another_function():
     other, params = torchax.module(model)
     assert other != fn
     assert not np.allclose(jax.jit(other)(params, x), before)
+
+
+def test_auto_takes_the_clauses_of_other_libraries():
+    two = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()
+    )
+    patches = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Flatten(2))
+    x = jax.ShapeDtypeStruct((2, 3, 16, 16), jnp.float32)
+    for net, wanted in (
+        (two, "auto: convolutions (2): Gamma 0.6 to 0.1, no Flat"),
+        (patches, "auto: patches that do not overlap: LRP-0"),
+    ):
+        fn, params = torchax.module(net.eval())
+        found = jlrp.inspect(fn, params, x, lambda out: out.sum())
+        assert found.why.startswith(wanted)

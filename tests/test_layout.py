@@ -29,6 +29,7 @@ LAYERS = [
     ["residuals"],
     ["budget", "closures"],
     ["planning"],
+    ["networks"],
     ["composites"],
     ["transposes"],
     ["effective"],

@@ -225,12 +225,13 @@ def _end_of_product(program: Program, regions: Regions, value: Value) -> str | N
 
 
 def _handed_on(program: Program, equation: Equation) -> Value | None:
-    """The value that an equation moves, selects from, scales or normalises."""
+    """The value that an equation moves, selects from, scales, shifts or normalises."""
     operands = program.active_inputs(equation)
     if len(operands) == 1:
         family = family_of(equation.primitive)
         moves = family is not None and family.nature in ("movement", "selection")
-        return operands[0] if moves or _scales(equation, operands[0]) else None
+        scales = _scales(equation, operands[0]) or _is_literal_shift(equation)
+        return operands[0] if moves or scales else None
     if equation.primitive in (p.mul_p, p.div_p):
         statistic = statistic_of(program, equation)
         if statistic is not None:
@@ -248,6 +249,13 @@ def _scales(equation: Equation, operand: Value) -> bool:
         return not contracting or _is_code(other)
     divides = equation.primitive is p.div_p and equation.inputs[1] is operand
     return equation.primitive in (p.mul_p, p.div_p) and not divides
+
+
+def _is_literal_shift(equation: Equation) -> bool:
+    """``1 - z`` of a gate that was split from others, and so begins no region."""
+    if equation.primitive not in (p.add_p, p.sub_p):
+        return False
+    return any(scalar_of(a) is not None for a in equation.inputs)
 
 
 def _is_code(atom: Atom) -> bool:
