@@ -151,7 +151,7 @@ def make_plan(
         op = step.operation
         needed = read_by(step)
         asked = not parameters.isdisjoint(op.constants)
-        if (policy is None or asked) and not op.bodies:
+        if policy is None or (asked and not op.bodies):
             needed += op.inputs + op.outputs
         if hasattr(step.rule, "record") and not saved_by_user(op.equations[0]):
             repeated.add(op.equations[0])

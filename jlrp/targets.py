@@ -11,7 +11,8 @@ import numpy as np
 from jax import lax
 
 from jlrp import _jax
-from jlrp.errors import TargetError
+from jlrp.arguments import called, check_array, chosen, shown
+from jlrp.errors import InputError, TargetError
 from jlrp.promise import Promise
 
 Array = jax.Array
@@ -28,12 +29,71 @@ def is_static(target: Any) -> bool:
     return target is None or callable(target) or isinstance(target, int | np.integer)
 
 
+def given(target: Any) -> Any:
+    """The target as the library has it: whole numbers are Python's.
+
+    Raises:
+      TargetError: for what can be no target of any function.
+    """
+    if target is None or callable(target):
+        return target
+    if isinstance(target, int | np.integer) and not isinstance(target, bool):
+        return int(target)
+    leaves = jax.tree_util.tree_leaves_with_path(target)
+    for path, leaf in leaves:
+        name = f"target{jax.tree_util.keystr(path)}"
+        try:
+            check_array(name, leaf)
+            dtype = jnp.result_type(leaf)
+        except InputError:
+            dtype = getattr(leaf, "dtype", type(leaf).__name__)
+        if dtype == bool:
+            raise TargetError(
+                f"{name} is a boolean, not a class: give indices, as "
+                "target.astype(int) does, or a function of the output."
+            )
+        if not _is_real(dtype):
+            raise TargetError(
+                f"{name} is {shown(leaf)} ({dtype}): a target is a class index, an "
+                "integer array of them, a float pytree like the output, or a function "
+                "of the output."
+            )
+    if not leaves:
+        raise TargetError(
+            f"The target {shown(target)} holds nothing: leave it out, or give a class "
+            "index, an array of them, or a function of the output."
+        )
+    return target
+
+
+def _is_real(dtype: Any) -> bool:
+    if isinstance(dtype, str):
+        return False
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+
+
+def apart(target: Any) -> tuple[Any, Any]:
+    """(static, traced): one of them is None."""
+    return (target, None) if is_static(target) else (None, target)
+
+
+def fitting(scores: Any, target: Any) -> Any:
+    """A list of numbers as the array that it is, unless the output is such a list."""
+    lists = isinstance(target, list | tuple) and not hasattr(target, "_fields")
+    if not lists or jax.tree.structure(target) == jax.tree.structure(scores):
+        return target
+    numbers = jax.tree.leaves(target)
+    if len(numbers) != len(target) or any(map(np.ndim, numbers)):
+        return target
+    return jnp.stack([jnp.asarray(number) for number in numbers])
+
+
 def scored(fn: Callable[..., Any], target: Any) -> Callable[..., Any]:
     """``fn`` with its explained scores beside its output: ``(scores, output)``."""
 
     def with_scores(params: Any, x: Any) -> tuple[Any, Any]:
-        output = fn(params, x)
-        return (target(output) if callable(target) else output), output
+        output = called(fn, params, x)
+        return (chosen(target, output) if callable(target) else output), output
 
     return with_scores
 

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "jlrp"
 LAYERS = [
     ["errors"],
     ["_jax"],
+    ["arguments"],
     ["promise", "primitives", "waiting", "anywhere"],
     ["sharding"],
     ["graph"],
@@ -32,6 +33,7 @@ LAYERS = [
     ["captures"],
     ["request"],
     ["reports"],
+    ["auditing"],
     ["api"],
     ["metrics", "flow"],
     ["baselines", "plotting"],

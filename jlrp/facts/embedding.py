@@ -105,7 +105,7 @@ def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedd
         elif jnp.issubdtype(out.dtype, jnp.floating) and _enters(equation, dependent):
             found[out] = origins
     return {
-        end: _embedding(end, origins, frozenset(carried))
+        end: _embedding(end, [v for v in sources if v in origins], frozenset(carried))
         for end, origins in found.items()
     }
 
@@ -126,11 +126,10 @@ def _refuse_inside_bodies(
 
 
 def _embedding(
-    end: Value, origins: frozenset[Value], carried: frozenset[Value]
+    end: Value, starts: Sequence[Value], carried: frozenset[Value]
 ) -> Embedding:
-    starts = tuple(sorted(origins, key=id))
     equations, constants = between(starts, [end], lambda _: True)
-    return Embedding(starts, end, equations, constants, carried)
+    return Embedding(tuple(starts), end, equations, constants, carried)
 
 
 def is_integer(atom: Atom) -> bool:

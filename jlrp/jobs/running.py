@@ -133,7 +133,7 @@ def run(
     made_by = {
         **step.made_by,
         "batch": batch,
-        "buckets": buckets and repr(buckets),
+        "buckets": fingerprint.described(buckets),
         "compression": compression,
         "examples": opened.length,
         "example": str(jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", spec)),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jlrp import _jax, targets
 from jlrp.api import Explainer
 from jlrp.jobs.errors import JobError
+from jlrp.jobs.fingerprint import described
 
 Array = jax.Array
 Arrays = dict[str, Array]
@@ -98,12 +99,13 @@ class Step:
         """What the results depend on besides params and data, for the store."""
         explainer = self.explainer
         return {
-            "composite": repr(explainer.composite),
-            "target": _described(explainer.target),
+            "composite": described(explainer.composite),
+            "target": described(explainer.target),
             "seed": explainer.seed,
             "fallback": explainer.fallback,
             "capture": list(explainer.capture),
-            "reduce": _described(self.reduce),
+            "condition": described(explainer.condition),
+            "reduce": described(self.reduce),
             "dtype": self.dtype,
         }
 
@@ -222,11 +224,3 @@ def _failure(x: Any, results: list[Array]) -> Array:
     infinite = any_of(results, lambda a: ~jnp.isfinite(a))
     codes = jnp.where(infinite, NOT_FINITE, 0)
     return jnp.where(poisoned, NAN_IN_X, codes).astype(jnp.int8)
-
-
-def _described(value: Any) -> Any:
-    """A value as JSON has it; of a function its name, without its address."""
-    if value is None or isinstance(value, int | str | Top):
-        return value if not isinstance(value, Top) else repr(value)
-    module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
-    return f"{module}.{name}" if name else type(value).__name__
