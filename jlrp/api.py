@@ -14,10 +14,10 @@ import numpy as np
 from jlrp import _jax, auditing, budget, reports, targets
 from jlrp import residuals as policies
 from jlrp.arguments import (
-    called,
     check_array,
     check_choice,
     check_function,
+    output_of,
     refuses_ended_traces,
     shown,
 )
@@ -81,9 +81,7 @@ class Explainer:
         target = self.target if target is None else targets.given(target)
         masks = _masks(self.condition if condition is None else condition)
         static, traced = targets.apart(target)
-        if traced is not None and not _is_traced(traced):
-            shapes = jax.eval_shape(partial(called, self.fn), params, x)
-            targets.check(shapes, targets.fitting(shapes, traced), batch_of(x))
+        _check_traced(self.fn, params, x, traced)
         options = Options(
             self.composite,
             static,
@@ -447,10 +445,18 @@ def audit(
         check_choice("fallback", fallback, FALLBACKS)
     masks = _masks(condition)
     static, traced = targets.apart(targets.given(target))
+    _check_traced(fn, params, x, traced)
     options = Options(
         resolve(composite), static, seed, fallback, conditions=tuple(masks)
     )
     return auditing.ledger(_Key(fn, options), params, x, traced, masks)
+
+
+def _check_traced(fn: Function, params: Any, x: Any, target: Any) -> None:
+    """Refuse labels by their numbers, which a compiled program does not see."""
+    if target is not None and not _is_traced(target):
+        shapes = output_of(fn, params, x)
+        targets.check(shapes, targets.fitting(shapes, target), batch_of(x))
 
 
 def _is_traced(tree: Any) -> bool:

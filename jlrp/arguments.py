@@ -6,8 +6,9 @@ not fit says which function it was, with what, and what to check.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -80,17 +81,8 @@ def called(fn: Callable[..., Any], params: Any, x: Any) -> Any:
       InputError: what the function raised, with the arguments that it was given.
       TargetError: for an output that has something else in it.
     """
-    try:
+    with _saying_what_failed(fn, params, x):
         output = fn(params, x)
-    except (JlrpError, jax.errors.UnexpectedTracerError):
-        raise
-    except Exception as error:
-        raise InputError(
-            f"fn(params, x) raised {type(error).__name__}: {first_lines(error)} It was "
-            f"called with params = {shapes_of(params)} and x = {shapes_of(x)}: check "
-            f"that these are as the function takes them, in this order."
-            f"{_instead_of(fn)}"
-        ) from error
     for path, leaf in jax.tree_util.tree_leaves_with_path(output):
         if _is_number(leaf):
             continue
@@ -101,6 +93,31 @@ def called(fn: Callable[..., Any], params: Any, x: Any) -> Any:
             "for example."
         )
     return output
+
+
+def output_of(fn: Callable[..., Any], params: Any, x: Any) -> Any:
+    """The shapes of ``fn(params, x)``; JAX remembers them for each function.
+
+    Raises:
+      InputError: what the function raised, with the arguments that it was given.
+    """
+    with _saying_what_failed(fn, params, x):
+        return jax.eval_shape(fn, params, x)
+
+
+@contextlib.contextmanager
+def _saying_what_failed(fn: Any, params: Any, x: Any) -> Iterator[None]:
+    try:
+        yield
+    except (JlrpError, jax.errors.UnexpectedTracerError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"fn(params, x) raised {type(error).__name__}: {first_lines(error)} It was "
+            f"called with params = {shapes_of(params)} and x = {shapes_of(x)}: check "
+            f"that these are as the function takes them, in this order."
+            f"{_instead_of(fn)}"
+        ) from error
 
 
 def _is_number(leaf: Any) -> bool:

@@ -143,6 +143,8 @@ def make_plan(
     kept: dict[Value, None] = dict.fromkeys(program.sources)
     kept.update(dict.fromkeys(program.explained))
     kept.update(dict.fromkeys(_behind_parameters(program, steps, parameters)))
+    if policy is None:  # of what a body hands on, the ledger counts constants too
+        kept.update(dict.fromkeys(v for v in program.outputs if isinstance(v, Value)))
     for values in captured.values():
         kept.update(dict.fromkeys(v for v in values if v in program.active))
     read: dict[Value, None] = {}
