@@ -18,8 +18,8 @@ from jlrp.arguments import (
     check_choice,
     check_function,
     output_of,
-    refuses_ended_traces,
     shown,
+    takes,
 )
 from jlrp.composites import FALLBACKS, Composite, resolve
 from jlrp.errors import InputError
@@ -69,7 +69,7 @@ class Explainer:
     residuals: Any = "keep"
     memory_limit: int | None = None
 
-    @refuses_ended_traces
+    @takes()
     def __call__(
         self, params: Any, x: Any, target: Any = None, condition: Conditions = None
     ) -> Explanation:
@@ -171,7 +171,7 @@ def _fitting(key: _Key, limit: int, tree: Any, shapes: tuple[Any, ...]) -> Any:
     return budget.fitting(bytes_of, limit)
 
 
-@refuses_ended_traces
+@takes()
 def relevance(
     fn: Function,
     params: Any,
@@ -349,8 +349,7 @@ def _masks(condition: Conditions) -> dict[str, Any]:
         return {}
     if not isinstance(condition, Mapping):
         raise InputError(
-            "condition maps names of scopes or tags to masks; got "
-            f"{shown(condition)}."
+            f"condition maps names of scopes or tags to masks; got {shown(condition)}."
         )
     for name, mask in condition.items():
         check_array(f"condition[{name!r}]", mask)
@@ -359,7 +358,7 @@ def _masks(condition: Conditions) -> dict[str, Any]:
     return {name: jnp.asarray(mask) for name, mask in condition.items()}
 
 
-@refuses_ended_traces
+@takes()
 def inspect(
     fn: Function,
     params: Any,
@@ -402,7 +401,7 @@ def inspect(
     return reports.inspection(request.plan(strict=False))
 
 
-@refuses_ended_traces
+@takes()
 def audit(
     fn: Function,
     params: Any,

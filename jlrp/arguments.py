@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,19 @@ def check_function(fn: Any, name: str = "fn") -> None:
         raise InputError(
             f"{name} is a {type(fn).__name__}, not a function: give a function "
             f"{name}(params, x) that returns the scores.{_instead_of(fn)}"
+        )
+
+
+def check_predicate(name: str, fn: Any) -> None:
+    """Refuse what cannot be called with an operation.
+
+    Raises:
+      InputError: naming the argument.
+    """
+    if not callable(fn):
+        raise InputError(
+            f"{name} is {shown(fn)}; give a function of an operation that returns a "
+            'bool, such as lambda op: op.kind == "dense".'
         )
 
 
@@ -161,21 +175,176 @@ def _instead_of(fn: Any) -> str:
     return ""
 
 
-def refuses_ended_traces(public: Callable[..., Any]) -> Callable[..., Any]:
-    """JAX's error about a tracer that has left its trace, as an ``InputError``."""
+Check = Callable[[str, Any], None]
+Public = TypeVar("Public", bound=Callable[..., Any])
 
-    @functools.wraps(public)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return public(*args, **kwargs)
-        except jax.errors.UnexpectedTracerError as error:
+
+def takes(**checks: Check) -> Callable[[Public], Public]:
+    """A public function whose arguments are checked, by name, before it runs.
+
+    A tracer that has left its trace, which JAX finds when it is used, is refused too.
+    """
+
+    def decorate(public: Any) -> Any:
+        signature = inspect.signature(public)
+
+        @functools.wraps(public)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            for name, value in given.items():
+                if name in checks:
+                    checks[name](name, value)
+            try:
+                return public(*args, **kwargs)
+            except jax.errors.UnexpectedTracerError as error:
+                raise InputError(
+                    f"One of {', '.join(given)}, or what a function closed over, is a "
+                    "tracer of a trace that has ended (of a jit, grad or vmap before). "
+                    "Return such values from the function that made them. "
+                    f"{first_lines(error)}"
+                ) from error
+
+        return run
+
+    return decorate
+
+
+def optional(check: Check) -> Check:
+    """None is fine too."""
+
+    def checked(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return checked
+
+
+def whole(low: int | None = None, high: int | None = None) -> Check:
+    """A whole number, not less than ``low`` nor more than ``high``."""
+
+    def checked(name: str, value: Any) -> None:
+        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not is_whole or _outside(value, low, high):
             raise InputError(
-                "An argument, or something that a function closed over, is a tracer of "
-                "a trace that has ended (of a jit, grad or vmap before). Return such "
-                f"values from the function that made them. {first_lines(error)}"
-            ) from error
+                f"{name} is a whole number{_range(low, high)}; got {shown(value)}."
+            )
 
-    return run
+    return checked
+
+
+def number(low: float | None = None, high: float | None = None) -> Check:
+    """A finite real number, not less than ``low`` nor more than ``high``."""
+
+    def checked(name: str, value: Any) -> None:
+        kinds = (int, float, np.integer, np.floating)
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if is_number:
+            try:
+                is_number = bool(np.isfinite(float(value)))
+            except OverflowError:
+                is_number = False
+        if not is_number or _outside(value, low, high):
+            raise InputError(
+                f"{name} is a finite number{_range(low, high)}; got {shown(value)}."
+            )
+
+    return checked
+
+
+def _outside(value: Any, low: float | None, high: float | None) -> bool:
+    return (low is not None and value < low) or (high is not None and value > high)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if high is None:
+        return "" if low is None else f" of at least {low}"
+    return f" from {low} to {high}"
+
+
+def choice(*choices: str) -> Check:
+    """One of these words."""
+    return lambda name, value: check_choice(name, value, choices)
+
+
+def instance(*kinds: type, of: str) -> Check:
+    """A value of these classes; ``of`` says how to make one."""
+
+    def checked(name: str, value: Any) -> None:
+        if not isinstance(value, kinds):
+            raise InputError(f"{name} is {shown(value)}; give {of}.")
+
+    return checked
+
+
+text = instance(str, of="a string")
+flag = instance(bool, np.bool_, of="True or False")
+mapping = instance(Mapping, of="a dict")
+
+
+def function(name: str, value: Any) -> None:
+    check_function(value, name)
+
+
+def array(name: str, value: Any) -> None:
+    """An array of real numbers, or nested lists of them."""
+    if isinstance(value, jax.Array):
+        found: Any = value
+    else:
+        try:
+            found = np.asarray(value)
+        except Exception as error:
+            raise InputError(
+                f"{name} is {shown(value)}, which is no array: give an array of "
+                f"numbers. NumPy says: {first_lines(error)}"
+            ) from error
+    if found.dtype != bool and not _is_real(found.dtype):
+        raise InputError(
+            f"{name} is {shown(value)}, of dtype {found.dtype}; give an array of real "
+            "numbers."
+        )
+
+
+def _is_real(dtype: Any) -> bool:
+    kinds = (jnp.integer, jnp.floating)
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
+def axes(name: str, value: Any) -> None:
+    """Some axes of an array: whole numbers in a tuple, hashable."""
+    fits = isinstance(value, tuple) and all(isinstance(a, int) for a in value)
+    if not fits or any(isinstance(axis, bool) for axis in value):
+        raise InputError(f"{name} is {shown(value)}; give axes, such as (1, 2).")
+
+
+def numbers(count: int) -> Check:
+    """So many numbers above 0, in a tuple."""
+
+    def checked(name: str, value: Any) -> None:
+        if not isinstance(value, tuple | list) or len(value) != count:
+            raise InputError(f"{name} is {shown(value)}; give {count} numbers.")
+        for part in value:
+            number(0)(name, part)
+            if part == 0:
+                raise InputError(f"{name} is {shown(value)}; give numbers above 0.")
+
+    return checked
+
+
+def tree(name: str, value: Any) -> None:
+    """A pytree of arrays."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        check_array(f"{name}{jax.tree_util.keystr(path)}", leaf)
+
+
+def shape(name: str, value: Any) -> None:
+    """The shape of an array: whole numbers."""
+    try:
+        sizes = [int(size) for size in value] if not isinstance(value, str) else [-1]
+        fits = sizes == list(value) and all(size >= 0 for size in sizes)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits or isinstance(value, dict | set) or not hasattr(value, "__len__"):
+        raise InputError(f"{name} is {shown(value)}; give a shape, such as (3, 4).")
 
 
 def first_lines(error: BaseException) -> str:
@@ -210,15 +379,3 @@ def shown(value: Any) -> str:
         return f"an array {value.dtype}{list(value.shape)}"
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is one real number, not a boolean."""
-    kinds = (int, float, np.integer, np.floating)
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def is_whole(value: Any) -> bool:
-    """Whether it is one whole number, not a boolean."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jax.extend.core import Primitive
 
+from jlrp import arguments
+from jlrp.arguments import first_lines, shown, takes
 from jlrp.bodies import Body
-from jlrp.errors import SelectorError, UnsupportedPrimitiveError
+from jlrp.errors import JlrpError, SelectorError, UnsupportedPrimitiveError
 from jlrp.families import COLLECTIVES, COLLECTIVES_BY_NAME, KERNELS, KINDS, why_missing
 from jlrp.graph import Value
 from jlrp.operations import Operation, View, with_inner
@@ -66,6 +68,10 @@ class Depth:
 
     low: float = 0.0
     high: float = 1.0
+
+    def __post_init__(self) -> None:
+        arguments.number()("low", self.low)
+        arguments.number()("high", self.high)
 
     def __call__(self, op: Operation) -> bool:
         if op.depth is None:
@@ -119,11 +125,12 @@ class Composite:
         hold_statistics: bool | None = None,
         find_signals: bool | None = None,
     ):
-        own = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
+        own = _pairs(pairs)
         for pair in own:
+            _check_selector(pair.selector)
             if not isinstance(pair.rule, Rule):
                 raise SelectorError(
-                    f"The pair of {pair.selector!r} holds {pair.rule!r}, which is no "
+                    f"The pair of {pair.selector!r} holds {shown(pair.rule)}, no "
                     "rule value; give an instance, such as jlrp.rules.ZPlus()."
                 )
         below = None if base is None else resolve(base)
@@ -137,6 +144,8 @@ class Composite:
             "hold_statistics": hold_statistics,
             "find_signals": find_signals,
         }
+        for name, is_so in chosen.items():
+            arguments.optional(arguments.flag)(name, is_so)
         chosen = {name: is_so for name, is_so in chosen.items() if is_so is not None}
         if any(_asks_for_first(pair.selector) for pair in own):
             chosen["peel_first"] = True
@@ -150,6 +159,36 @@ class Composite:
         if self.rest is None:
             return self.pairs
         return (*self.pairs, *self.rest(operations).pairs)
+
+
+def _pairs(pairs: Any) -> list[Pair]:
+    given = [] if isinstance(pairs, str | Mapping) else pairs
+    if not isinstance(given, Iterable) or given is not pairs:
+        raise SelectorError(
+            f"pairs is {shown(pairs)}; give a list of (selector, rule), such as "
+            '[("conv", jlrp.rules.ZPlus())].'
+        )
+    found = []
+    for pair in given:
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+        if not is_pair and not isinstance(pair, Pair):
+            raise SelectorError(
+                f"pairs holds {shown(pair)}; each is a (selector, rule), such as "
+                '("conv", jlrp.rules.ZPlus()).'
+            )
+        found.append(pair if isinstance(pair, Pair) else Pair(*pair))
+    return found
+
+
+def _check_selector(selector: Any) -> None:
+    if isinstance(selector, tuple):
+        for part in selector:
+            _check_selector(part)
+    elif not isinstance(selector, str | Primitive) and not callable(selector):
+        raise SelectorError(
+            f"The selector {shown(selector)} is a {type(selector).__name__}. "
+            f"{_SELECTORS}"
+        )
 
 
 def _asks_for_first(selector: Selector) -> bool:
@@ -242,6 +281,11 @@ def epsilon_alpha2_beta1_flat(
     return _on_top(epsilon_alpha2_beta1(epsilon, stabilizer), flat)
 
 
+@takes(
+    flat=arguments.number(0, 1),
+    steps=arguments.whole(1),
+    gammas=arguments.numbers(2),
+)
 def gamma_by_depth(
     flat: float = 0.15,
     gammas: tuple[float, float] = (0.6, 0.03),
@@ -438,10 +482,11 @@ def resolve(composite: str | Composite) -> Composite:
     """The composite of a preset's name; a composite is returned as it is."""
     if isinstance(composite, Composite):
         return composite
-    if composite not in PRESETS:
+    if not isinstance(composite, str) or composite not in PRESETS:
+        _refuse_what_is_near(composite)
         near = difflib.get_close_matches(str(composite), PRESETS, n=3, cutoff=0.4)
         raise SelectorError(
-            f"There is no composite {composite!r}. "
+            f"There is no composite {shown(composite)}. "
             + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "")
             + f"The presets are {', '.join(sorted(PRESETS))}."
         )
@@ -453,6 +498,27 @@ def resolve(composite: str | Composite) -> Composite:
     return PRESETS[composite]()
 
 
+def _refuse_what_is_near(composite: Any) -> None:
+    """Say how what was given becomes a composite."""
+    name = getattr(composite, "__name__", None)
+    if name in PRESETS and PRESETS[name] is composite:
+        raise SelectorError(
+            f"composite is the function jlrp.composites.{name}: call it, "
+            f"jlrp.composites.{name}(), or give its name, {name!r}."
+        )
+    if isinstance(composite, Rule):
+        raise SelectorError(
+            f"composite is the rule {composite!r}: say of which operations, as in "
+            f'jlrp.Composite([("dense", {composite!r})]). The presets are '
+            f"{', '.join(sorted(PRESETS))}."
+        )
+    if isinstance(composite, tuple | list):
+        raise SelectorError(
+            f"composite is a {type(composite).__name__}: make a composite of its "
+            "pairs with jlrp.Composite(pairs)."
+        )
+
+
 def matches(selector: Selector, op: Operation) -> bool:
     """Whether a selector matches an operation."""
     if isinstance(selector, tuple):
@@ -460,7 +526,7 @@ def matches(selector: Selector, op: Operation) -> bool:
     if isinstance(selector, Primitive):
         return any(e.primitive is selector for e in op.equations)
     if not isinstance(selector, str):
-        return bool(selector(op))
+        return _says(selector, op)
     if selector in op.facts or selector == op.kind:
         return True
     if selector == "*":  # integers are summed whatever the composite
@@ -470,6 +536,19 @@ def matches(selector: Selector, op: Operation) -> bool:
     if any(e.primitive.name == selector for e in op.equations):
         return True
     return fnmatch.fnmatchcase(op.scope, selector)
+
+
+def _says(predicate: Callable[[Operation], Any], op: Operation) -> bool:
+    try:
+        return bool(predicate(op))
+    except JlrpError:
+        raise
+    except Exception as error:
+        raise SelectorError(
+            f"The selector {predicate!r} raised {type(error).__name__} at the {op!r}: "
+            f"{first_lines(error)} It is called with every operation; it looks at "
+            "op.kind, op.scope, op.primitive or op.facts."
+        ) from error
 
 
 _POSITIONS = ("first", "last")
@@ -616,5 +695,11 @@ def _unmatched(selector: Selector, operations: list[Operation]) -> str:
         + f"Kinds here: {', '.join(kinds)}. "
         + (f"Scopes here: {', '.join(scopes[:12])}" if scopes else "No scopes here")
         + (", ..." if len(scopes) > 12 else ".")
-        + " A selector is a kind, 'first', a primitive's name, or a glob over scopes."
+        + f" {_SELECTORS}"
     )
+
+
+_SELECTORS = (
+    "A selector is a kind, 'first', a primitive's name, or a glob over scopes; or a "
+    "predicate of an operation, or a tuple of these."
+)

@@ -17,10 +17,21 @@ from typing import Any
 
 import numpy as np
 
+from jlrp import arguments
+from jlrp.arguments import takes
 from jlrp.errors import InputError, IntegrationError
 
 COLOURS = "RdBu_r"
 ROBUST = 99.0  # percentile of |relevance| that has the full colour
+
+
+def _words(name: str, value: Any) -> None:
+    is_list = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+    given = list(value) if is_list and np.ndim(value) == 1 else []
+    if not given or not all(isinstance(word, str) for word in given):
+        raise InputError(
+            f"{name} is {arguments.shown(value)}; give a string for each token."
+        )
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,14 @@ class Picture:
         return self.description if self.terminal is None else self.terminal
 
 
+@takes(
+    relevance=arguments.array,
+    image=arguments.optional(arguments.array),
+    title=arguments.text,
+    channel_axis=arguments.optional(arguments.whole()),
+    per_channel=arguments.flag,
+    robust=arguments.number(0, 100),
+)
 def heatmap(
     relevance: Any,
     image: Any = None,
@@ -132,6 +151,12 @@ def heatmap(
     )
 
 
+@takes(
+    rows=arguments.mapping,
+    images=arguments.optional(arguments.mapping),
+    channel_axis=arguments.optional(arguments.whole()),
+    robust=arguments.number(0, 100),
+)
 def comparison(
     rows: Mapping[str, Mapping[str, Any]],
     images: Mapping[str, Any] | None = None,
@@ -190,6 +215,12 @@ def comparison(
     )
 
 
+@takes(
+    words=_words,
+    relevance=arguments.array,
+    title=arguments.text,
+    robust=arguments.number(0, 100),
+)
 def tokens(
     words: Sequence[str], relevance: Any, *, title: str = "", robust: float = 100.0
 ) -> Picture:
@@ -217,7 +248,8 @@ def tokens(
             f"{relevance.shape}."
         )
     limit = scale_of(relevance, robust)
-    strip = list(zip(words, relevance, strict=True))
+    shown = [_visible(word) for word in words]
+    strip = list(zip(shown, relevance, strict=True))
 
     def draw() -> Any:
         rows = 1 + sum(len(word) + 2 for word in words) // 80  # at least as many
@@ -225,14 +257,16 @@ def tokens(
         return _draw_words(figure, axes[0][0], strip, limit, title, 1 / rows)
 
     spans, cells = [], []
-    for word, r in strip:
+    for word, (seen, r) in zip(words, strip, strict=True):
         red, green, blue = colour(r / limit)
+        ending = "<br>" if word.endswith("\n") else " "  # where a line may break
         spans.append(
             f'<span title="{r:.3g}" style="background:rgb({red},{green},{blue});'
-            f'color:{_ink(r / limit)};padding:1px 3px">{html.escape(word)}</span>'
+            f'color:{_ink(r / limit)};padding:1px 3px;white-space:pre-wrap">'
+            f"{html.escape(seen)}</span>{ending}"
         )
         ink = "38;2;255;255;255" if _ink(r / limit) == "#fff" else "38;2;0;0;0"
-        cells.append(f"\x1b[48;2;{red};{green};{blue};{ink}m {word} \x1b[0m")
+        cells.append(f"\x1b[48;2;{red};{green};{blue};{ink}m {seen} \x1b[0m")
     heading = f"<b>{html.escape(title)}</b> " if title else ""
     most = [str(words[int(i)]) for i in np.argsort(-relevance)[:3]]
     return Picture(
@@ -244,6 +278,17 @@ def tokens(
     )
 
 
+def _visible(word: str) -> str:
+    """A token as it is read: what only moves to another line or place has a sign."""
+    for character, sign in (("\n", "\u23ce"), ("\r", "\u240d"), ("\t", "\u21e5")):
+        word = word.replace(character, sign)
+    return word or "\u2205"
+
+
+@takes(
+    relevance=arguments.mapping,
+    title=arguments.text,
+)
 def layers(relevance: Mapping[str, Any], *, title: str = "") -> Picture:
     """What relevance passes each named place, such as ``Explanation.captured``.
 
@@ -280,6 +325,11 @@ def layers(relevance: Mapping[str, Any], *, title: str = "") -> Picture:
     return Picture(draw, f"Relevance for and against at {', '.join(values)}.")
 
 
+@takes(
+    relevance=arguments.mapping,
+    head_axis=arguments.whole(),
+    title=arguments.text,
+)
 def heads(
     relevance: Mapping[str, Any], *, head_axis: int = -2, title: str = ""
 ) -> Picture:
@@ -339,6 +389,10 @@ def heads(
     )
 
 
+@takes(
+    edges=arguments.mapping,
+    title=arguments.text,
+)
 def flow(edges: Mapping[tuple[str, str], float], *, title: str = "") -> Picture:
     """Relevance that named values hand to each other, as ``jlrp.flow.between`` finds.
 
@@ -389,6 +443,11 @@ def flow(edges: Mapping[tuple[str, str], float], *, title: str = "") -> Picture:
     return Picture(draw, f"Relevance flows {', '.join(listed)}.")
 
 
+@takes(
+    examples=arguments.mapping,
+    columns=arguments.whole(1),
+    robust=arguments.number(0, 100),
+)
 def pairs(
     examples: Mapping[str, tuple[Sequence[str], Sequence[str], Any]],
     *,
@@ -439,6 +498,10 @@ def pairs(
     return Picture(draw, f"Relevance of pairs of words: {', '.join(strongest)}.")
 
 
+@takes(
+    found=arguments.mapping,
+    score=arguments.text,
+)
 def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
     """Perturbation curves of several methods, with the area between.
 
@@ -475,6 +538,9 @@ def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
     return Picture(draw, f"Perturbation curves; area between them: {areas}.")
 
 
+@takes(
+    found=arguments.mapping,
+)
 def randomisation(found: Mapping[str, Any]) -> Picture:
     """The sanity check: similarity of relevance while layers are randomised.
 
@@ -547,6 +613,7 @@ def _ink(share: float) -> str:
 
 
 def _finite(array: Any, name: str) -> np.ndarray:
+    arguments.array(name, array)
     array = np.asarray(array, np.float64)
     if array.size == 0 or not np.isfinite(array).all():
         raise InputError(
@@ -558,7 +625,8 @@ def _finite(array: Any, name: str) -> np.ndarray:
 
 def _channels_last(array: np.ndarray, channel_axis: int | None) -> np.ndarray:
     wanted = 2 if channel_axis is None else 3
-    if array.ndim != wanted:
+    axis = 0 if channel_axis is None else channel_axis
+    if array.ndim != wanted or not -wanted <= axis < wanted:
         raise InputError(
             f"One image with channel_axis={channel_axis} has {wanted} axes; got shape "
             f"{array.shape}. Of a batch, take one: relevance[0]."

@@ -305,7 +305,9 @@ def check_arrays(params: Any, x: Any, abstract: bool = False) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             check_array(f"{name}{jax.tree_util.keystr(path)}", leaf, abstract)
     if not jax.tree.leaves(x):
-        raise InputError("x has no arrays: there is nothing to explain. Call it as fn, params, x.")
+        raise InputError(
+            "x has no arrays: there is nothing to explain. Call it as fn, params, x."
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise InputError(

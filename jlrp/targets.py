@@ -29,6 +29,11 @@ def is_static(target: Any) -> bool:
     return target is None or callable(target) or isinstance(target, int | np.integer)
 
 
+def check_kind(name: str, target: Any) -> None:
+    """Refuse what can be no target of any function."""
+    given(target)
+
+
 def given(target: Any) -> Any:
     """The target as the library has it: whole numbers are Python's.
 
@@ -47,7 +52,7 @@ def given(target: Any) -> Any:
             dtype = jnp.result_type(leaf)
         except InputError:
             dtype = getattr(leaf, "dtype", type(leaf).__name__)
-        if dtype == bool:
+        if str(dtype) in ("bool", "bool_"):
             raise TargetError(
                 f"{name} is a boolean, not a class: give indices, as "
                 "target.astype(int) does, or a function of the output."

@@ -1,4 +1,4 @@
-"""Jobs of every composite and target, a process at a time: ``killed_jobs.py HOW FOLDER``.
+"""Jobs of every composite and target, by one process: ``killed_jobs.py HOW FOLDER``.
 
 ``killed``: all jobs at once, until each has written a block; then the process kills
 itself. ``resumed``: all again, with ``resume``. ``part 0``, ``part 1``: halves of them
@@ -96,9 +96,9 @@ LABELS = np.arange(EXAMPLES) % 3
 
 def jobs_to_do():
     """By name: an explainer, and the options of ``jobs.run``."""
-    of = jlrp.explain
+    of, made = jlrp.explain, composites()
     return {
-        **{f"{n} composite": (of(model, composite=c), {}) for n, c in composites().items()},
+        **{f"{n} composite": (of(model, composite=c), {}) for n, c in made.items()},
         **{f"{n} target": (of(model, target=t), {}) for n, t in TARGETS.items()},
         "labels": (of(model), {"target": LABELS}),
         "one label": (of(model), {"target": 2}),

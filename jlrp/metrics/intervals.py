@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jlrp import arguments
+from jlrp.arguments import takes
 from jlrp.errors import InputError
 
 
@@ -23,6 +25,12 @@ class Interval:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+@takes(
+    values=arguments.array,
+    level=arguments.number(),
+    resamples=arguments.whole(1),
+    seed=arguments.whole(0),
+)
 def interval(
     values: Any,
     groups: Any = None,
@@ -67,7 +75,14 @@ def interval(
     if not 0 < level < 1:
         raise InputError(f"level must lie between 0 and 1; got {level}.")
     if groups is not None:
-        groups = np.asarray(groups)
+        try:
+            groups = np.asarray(groups)
+            np.unique(groups)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "groups are numbers or strings, one for each value; got "
+                f"{arguments.shown(groups)}."
+            ) from error
         if groups.shape != values.shape:
             raise InputError(
                 f"groups has shape {groups.shape}, values {values.shape}: one each."
