@@ -322,7 +322,8 @@ def explain(
 
 def _words(name: str, given: Any, meaning: str) -> tuple[str, ...]:
     words = (given,) if isinstance(given, str) else given
-    if not isinstance(words, Iterable) or isinstance(words, bytes):
+    is_list = isinstance(words, Iterable) and not hasattr(words, "dtype")
+    if not is_list or isinstance(words, bytes | Mapping):
         raise InputError(f"{name} is {shown(given)}; give strings: {meaning}.")
     words = tuple(words)
     if not all(isinstance(word, str) for word in words):

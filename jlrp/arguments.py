@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlrp import _jax
 from jlrp.errors import InputError, JlrpError, TargetError
 
 # Models of these libraries are no functions of params and x; what makes one of them.
@@ -219,12 +220,15 @@ def optional(check: Check) -> Check:
     return checked
 
 
+_LARGEST = 2**32 - 1  # seeds are that large
+
+
 def whole(low: int | None = None, high: int | None = None) -> Check:
     """A whole number, not less than ``low`` nor more than ``high``."""
 
     def checked(name: str, value: Any) -> None:
         is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not is_whole or _outside(value, low, high):
+        if not is_whole or _outside(value, low, high) or abs(value) > _LARGEST:
             raise InputError(
                 f"{name} is a whole number{_range(low, high)}; got {shown(value)}."
             )
@@ -285,6 +289,16 @@ def function(name: str, value: Any) -> None:
     check_function(value, name)
 
 
+def concrete(name: str, value: Any) -> None:
+    """An array of real numbers that is known, not traced."""
+    if _jax.is_tracer(value):
+        raise InputError(
+            f"{name} is a tracer: call this outside of jit, grad and vmap, or hand the "
+            "values out of the function first."
+        )
+    array(name, value)
+
+
 def array(name: str, value: Any) -> None:
     """An array of real numbers, or nested lists of them."""
     if isinstance(value, jax.Array):
@@ -332,8 +346,62 @@ def numbers(count: int) -> Check:
 
 def tree(name: str, value: Any) -> None:
     """A pytree of arrays."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        check_array(f"{name}{jax.tree_util.keystr(path)}", leaf)
+    for where, leaf in leaves_of(name, value):
+        check_array(where, leaf)
+
+
+def batch(name: str, value: Any) -> None:
+    """A pytree of arrays that all have a batch axis."""
+    tree(name, value)
+    shapes = [np.shape(leaf) for _, leaf in leaves_of(name, value)]
+    if not shapes or not all(shapes):
+        raise InputError(
+            f"{name} has the shapes {shapes}; give a batch, arrays (batch, ...)."
+        )
+
+
+def leaves_of(name: str, tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a pytree with their names.
+
+    Raises:
+      InputError: for a dict whose keys cannot be sorted.
+    """
+    try:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+    except Exception as error:
+        raise InputError(
+            f"{name} is no pytree that JAX can flatten: {first_lines(error)} Keys of a "
+            "dict are of one type, such as strings."
+        ) from error
+    return [(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
+
+
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of one shape broadcasts to another, without growing it."""
+    try:
+        return np.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
+
+
+def result_of(name: str, fn: Callable[..., Any], *args: Any) -> Any:
+    """What a function of the user's returns, which must be an array.
+
+    Raises:
+      InputError: what it raised, or returned instead.
+    """
+    try:
+        found = fn(*args)
+    except (JlrpError, jax.errors.UnexpectedTracerError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{name} raised {type(error).__name__}: {first_lines(error)} It was called "
+            f"with {', '.join(map(shapes_of, args))}."
+        ) from error
+    if not _is_number(found):
+        raise InputError(f"{name} returned {shown(found)}; it must return an array.")
+    return found
 
 
 def shape(name: str, value: Any) -> None:
@@ -343,7 +411,8 @@ def shape(name: str, value: Any) -> None:
         fits = sizes == list(value) and all(size >= 0 for size in sizes)
     except (TypeError, ValueError, OverflowError):
         fits = False
-    if not fits or isinstance(value, dict | set) or not hasattr(value, "__len__"):
+    sequence = isinstance(value, tuple | list) and len(value) > 0
+    if not fits or not sequence:
         raise InputError(f"{name} is {shown(value)}; give a shape, such as (3, 4).")
 
 
@@ -375,7 +444,9 @@ class _Text:
 
 def shown(value: Any) -> str:
     """A value in a message: an array's shape, else its repr, cut off."""
-    if isinstance(value, jax.Array | np.ndarray):
+    if isinstance(value, jax.Array | np.ndarray):  # tracers too
         return f"an array {value.dtype}{list(value.shape)}"
+    if isinstance(value, int) and abs(value) >= _LARGEST**4:
+        return "a whole number of many digits"
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else text[:77] + "..."

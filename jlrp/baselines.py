@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlrp import arguments, targets
-from jlrp.arguments import takes
+from jlrp.arguments import broadcasts, takes
 from jlrp.errors import InputError
 from jlrp.metrics.parts import PARTS, Parts
 from jlrp.metrics.removal import REMOVAL, Constant, Removal
@@ -27,7 +27,7 @@ Array = jax.Array
 @takes(
     fn=arguments.function,
     params=arguments.tree,
-    x=arguments.tree,
+    x=arguments.batch,
     target=targets.check_kind,
 )
 def gradient(fn: Function, params: Any, x: Any, target: Any = None) -> Any:
@@ -59,7 +59,7 @@ def gradient(fn: Function, params: Any, x: Any, target: Any = None) -> Any:
 @takes(
     fn=arguments.function,
     params=arguments.tree,
-    x=arguments.tree,
+    x=arguments.batch,
     target=targets.check_kind,
 )
 def gradient_input(fn: Function, params: Any, x: Any, target: Any = None) -> Any:
@@ -75,7 +75,7 @@ def gradient_input(fn: Function, params: Any, x: Any, target: Any = None) -> Any
 @takes(
     fn=arguments.function,
     params=arguments.tree,
-    x=arguments.tree,
+    x=arguments.batch,
     target=targets.check_kind,
     baseline=arguments.tree,
     steps=arguments.whole(1),
@@ -106,15 +106,14 @@ def integrated_gradients(
 
     Source: Sundararajan et al. 2017, eq. 1.
     """
-    if jnp.ndim(baseline) == 0 and not isinstance(baseline, dict | list | tuple):
-        baseline = jax.tree.map(lambda leaf: jnp.full_like(leaf, baseline), x)
+    baseline = _like(x, baseline)
     return _run(_integrated, fn, params, x, target, (baseline,), (steps,))
 
 
 @takes(
     fn=arguments.function,
     params=arguments.tree,
-    x=arguments.tree,
+    x=arguments.batch,
     target=targets.check_kind,
     noise=arguments.number(0),
     samples=arguments.whole(1),
@@ -153,7 +152,7 @@ def smoothgrad(
 @takes(
     fn=arguments.function,
     params=arguments.tree,
-    x=arguments.tree,
+    x=arguments.batch,
     target=targets.check_kind,
     parts=PARTS,
     removal=REMOVAL,
@@ -199,6 +198,22 @@ def occlusion(
     return _run(
         _occluded, fn, params, x, target, (labels,), (Callee(removal), parts.count)
     )
+
+
+def _like(x: Any, baseline: Any) -> Any:
+    """A baseline for each leaf of x."""
+    if jax.tree.structure(baseline).num_leaves == 1 and np.ndim(baseline) == 0:
+        return jax.tree.map(lambda leaf: jnp.full_like(leaf, baseline), x)
+    fits = jax.tree.structure(baseline) == jax.tree.structure(x) and all(
+        broadcasts(np.shape(b), np.shape(leaf))
+        for b, leaf in zip(jax.tree.leaves(baseline), jax.tree.leaves(x), strict=True)
+    )
+    if not fits:
+        raise InputError(
+            f"baseline is {arguments.shapes_of(baseline)}; give a number, or a pytree "
+            f"like x, {arguments.shapes_of(x)}, of arrays that broadcast to its leaves."
+        )
+    return baseline
 
 
 def _run(
@@ -288,7 +303,8 @@ def _mean_over(gradient_at: Callable[[Any], Any], points: Array) -> Any:
 def _occluded(
     score: Callable[[Any], Array], x: Array, labels: Array, removal: Callee, count: int
 ) -> Array:
-    before, replacement = score(x), removal.fn(x)
+    before = score(x)
+    replacement = arguments.result_of("removal", removal.fn, x)
 
     def fall(part: Array) -> Array:
         return before - score(jnp.where(labels == part, replacement, x))

@@ -12,14 +12,20 @@ import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from jax.extend.core import Primitive
 
 from jlrp import arguments
 from jlrp.arguments import first_lines, shown, takes
 from jlrp.bodies import Body
-from jlrp.errors import JlrpError, SelectorError, UnsupportedPrimitiveError
+from jlrp.errors import (
+    InputError,
+    JlrpError,
+    RuleError,
+    SelectorError,
+    UnsupportedPrimitiveError,
+)
 from jlrp.families import COLLECTIVES, COLLECTIVES_BY_NAME, KERNELS, KINDS, why_missing
 from jlrp.graph import Value
 from jlrp.operations import Operation, View, with_inner
@@ -44,6 +50,7 @@ from jlrp.rules import (
 )
 from jlrp.rules.control_flow import CONTROL_FLOW
 
+T = TypeVar("T", bound=Callable[..., Any])
 Selector = str | Primitive | Callable[[Operation], bool] | tuple[Any, ...]
 
 
@@ -133,7 +140,7 @@ class Composite:
                     f"The pair of {pair.selector!r} holds {shown(pair.rule)}, no "
                     "rule value; give an instance, such as jlrp.rules.ZPlus()."
                 )
-        below = None if base is None else resolve(base)
+        below = None if base is None else resolve(base, "base")
         inherited = (
             ()
             if below is None
@@ -163,7 +170,8 @@ class Composite:
 
 def _pairs(pairs: Any) -> list[Pair]:
     given = [] if isinstance(pairs, str | Mapping) else pairs
-    if not isinstance(given, Iterable) or given is not pairs:
+    is_list = isinstance(given, Iterable) and not hasattr(given, "dtype")
+    if not is_list or given is not pairs:
         raise SelectorError(
             f"pairs is {shown(pairs)}; give a list of (selector, rule), such as "
             '[("conv", jlrp.rules.ZPlus())].'
@@ -216,6 +224,26 @@ def _zennit_base(stabilizer: float) -> list[tuple[Selector, Rule]]:
     ]
 
 
+def _parameters(**checks: arguments.Check) -> Callable[[T], T]:
+    """Parameters of a preset, checked by their names."""
+
+    def refused(check: arguments.Check) -> arguments.Check:
+        def checked(name: str, value: Any) -> None:
+            try:
+                check(name, value)
+            except InputError as error:
+                raise RuleError(str(error)) from None
+
+        return checked
+
+    return takes(**{name: refused(check) for name, check in checks.items()})
+
+
+_AMOUNT = arguments.number(0)
+_OPTIONAL = arguments.optional(_AMOUNT)
+
+
+@_parameters(epsilon=_AMOUNT, stabilizer=_OPTIONAL)
 def epsilon(epsilon: float = 1e-6, stabilizer: float | None = None) -> Composite:
     """LRP-epsilon on dense and conv; ``stabilizer`` (None: epsilon) on sums and means.
 
@@ -229,6 +257,7 @@ def epsilon(epsilon: float = 1e-6, stabilizer: float | None = None) -> Composite
     )
 
 
+@_parameters(epsilon=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_plus(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     """z+ on convolutions, epsilon on dense (Zennit ``EpsilonPlus``)."""
     return _preset(
@@ -238,12 +267,14 @@ def epsilon_plus(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     )
 
 
+@_parameters(epsilon=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_plus_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     """``epsilon_plus`` with Flat on the first dense or conv (``EpsilonPlusFlat``)."""
     flat = (_first_affine, Flat(stabilizer))
     return _on_top(epsilon_plus(epsilon, stabilizer), flat)
 
 
+@_parameters(epsilon=_AMOUNT, gamma=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_gamma_box(
     low: Any,
     high: Any,
@@ -264,6 +295,7 @@ def epsilon_gamma_box(
     )
 
 
+@_parameters(epsilon=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_alpha2_beta1(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     """alpha2-beta1 on convolutions, epsilon on dense (``EpsilonAlpha2Beta1``)."""
     return _preset(
@@ -273,6 +305,7 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Com
     )
 
 
+@_parameters(epsilon=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_alpha2_beta1_flat(
     epsilon: float = 1e-6, stabilizer: float = 1e-6
 ) -> Composite:
@@ -281,10 +314,12 @@ def epsilon_alpha2_beta1_flat(
     return _on_top(epsilon_alpha2_beta1(epsilon, stabilizer), flat)
 
 
-@takes(
+@_parameters(
     flat=arguments.number(0, 1),
-    steps=arguments.whole(1),
+    steps=arguments.whole(1, 64),
     gammas=arguments.numbers(2),
+    epsilon=_AMOUNT,
+    stabilizer=_AMOUNT,
 )
 def gamma_by_depth(
     flat: float = 0.15,
@@ -323,6 +358,7 @@ def gamma_by_depth(
     )
 
 
+@_parameters(stabilizer=_AMOUNT)
 def excitation_backprop(stabilizer: float = 1e-6) -> Composite:
     """z+ on dense and conv, the native gradient on activations (Zhang et al. 2016)."""
     return _preset(
@@ -339,6 +375,7 @@ def gradient_input() -> Composite:
     return _preset(("*", Gradient()), hold_statistics=False)
 
 
+@_parameters(gamma_conv=_OPTIONAL, gamma_dense=_OPTIONAL)
 def attnlrp(
     gamma_conv: float | None = None, gamma_dense: float | None = None
 ) -> Composite:
@@ -354,6 +391,7 @@ def attnlrp(
     return _preset(*_gammas(gamma_conv, gamma_dense))
 
 
+@_parameters(gamma_conv=_OPTIONAL, gamma_dense=_OPTIONAL)
 def cp_lrp(
     gamma_conv: float | None = None, gamma_dense: float | None = None
 ) -> Composite:
@@ -416,6 +454,7 @@ def _gammas(conv: float | None, dense: float | None) -> list[tuple[Selector, Rul
     ]
 
 
+@_parameters(gamma_conv=_OPTIONAL, gamma_dense=_OPTIONAL)
 def dynamic_lrp(
     gamma_conv: float | None = None, gamma_dense: float | None = None
 ) -> Composite:
@@ -478,15 +517,15 @@ PRESETS: dict[str, Callable[..., Composite]] = {
 }
 
 
-def resolve(composite: str | Composite) -> Composite:
+def resolve(composite: str | Composite, name: str = "composite") -> Composite:
     """The composite of a preset's name; a composite is returned as it is."""
     if isinstance(composite, Composite):
         return composite
     if not isinstance(composite, str) or composite not in PRESETS:
-        _refuse_what_is_near(composite)
+        _refuse_what_is_near(composite, name)
         near = difflib.get_close_matches(str(composite), PRESETS, n=3, cutoff=0.4)
         raise SelectorError(
-            f"There is no composite {shown(composite)}. "
+            f"{name} is {shown(composite)}, and there is no composite of that name. "
             + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "")
             + f"The presets are {', '.join(sorted(PRESETS))}."
         )
@@ -498,23 +537,23 @@ def resolve(composite: str | Composite) -> Composite:
     return PRESETS[composite]()
 
 
-def _refuse_what_is_near(composite: Any) -> None:
+def _refuse_what_is_near(composite: Any, argument: str) -> None:
     """Say how what was given becomes a composite."""
     name = getattr(composite, "__name__", None)
     if name in PRESETS and PRESETS[name] is composite:
         raise SelectorError(
-            f"composite is the function jlrp.composites.{name}: call it, "
+            f"{argument} is the function jlrp.composites.{name}: call it, "
             f"jlrp.composites.{name}(), or give its name, {name!r}."
         )
     if isinstance(composite, Rule):
         raise SelectorError(
-            f"composite is the rule {composite!r}: say of which operations, as in "
+            f"{argument} is the rule {composite!r}: say of which operations, as in "
             f'jlrp.Composite([("dense", {composite!r})]). The presets are '
             f"{', '.join(sorted(PRESETS))}."
         )
     if isinstance(composite, tuple | list):
         raise SelectorError(
-            f"composite is a {type(composite).__name__}: make a composite of its "
+            f"{argument} is a {type(composite).__name__}: make a composite of its "
             "pairs with jlrp.Composite(pairs)."
         )
 

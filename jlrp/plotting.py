@@ -76,8 +76,8 @@ class Picture:
 
 
 @takes(
-    relevance=arguments.array,
-    image=arguments.optional(arguments.array),
+    relevance=arguments.concrete,
+    image=arguments.optional(arguments.concrete),
     title=arguments.text,
     channel_axis=arguments.optional(arguments.whole()),
     per_channel=arguments.flag,
@@ -217,7 +217,7 @@ def comparison(
 
 @takes(
     words=_words,
-    relevance=arguments.array,
+    relevance=arguments.concrete,
     title=arguments.text,
     robust=arguments.number(0, 100),
 )
@@ -613,7 +613,7 @@ def _ink(share: float) -> str:
 
 
 def _finite(array: Any, name: str) -> np.ndarray:
-    arguments.array(name, array)
+    arguments.concrete(name, array)
     array = np.asarray(array, np.float64)
     if array.size == 0 or not np.isfinite(array).all():
         raise InputError(

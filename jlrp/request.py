@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlrp import _jax, captures, residuals, targets
-from jlrp.arguments import check_array
+from jlrp.arguments import check_array, leaves_of
 from jlrp.composites import Composite, assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
 from jlrp.facts.activity import activate
@@ -302,8 +302,8 @@ def check_arrays(params: Any, x: Any, abstract: bool = False) -> None:
       InputError: for leaves that are no arrays, an empty or a complex x.
     """
     for name, tree in (("params", params), ("x", x)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            check_array(f"{name}{jax.tree_util.keystr(path)}", leaf, abstract)
+        for where, leaf in leaves_of(name, tree):
+            check_array(where, leaf, abstract)
     if not jax.tree.leaves(x):
         raise InputError(
             "x has no arrays: there is nothing to explain. Call it as fn, params, x."

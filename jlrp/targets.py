@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from jlrp import _jax
-from jlrp.arguments import called, check_array, chosen, shown
+from jlrp.arguments import called, check_array, chosen, leaves_of, shown
 from jlrp.errors import InputError, TargetError
 from jlrp.promise import Promise
 
@@ -44,14 +44,17 @@ def given(target: Any) -> Any:
         return target
     if isinstance(target, int | np.integer) and not isinstance(target, bool):
         return int(target)
-    leaves = jax.tree_util.tree_leaves_with_path(target)
-    for path, leaf in leaves:
-        name = f"target{jax.tree_util.keystr(path)}"
+    try:
+        leaves = leaves_of("target", target)
+    except InputError as error:
+        raise TargetError(str(error)) from error
+    for name, leaf in leaves:
+        dtype: Any = getattr(leaf, "dtype", type(leaf).__name__)
         try:
             check_array(name, leaf)
             dtype = jnp.result_type(leaf)
         except InputError:
-            dtype = getattr(leaf, "dtype", type(leaf).__name__)
+            dtype = str(dtype)
         if str(dtype) in ("bool", "bool_"):
             raise TargetError(
                 f"{name} is a boolean, not a class: give indices, as "
@@ -145,7 +148,7 @@ def check(scores: Any, target: Any, batch: int | None) -> None:
                 ((indices < 0) | (indices >= classes)).reshape(-1)
             ][0]
             raise TargetError(
-                f"Target {bad} is out of range: the output has {classes} classes, "
+                f"Target {shown(int(bad))} is out of range: the output has {classes} classes, "
                 f"0 to {classes - 1}."
             )
 

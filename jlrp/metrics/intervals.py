@@ -26,9 +26,9 @@ class Interval:
 
 
 @takes(
-    values=arguments.array,
+    values=arguments.concrete,
     level=arguments.number(),
-    resamples=arguments.whole(1),
+    resamples=arguments.whole(1, 10**7),
     seed=arguments.whole(0),
 )
 def interval(
@@ -69,7 +69,7 @@ def interval(
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
         raise InputError(
-            f"interval() takes finite numbers, one per example; got shape "
+            f"values are finite numbers, one per example; got shape "
             f"{values.shape} with {np.size(values) - np.isfinite(values).sum()} others."
         )
     if not 0 < level < 1:

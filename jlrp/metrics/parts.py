@@ -44,11 +44,11 @@ class Parts:
     """
 
     def __init__(self, labels: Any):
-        arguments.array("labels", labels)
+        arguments.concrete("labels", labels)
         labels = np.asarray(labels)
         if not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
             raise InputError(
-                f"Labels of parts are integers; got {labels.dtype}{labels.shape}."
+                f"labels of parts are integers; got {labels.dtype}{labels.shape}."
             )
         if labels.min() < -1 or labels.max() < 0:
             raise InputError(

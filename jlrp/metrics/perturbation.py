@@ -101,7 +101,7 @@ def _trapezoids(curve: Array, at: Array) -> Array:
 @takes(
     fn=arguments.function,
     params=arguments.tree,
-    x=arguments.tree,
+    x=arguments.batch,
     target=targets.check_kind,
     relevance=arguments.array,
     parts=PARTS,
@@ -224,8 +224,13 @@ def _ranks(key: Array, present: Array) -> Array:
 def _filling(removal: Any, x: Array) -> Any:
     """What is put at removed places; computed once, if it does not depend on them."""
     if isinstance(removal, Inpaint):
-        return lambda removed: removal.function(x, removed).astype(x.dtype)
-    replacement = removal.fn(x)
+
+        def inpainted(removed: Array) -> Array:
+            found = arguments.result_of("removal", removal.function, x, removed)
+            return jnp.asarray(found).astype(x.dtype)
+
+        return inpainted
+    replacement = jnp.asarray(arguments.result_of("removal", removal.fn, x))
     if jnp.shape(replacement) != x.shape:
         raise InputError(
             f"The removal returned shape {jnp.shape(replacement)} for x of shape "

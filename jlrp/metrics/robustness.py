@@ -21,7 +21,7 @@ Method = Callable[[Function, Any, Any, Any], Any]
 @takes(
     fn=arguments.function,
     params=arguments.tree,
-    x=arguments.tree,
+    x=arguments.batch,
     target=targets.check_kind,
     relevance=arguments.array,
     contributions=arguments.flag,
@@ -111,7 +111,7 @@ def _infidelity(
         slope = jnp.where(x == 0, 0, relevance / jnp.where(x == 0, 1, x))
 
     def squared_gap(key: Any) -> Array:
-        step = perturb.fn(key, x)
+        step = arguments.result_of("perturb", perturb.fn, key, x)
         said = (slope * step).reshape(x.shape[0], -1).sum(1)
         return (said - (before - score(params, x - step, multipliers))) ** 2
 
@@ -122,7 +122,7 @@ def _infidelity(
     method=arguments.function,
     fn=arguments.function,
     params=arguments.tree,
-    x=arguments.tree,
+    x=arguments.batch,
     target=targets.check_kind,
     radius=arguments.number(0),
     samples=arguments.whole(1),
@@ -190,7 +190,8 @@ def _sensitivity(
         target = predicted(callee.fn, params, x)
 
     def explained(x: Array) -> Array:
-        relevance = method.fn(callee.fn, params, x, target)
+        how = partial(method.fn, callee.fn)
+        relevance = arguments.result_of("method", how, params, x, target)
         return relevance.reshape(x.shape[0], -1)
 
     here = explained(x)

@@ -40,7 +40,7 @@ class Randomisation:
     method=arguments.function,
     fn=arguments.function,
     params=arguments.tree,
-    x=arguments.tree,
+    x=arguments.batch,
     target=targets.check_kind,
     similarity=arguments.choice(*SIMILARITIES),
     absolute=arguments.flag,
@@ -95,7 +95,8 @@ def randomisation(
     options = (Callee(method), Callee(fn), static, similarity, absolute)
     names = [_layer_name(path) for path, _ in _leaves(params)]
     layers = layers_from_the_top(fn, params, x)
-    reference = method(fn, params, x, target)
+    how = partial(method, fn)
+    reference = arguments.result_of("method", how, params, x, target)
     shuffled = _shuffled(params, seed)
     leaves, tree = jax.tree.flatten(params)
     rows, done = [], set()
@@ -115,7 +116,9 @@ def _similarity(
     options: Any, params: Any, x: Any, target: Any, reference: Array
 ) -> Array:
     method, callee, static, how, absolute = options
-    found = method.fn(callee.fn, params, x, static if target is None else target)
+    target = static if target is None else target
+    how = partial(method.fn, callee.fn)
+    found = arguments.result_of("method", how, params, x, target)
     maps = [m.reshape(m.shape[0], -1) for m in (found, reference)]
     if absolute:
         maps = [jnp.abs(m) for m in maps]

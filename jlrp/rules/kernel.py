@@ -576,7 +576,7 @@ class _Bound:
 
 def _is_below(low: np.ndarray, high: np.ndarray) -> bool:
     try:
-        return bool(np.all(low <= high))
+        return low.size > 0 < high.size and bool(np.all(low <= high))
     except ValueError:  # they do not broadcast to one shape
         return False
 
@@ -603,7 +603,7 @@ class ZBox(_KernelRule):
     def __init__(self, low: Bound, high: Bound, stabilizer: float = 1e-6):
         for name, bound in (("low", low), ("high", high)):
             if not isinstance(bound, _Bound):
-                arguments.array(name, bound)
+                arguments.concrete(name, bound)
         low, high = _Bound(low), _Bound(high)
         if not _is_below(low.array, high.array):
             raise RuleError(
