@@ -187,16 +187,22 @@ def explain(function: str | None, **options: Any) -> None:
 @click.argument("function")
 @_function_options
 @click.option("--shape", required=True, help="Of a batch, such as 1,28,28,1.")
+@click.option("--target", type=int, help="A class index.")
 @click.option("--dtype", default="float32", show_default=True, help="Of the input.")
 @_reports
-def inspect(function: str, shape: str, dtype: str, **options: Any) -> None:
+def inspect(
+    function: str, shape: str, dtype: str, target: int | None, **options: Any
+) -> None:
     """Print the rule of every operation of a function; nothing is computed."""
     fn = _imported(function)
     fn = fn.fn if isinstance(fn, jlrp.Explainer) else fn
     composite, fallback = options["composite"] or "auto", options["fallback"]
     x = _spec(shape, dtype)
     params = _params(options["params"])
-    click.echo(jlrp.inspect(fn, params, x, composite=composite, fallback=fallback))
+    report = jlrp.inspect(
+        fn, params, x, target, composite=composite, fallback=fallback
+    )
+    click.echo(report)
 
 
 @main.command()

@@ -20,9 +20,15 @@ import numpy as np
 from jlrp import arguments
 from jlrp.arguments import takes
 from jlrp.errors import InputError, IntegrationError
+from jlrp.metrics import Curves, Randomisation
 
 COLOURS = "RdBu_r"
 ROBUST = 99.0  # percentile of |relevance| that has the full colour
+
+
+def _check_values(name: str, given: Mapping[Any, Any], kind: type, of: str) -> None:
+    for key, value in given.items():
+        arguments.instance(kind, of=of)(f"{name}[{key!r}]", value)
 
 
 def _words(name: str, value: Any) -> None:
@@ -177,10 +183,11 @@ def comparison(
     Raises:
       InputError: for no rows, or rows of different methods.
     """
+    _check_values("rows", rows, Mapping, "a dict of maps by method")
     methods = list(next(iter(rows.values()), {}))
     if not methods or any(list(row) != methods for row in rows.values()):
         raise InputError(
-            "comparison() needs rows with the same methods; got "
+            "rows need with the same methods; got "
             f"{ {name: list(row) for name, row in rows.items()} }."
         )
     maps = {
@@ -191,7 +198,8 @@ def comparison(
         for name, row in rows.items()
     }
     shown = {
-        name: _image(image, channel_axis) for name, image in (images or {}).items()
+        name: _image(image, channel_axis, f"images[{name!r}]")
+        for name, image in (images or {}).items()
     }
 
     def draw() -> Any:
@@ -302,8 +310,8 @@ def layers(relevance: Mapping[str, Any], *, title: str = "") -> Picture:
       InputError: for no names, NaN or inf.
     """
     if not relevance:
-        raise InputError("layers() needs at least one captured relevance.")
-    values = {name: _finite(r, name) for name, r in relevance.items()}
+        raise InputError("relevance is empty; give at least one, by name.")
+    values = {name: _finite(r, f"relevance[{name!r}]") for name, r in relevance.items()}
     positive = [float(np.maximum(r, 0).sum()) for r in values.values()]
     negative = [float(np.minimum(r, 0).sum()) for r in values.values()]
 
@@ -353,9 +361,9 @@ def heads(
       Relevance of the heads of layer_0; the most: layer_0 head 0 (3).
     """
     if not relevance:
-        raise InputError("heads() needs at least one layer.")
+        raise InputError("relevance is empty; heads() needs at least one layer.")
     sums = {
-        name: _sum_to(_finite(r, name), head_axis, name)
+        name: _sum_to(_finite(r, f"relevance[{name!r}]"), head_axis, name)
         for name, r in relevance.items()
     }
     columns = max(map(len, sums.values()))
@@ -413,7 +421,7 @@ def flow(edges: Mapping[tuple[str, str], float], *, title: str = "") -> Picture:
       Relevance flows output - mlp: 2, mlp - input: 1.5.
     """
     if not edges:
-        raise InputError("flow() needs at least one pair of names.")
+        raise InputError("edges is empty; flow() needs at least one pair of names.")
     amounts = _finite(list(edges.values()), "edges")
     places = _from_the_top(edges)
     largest = float(np.abs(amounts).max() or 1.0)
@@ -471,7 +479,8 @@ def pairs(
       Relevance of pairs of words: cat - cats (0.5).
     """
     if not examples:
-        raise InputError("pairs() needs at least one pair of sentences.")
+        raise InputError("examples is empty; give at least one pair of sentences.")
+    _check_values("examples", examples, tuple, "(words, other words, relevance)")
     checked, strongest = {}, []
     for name, (words, others, relevance) in examples.items():
         relevance = _finite(relevance, f"relevance of {name!r}")
@@ -513,7 +522,8 @@ def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
       InputError: for no methods.
     """
     if not found:
-        raise InputError("curves() needs the curves of at least one method.")
+        raise InputError("found is empty; give the curves of at least one method.")
+    _check_values("found", found, Curves, "jlrp.metrics.Curves")
 
     def draw() -> Any:
         figure, axes = _axes(1, len(found), (3.0 * len(found) + 0.5, 2.9), ticks=True)
@@ -551,7 +561,8 @@ def randomisation(found: Mapping[str, Any]) -> Picture:
       InputError: for no methods.
     """
     if not found:
-        raise InputError("randomisation() needs at least one method.")
+        raise InputError("found is empty; randomisation() needs at least one method.")
+    _check_values("found", found, Randomisation, "a jlrp.metrics.Randomisation")
     means = {
         name: np.concatenate([[1.0], np.mean(checked.similarity, 0)])
         for name, checked in found.items()
@@ -638,9 +649,9 @@ def _channels_last(array: np.ndarray, channel_axis: int | None) -> np.ndarray:
     )
 
 
-def _image(image: Any, channel_axis: int | None) -> np.ndarray:
+def _image(image: Any, channel_axis: int | None, name: str = "image") -> np.ndarray:
     """Colours or greys in 0 to 1, channels last."""
-    image = _finite(image, "image")
+    image = _finite(image, name)
     if image.ndim == 3:
         image = _channels_last(image, channel_axis)
     if image.ndim == 3 and image.shape[-1] not in (3, 4):

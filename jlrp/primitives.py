@@ -14,7 +14,7 @@ import jax
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from jlrp.arguments import check_array, check_function, leaves_of, shown
+from jlrp.arguments import check_array, check_function, leaves_of, shown, takes
 from jlrp.errors import InputError
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -27,6 +27,7 @@ batching.defvectorized(tag_p)
 ad.deflinear2(tag_p, lambda ct, y, *, name: [ct])
 
 
+@takes()
 def tag(y: Any, name: str) -> Any:
     """Name a value, to ``capture`` its relevance or set a ``condition`` on it.
 

@@ -148,8 +148,8 @@ def check(scores: Any, target: Any, batch: int | None) -> None:
                 ((indices < 0) | (indices >= classes)).reshape(-1)
             ][0]
             raise TargetError(
-                f"Target {shown(int(bad))} is out of range: the output has {classes} classes, "
-                f"0 to {classes - 1}."
+                f"Target {shown(int(bad))} is out of range: the output has "
+                f"{classes} classes, 0 to {classes - 1}."
             )
 
 

@@ -52,7 +52,7 @@ class Parts:
             )
         if labels.min() < -1 or labels.max() < 0:
             raise InputError(
-                "Labels of parts count from 0, and -1 marks what is never removed; got "
+                "The labels of parts count from 0; -1 marks what is never removed. Got "
                 f"{labels.min()} to {labels.max()}."
             )
         self.labels = labels.astype(np.int32)
@@ -76,8 +76,9 @@ class Parts:
             g not in (1, w) for g, w in zip(given, wanted, strict=True)
         ):
             raise InputError(
-                f"Labels of shape {given} do not fit examples of shape "
-                f"{tuple(shape[1:])}: each axis has the example's size, or size 1."
+                f"The parts have labels of shape {given}, which do not fit x and "
+                f"relevance of shape {tuple(shape)}: each axis of an example's "
+                "labels has its size, or size 1."
             )
         return self.labels if given == wanted == tuple(shape) else self.labels[None]
 

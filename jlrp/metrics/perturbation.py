@@ -167,7 +167,7 @@ def curves(
     """
     if not isinstance(x, jax.Array | np.ndarray) or x.ndim < 2:
         raise InputError(
-            "curves() perturbs one array of shape (batch, ...); got "
+            "curves() perturbs x, one array of shape (batch, ...); got "
             f"{jax.tree.map(jnp.shape, x)}. What is not perturbed belongs to params."
         )
     if jnp.shape(relevance) != x.shape:
