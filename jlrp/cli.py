@@ -41,7 +41,10 @@ def _reports(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except jlrp.JlrpError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            text = " ".join(str(error).split())
+            if kwargs.get("params", "") is None and "params = {}" in text:
+                text += " No --params was given: give the file of the parameters."
+            raise click.ClickException(text) from error
         except KeyboardInterrupt:
             raise click.ClickException(
                 "interrupted; what was reported as done is safe, go on with --resume"
@@ -199,9 +202,7 @@ def inspect(
     composite, fallback = options["composite"] or "auto", options["fallback"]
     x = _spec(shape, dtype)
     params = _params(options["params"])
-    report = jlrp.inspect(
-        fn, params, x, target, composite=composite, fallback=fallback
-    )
+    report = jlrp.inspect(fn, params, x, target, composite=composite, fallback=fallback)
     click.echo(report)
 
 
@@ -320,10 +321,13 @@ def _source(data: str) -> Any:
             driver = "zarr3" if (path / "zarr.json").exists() else "zarr"
             location = {"driver": "file", "path": f"{path.absolute()}/"}
             return ts.open({"driver": driver, "kvstore": location}, open=True).result()
-        return np.load(path, mmap_mode="r")
+        found = np.load(path, mmap_mode="r")
+        return dict(found) if isinstance(found, np.lib.npyio.NpzFile) else found
     except Exception as error:
         raise jobs.JobError(
-            f"The data {data} cannot be read: {' '.join(str(error).split())}"
+            f"The data {data} cannot be read: {' '.join(str(error).split())} It is a "
+            ".npy or .npz file, a Zarr array, or package.module:name of a source; "
+            "examples of many lengths are a list there, with --buckets."
         ) from error
 
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import export
 
 from jlrp.api import Explainer
-from jlrp.errors import IntegrationError
+from jlrp.arguments import check_array, leaves_of, shown
+from jlrp.errors import IntegrationError, JlrpError
 from jlrp.jobs.errors import JobError
 from jlrp.jobs.fingerprint import digest
 from jlrp.jobs.sources import reason
-from jlrp.jobs.steps import Arrays, Reduction, Step
+from jlrp.jobs.steps import Arrays, Reduction, Step, check_options
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,21 @@ class Artifact:
 
     def __call__(self, params: Any, x: Any, target: Any = None) -> Arrays:
         labels = () if target is None else (target,)
+        if bool(labels) != self.takes_labels:
+            raise JobError(
+                "The artifact takes a label for each example: give them, as target or "
+                "by split (--target labels.npy)."
+                if self.takes_labels
+                else "The artifact has its target in it and takes no labels: leave "
+                "target out, or export it with labels=True (--labels)."
+            )
         call: Any = self.exported.call
         return call(jax.tree.leaves(params), x, *labels)
+
+    @property
+    def takes_labels(self) -> bool:
+        arguments, _ = self.exported.in_tree.children()
+        return len(arguments.children()) == 3
 
     def with_target(self, target: int) -> Artifact:
         raise JobError(
@@ -76,6 +90,14 @@ def export_artifact(
       >>> jobs.load_artifact(path)(w, np.ones((5, 3), np.float32))["relevance"].shape
       (5, 3)
     """
+    if not isinstance(explain, Explainer):
+        raise JobError(
+            f"explain is {shown(explain)}; it must be made by jlrp.explain(fn, ...)."
+        )
+    check_options(reduce, dtype)
+    for name, tree in (("params", params), ("example", example)):
+        for where, leaf in leaves_of(name, tree):
+            check_array(where, leaf, abstract=True)
     step = Step(explain, reduce, dtype)
     structure = jax.tree.structure(params)
     (size,) = export.symbolic_shape("batch")
@@ -99,9 +121,16 @@ def export_artifact(
         jax.tree.map(lambda leaf: shape(leaf, size), example),
         *([jax.ShapeDtypeStruct((size,), jnp.int32)] if labels else []),
     )
-    exported = export.export(jax.jit(many), platforms=("cpu", "cuda", "tpu"))(
-        *arguments
-    )
+    try:
+        exporting = export.export(jax.jit(many), platforms=("cpu", "cuda", "tpu"))
+        exported = exporting(*arguments)
+    except JlrpError:
+        raise
+    except Exception as error:
+        raise JobError(
+            f"The explanation cannot be exported: {reason(error)}. It must take "
+            "batches of any size; params and example have the shapes of the arguments."
+        ) from error
     try:
         content = exported.serialize()
     except ImportError as error:
@@ -109,7 +138,10 @@ def export_artifact(
             "To write an artifact, jax.export needs flatbuffers. Install it with: "
             "pip install 'jlrp[jobs]'"
         ) from error
-    Path(path).write_bytes(content)
+    try:
+        Path(path).write_bytes(content)
+    except (OSError, TypeError) as error:
+        raise JobError(f"path {path!r} cannot be written: {reason(error)}.") from error
     return Artifact(exported, _made_by(bytes(content)))
 
 

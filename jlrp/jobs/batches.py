@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jlrp.arguments import shown
 from jlrp.jobs.errors import JobError
 from jlrp.jobs.sources import Examples, Source, rows_of
 
@@ -29,10 +30,24 @@ class Buckets:
     window: int = 16
 
     def __post_init__(self) -> None:
-        lengths = tuple(self.lengths)
+        try:
+            lengths = tuple(self.lengths)
+        except TypeError:
+            lengths = ()
         object.__setattr__(self, "lengths", lengths)
-        if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
-            raise JobError(f"buckets must be ascending lengths, got {lengths}.")
+        whole = [type(n) is int or isinstance(n, np.integer) for n in lengths]
+        for name in ("pad", "window"):
+            if type(getattr(self, name)) is not int:
+                raise JobError(f"{name} of the buckets must be a whole number.")
+        if (
+            not lengths
+            or not all(whole)
+            or list(lengths) != sorted(set(lengths))
+            or lengths[0] < 1
+        ):
+            raise JobError(
+                f"lengths of buckets must be ascending whole numbers; got {shown(lengths)}."
+            )
         if self.window < 1:
             raise JobError(
                 f"The window of the buckets must be >= 1, got {self.window}."
@@ -200,7 +215,9 @@ def misfit(row: Any, spec: Any, buckets: Buckets | None) -> str | None:
         if len(array.shape) != len(wanted.shape) or (
             array.shape[ragged:] != wanted.shape[ragged:]
         ):
-            return f"its shape is {array.shape}, not {wanted.shape}"
+            lengths = array.shape[1:] == wanted.shape[1:] and ragged == 0
+            hint = " (give buckets, --buckets, for lengths that differ)" * lengths
+            return f"its shape is {array.shape}, not {wanted.shape}{hint}"
         if jax.dtypes.canonicalize_dtype(array.dtype) != wanted.dtype:
             return f"its dtype is {array.dtype}, not {wanted.dtype}"
     if buckets is None:

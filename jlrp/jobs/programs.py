@@ -50,6 +50,13 @@ class Programs:
                 name for name in out if out[name].shape[1:2] != other[name].shape[1:2]
             )
 
+    @property
+    def classes(self) -> int | None:
+        """How many classes a label chooses from, where that is known."""
+        output = self.results.get("output")
+        known = output is not None and len(output.shape) == 1
+        return output.shape[0] if known and self.batcher.has_targets else None
+
     def text(self) -> str:
         """The program before compilation: the same in every process."""
         return self._lowered.as_text()

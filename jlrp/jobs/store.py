@@ -141,6 +141,11 @@ def attributes(path: Path) -> dict[str, Any]:
     Raises:
       JobError: if there is no store of jlrp.
     """
+    if not path.exists():
+        raise JobError(
+            f"There is no store at {path}; it is no store of jlrp. Give the folder that "
+            "a job wrote (--out)."
+        )
     try:
         found = json.loads((path / _GROUP).read_text())["attributes"]
     except (OSError, ValueError, KeyError) as error:
