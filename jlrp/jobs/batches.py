@@ -39,14 +39,11 @@ class Buckets:
         for name in ("pad", "window"):
             if type(getattr(self, name)) is not int:
                 raise JobError(f"{name} of the buckets must be a whole number.")
-        if (
-            not lengths
-            or not all(whole)
-            or list(lengths) != sorted(set(lengths))
-            or lengths[0] < 1
-        ):
+        ascending = all(whole) and list(lengths) == sorted(set(lengths))
+        if not lengths or not ascending or lengths[0] < 1:
             raise JobError(
-                f"lengths of buckets must be ascending whole numbers; got {shown(lengths)}."
+                "The lengths of buckets must be ascending whole numbers from 1; got "
+                f"{shown(self.lengths)}."
             )
         if self.window < 1:
             raise JobError(

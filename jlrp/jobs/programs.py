@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlrp.errors import JlrpError
+from jlrp.errors import InputError, JlrpError
 from jlrp.jobs.batches import Batch, Batcher
 from jlrp.jobs.errors import JobError
 from jlrp.jobs.placement import Placement
@@ -92,7 +92,11 @@ class Programs:
 
         try:
             return jax.jit(step, **options).lower(self.params, x, target)
-        except JlrpError:
+        except JlrpError as error:
+            if isinstance(error, InputError) and error.__cause__ is not None:
+                raise JobError(
+                    f"The function cannot take a batch of the source. {error}"
+                ) from error
             raise
         except Exception as error:
             shapes = jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", x)

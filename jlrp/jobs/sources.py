@@ -231,8 +231,8 @@ def _spec(row: Any) -> Any:
     spec = jax.tree.map(of_leaf, row)
     if any(leaf.ndim == 0 for leaf in jax.tree.leaves(spec)):
         raise JobError(
-            "An example is, or has, a single number: give it an axis, as in x[:, None]. "
-            "If it is the label of the example, take it apart: "
+            "An example is, or has, a single number: give it an axis, as in "
+            "x[:, None]. If it is the label of the example, take it apart: "
             'split=lambda example: (example["x"], example["label"]).'
         )
     return spec
