@@ -54,8 +54,9 @@ class Programs:
     def classes(self) -> int | None:
         """How many classes a label chooses from, where that is known."""
         output = self.results.get("output")
-        known = output is not None and len(output.shape) == 1
-        return output.shape[0] if known and self.batcher.has_targets else None
+        if output is None or not self.batcher.has_targets:
+            return None
+        return output.shape[0] if len(output.shape) == 1 else None
 
     def text(self) -> str:
         """The program before compilation: the same in every process."""

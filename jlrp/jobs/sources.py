@@ -84,7 +84,7 @@ class TreeSource:
             raise JobError(
                 f"A dict as a source has arrays of one length; got lengths {lengths}."
             )
-        self.length: int = next(iter(lengths.values()))
+        self.length = int(next(iter(lengths.values())) or 0)
 
     def read(self, start: int, stop: int) -> Examples:
         stop = min(stop, self.length)
