@@ -323,6 +323,14 @@ def _is_real(dtype: Any) -> bool:
     return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
+def words(name: str, value: Any) -> None:
+    """A string, or several."""
+    given = [value] if isinstance(value, str) else value
+    is_list = isinstance(given, tuple | list | set | dict)
+    if not is_list or not all(isinstance(word, str) for word in given):
+        raise InputError(f"{name} is {shown(value)}; give a string, or a list of them.")
+
+
 def axes(name: str, value: Any) -> None:
     """Some axes of an array: whole numbers in a tuple, hashable."""
     fits = isinstance(value, tuple) and all(isinstance(a, int) for a in value)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlrp import arguments, targets
 from jlrp.api import explain
+from jlrp.arguments import takes
 from jlrp.captures import conditioned, matching, named_values
 from jlrp.composites import Composite
+from jlrp.errors import InputError
 from jlrp.graph import trace
 
 OUTPUT, INPUT = "output", "input"
 
 
+@takes(
+    fn=arguments.function,
+    params=arguments.tree,
+    x=arguments.tree,
+    names=arguments.words,
+    target=targets.check_kind,
+)
 def between(
     fn: Callable[[Any, Any], Any],
     params: Any,
@@ -94,8 +105,10 @@ def _in_order(
 ) -> tuple[str, ...]:
     """The names that the globs match, in the order in which their values are made."""
     patterns = (names,) if isinstance(names, str) else tuple(names)
-    program, _ = trace(fn, params, x)
+    program, _ = trace(partial(arguments.called, fn), params, x)
     named = named_values(program)
+    if not patterns:
+        raise InputError("names is empty; give globs of name scopes and tags.")
     values = conditioned(named, matching(named, patterns))
     made = {
         name: -1 if value.producer is None else value.producer.position

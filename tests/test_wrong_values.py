@@ -6,6 +6,7 @@ the value is one that the argument may have.
 """
 
 import re
+import tempfile
 import types
 import warnings
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import jlrp
-from jlrp import baselines, composites, metrics, plotting, rules
+from jlrp import baselines, composites, flow, jobs, metrics, plotting, rules
 from jlrp.integrations import equinox, flax
 
 pytestmark = pytest.mark.relaxed
@@ -27,6 +28,10 @@ R = np.asarray([[1.0, 2.0, -1.0], [0.5, -0.5, 2.0]])
 
 def fn(w, x):
     return x @ w
+
+
+def tagged(w, x):
+    return jlrp.tag(x, "a") @ w
 
 
 def left_trace():
@@ -72,6 +77,21 @@ WRONG = {
     "raises": lambda: lambda *_: 1 / 0,
     "returns no array": lambda: lambda *_: Thing(),
 }
+
+
+def run_job(**options):
+    """In a folder of its own, where the test gives none."""
+    with tempfile.TemporaryDirectory() as folder:
+        if options["store"] is None:
+            options["store"] = f"{folder}/r"
+        return jobs.run(**options)
+
+
+def export(**options):
+    with tempfile.TemporaryDirectory() as folder:
+        if options["path"] is None:
+            options["path"] = f"{folder}/e"
+        return jobs.export_artifact(**options)
 
 
 def of_op(op):
@@ -213,6 +233,27 @@ CALLS = {
     ),
     "plotted curves": (plotting.curves, {"found": CURVES, "score": "s"}),
     "plotted randomisation": (plotting.randomisation, {"found": RANDOMISED}),
+    "between": (
+        flow.between,
+        {"fn": tagged, **COMMON, "names": ("a",), "target": 0, "composite": "epsilon"},
+    ),
+    "jobs.run": (
+        run_job,
+        {"explain": jlrp.explain(fn), "params": W, "source": R, "store": None}
+        | {"target": 0, "split": None, "batch": 2, "buckets": None, "reduce": None}
+        | {"dtype": "float32", "compression": "zstd", "on_failure": "stop"}
+        | {"resume": False, "devices": None, "part": None, "progress": False},
+    ),
+    "export_artifact": (
+        export,
+        {"explain": jlrp.explain(fn), "params": W, "example": R[0], "path": None}
+        | {"labels": False, "reduce": None, "dtype": "float32"},
+    ),
+    "load_artifact": (jobs.load_artifact, {"path": "nowhere"}),
+    "load_params": (jobs.load_params, {"path": "nowhere"}),
+    "summary": (jobs.summary, {"path": "nowhere"}),
+    "Top": (jobs.Top, {"k": 1}),
+    "Buckets": (jobs.Buckets, {"lengths": (2, 4), "pad": 0, "window": 2}),
     "equinox": (equinox.module, {"model": None}),
     "flax.nnx": (flax.nnx, {"model": None}),
     "flax.linen": (flax.linen, {"module": nn.Dense(2), "variables": {}}),
@@ -232,7 +273,8 @@ def outcome(call, right, argument, value):
 
 
 @pytest.mark.parametrize("name, argument", CASES)
-def test_refused_by_name_or_right(name, argument):
+def test_refused_by_name_or_right(name, argument, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the store "text" is written
     call, right = CALLS[name]
     for wrong, make in WRONG.items():
         said = outcome(call, right, argument, make())

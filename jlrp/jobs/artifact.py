@@ -12,8 +12,8 @@ from jax import export
 
 from jlrp.api import Explainer
 from jlrp.arguments import check_array, leaves_of, shown
-from jlrp.errors import IntegrationError, JlrpError
-from jlrp.jobs.errors import JobError
+from jlrp.errors import InputError, IntegrationError, JlrpError
+from jlrp.jobs.errors import JobError, check_path
 from jlrp.jobs.fingerprint import digest
 from jlrp.jobs.sources import reason
 from jlrp.jobs.steps import Arrays, Reduction, Step, check_options
@@ -98,6 +98,9 @@ def export_artifact(
     for name, tree in (("params", params), ("example", example)):
         for where, leaf in leaves_of(name, tree):
             check_array(where, leaf, abstract=True)
+    check_path("path", path)
+    if not isinstance(labels, bool):
+        raise JobError(f"labels is {shown(labels)}; give True or False.")
     step = Step(explain, reduce, dtype)
     structure = jax.tree.structure(params)
     (size,) = export.symbolic_shape("batch")
@@ -124,7 +127,9 @@ def export_artifact(
     try:
         exporting = export.export(jax.jit(many), platforms=("cpu", "cuda", "tpu"))
         exported = exporting(*arguments)
-    except JlrpError:
+    except JlrpError as error:
+        if isinstance(error, InputError) and error.__cause__ is not None:
+            raise JobError(f"The function cannot take the example. {error}") from error
         raise
     except Exception as error:
         raise JobError(
@@ -151,6 +156,7 @@ def load_artifact(path: str | Path) -> Artifact:
     Raises:
       JobError: if the file cannot be read, or is no artifact.
     """
+    check_path("path", path)
     try:
         content = Path(path).read_bytes()
         exported = export.deserialize(bytearray(content))

@@ -34,6 +34,10 @@ class Buckets:
             lengths = tuple(self.lengths)
         except TypeError:
             lengths = ()
+        if not isinstance(self.lengths, tuple | list | range):
+            raise JobError(
+                f"lengths is {shown(self.lengths)}; give a tuple, such as (32, 128)."
+            )
         object.__setattr__(self, "lengths", lengths)
         whole = [type(n) is int or isinstance(n, np.integer) for n in lengths]
         for name in ("pad", "window"):

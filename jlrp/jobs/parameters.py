@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jlrp.arguments import shown
 from jlrp.errors import IntegrationError
-from jlrp.jobs.errors import JobError
+from jlrp.jobs.errors import JobError, check_path
 from jlrp.jobs.sources import reason
 
 
@@ -39,8 +38,7 @@ def load_params(path: str | Path) -> Any:
       >>> jobs.load_params(path)["dense"]["kernel"].shape
       (3, 2)
     """
-    if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
-        raise JobError(f"path is {shown(path)}; give that of a file of parameters.")
+    check_path("path", path)
     path = Path(path).absolute()
     if not path.exists():
         raise JobError(f"There are no parameters at {path}.")

@@ -91,7 +91,7 @@ def placement(devices: str | Mesh | None, batch: int) -> Placement:
     if devices is None:
         return Placement()
     if not isinstance(devices, Mesh):
-        if devices != "data":
+        if not isinstance(devices, str) or devices != "data":
             raise JobError(f'devices is "data", a mesh or None; got {shown(devices)}.')
         local = np.array(jax.local_devices())
         mesh, axis = Mesh(local, ("data",)), "data"

@@ -24,7 +24,7 @@ from jlrp.jobs import fingerprint
 from jlrp.jobs import store as storing
 from jlrp.jobs.artifact import Artifact
 from jlrp.jobs.batches import Batch, Batcher, Block, Buckets
-from jlrp.jobs.errors import JobError
+from jlrp.jobs.errors import JobError, check_path
 from jlrp.jobs.placement import blocks_of, placement
 from jlrp.jobs.programs import Programs
 from jlrp.jobs.sources import Source, first_example, open_source, reason
@@ -195,8 +195,7 @@ def _check(
     pair = isinstance(part, tuple | list) and len(part) == 2
     if part is not None and not (pair and all(type(i) is int for i in part)):
         raise JobError(f"part is {shown(part)}; give (index, parts), such as (0, 4).")
-    if not isinstance(store, str | Path) or not str(store) or "\0" in str(store):
-        raise JobError(f"store is {shown(store)}; give the folder of the results.")
+    check_path("store", store)
 
 
 def _as_buckets(buckets: Any) -> Buckets:
@@ -204,7 +203,7 @@ def _as_buckets(buckets: Any) -> Buckets:
         lengths = tuple(buckets)
     except TypeError:
         lengths = None
-    if lengths is None or isinstance(buckets, str | bytes):
+    if lengths is None or not isinstance(buckets, tuple | list | range):
         raise JobError(
             f"buckets is {shown(buckets)}; give lengths, such as (32, 128), or "
             "jobs.Buckets(...)."
@@ -346,8 +345,8 @@ class _Job:
         if failed and self.stop:
             index, why = next(iter(failed.items()))
             raise JobError(
-                f"Example {index} cannot be explained: {why}. Correct it, or skip such "
-                'examples with on_failure="skip" (--on-failure skip); then resume.'
+                f"Example {index} of the source cannot be explained: {why}. Correct it, "
+                'or skip such examples with on_failure="skip" (--on-failure skip); then resume.'
             )
         record = {"block": block.number, "count": block.count, "failed": failed}
         try:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from jlrp import _jax
+from jlrp.arguments import shown
 from jlrp.jobs.errors import JobError
 
 # Examples that are looked at before any work is done.
@@ -159,6 +161,8 @@ def open_source(source: Any) -> Source:
     """
     if isinstance(source, str | bytes):
         raise JobError(f"The source is a string, {source!r}; open the file first.")
+    if isinstance(source, jax.ShapeDtypeStruct) or _jax.is_tracer(source):
+        raise JobError(f"The source is {shown(source)}, which has no numbers.")
     if isinstance(source, Mapping):
         opened: Source = TreeSource(source)
     elif hasattr(source, "shape") and hasattr(source, "dtype"):
@@ -221,18 +225,19 @@ def _spec(row: Any) -> Any:
         array = np.asarray(leaf)
         if array.dtype.kind not in "biuf" and array.dtype not in _LOW_PRECISION:
             raise JobError(
-                f"The examples have dtype {array.dtype}; they must be real numbers."
+                f"The examples of the source have dtype {array.dtype}; they must be "
+                "real numbers."
             )
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         return jax.ShapeDtypeStruct(array.shape, dtype)
 
     if not jax.tree.leaves(row):
-        raise JobError(f"An example is {row!r}: it has no arrays.")
+        raise JobError(f"An example of the source is {shown(row)}: it has no arrays.")
     spec = jax.tree.map(of_leaf, row)
     if any(leaf.ndim == 0 for leaf in jax.tree.leaves(spec)):
         raise JobError(
-            "An example is, or has, a single number: give it an axis, as in "
-            "x[:, None]. If it is the label of the example, take it apart: "
+            "An example of the source is, or has, a single number: give it an axis, as "
+            "in x[:, None]. If it is the label of the example, take it apart: "
             'split=lambda example: (example["x"], example["label"]).'
         )
     return spec
