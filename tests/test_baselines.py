@@ -144,7 +144,7 @@ def test_refusals():
     params, x = sample()
     with pytest.raises(jlrp.TargetError, match="out of range"):
         baselines.gradient(scores_of, params, x, 4)
-    with pytest.raises(jlrp.InputError, match="steps must be at least 1"):
+    with pytest.raises(jlrp.InputError, match="steps is a whole number of at least 1"):
         baselines.integrated_gradients(scores_of, params, x, steps=0)
     with pytest.raises(jlrp.InputError, match="samples must be at least 1"):
         baselines.smoothgrad(scores_of, params, x, samples=0)

@@ -209,7 +209,7 @@ def test_wrong_values_are_refused_in_words(option, folder, monkeypatch, tmp_path
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("show nowhere.zarr 0", "There is no store at nowhere.zarr"),
+        ("show nowhere.zarr 0", "There is no store at the path nowhere.zarr"),
         ("show . 0", "no store of jlrp"),
         ("inspect cli_models:model --shape 1,4,4,1", "No --params was given"),
         ("inspect cli_models:model --params p.npz --shape 1,x", "--shape is numbers"),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp.arguments import shown
+from jlrp.arguments import leaves_of, shown
 from jlrp.errors import IntegrationError
 from jlrp.integrations._functions import (
     Function,
@@ -66,6 +66,7 @@ def linen(
         raise IntegrationError(
             f"variables is {shown(variables)}; give what module.init returned."
         )
+    leaves_of("variables", variables)
     errors = flax.errors
     refused = (
         errors.ModifyScopeVariableError,

@@ -162,7 +162,7 @@ def load_artifact(path: str | Path) -> Artifact:
         exported = export.deserialize(bytearray(content))
         return Artifact(exported, _made_by(content))
     except Exception as error:
-        raise JobError(f"{path} is no artifact: {reason(error)}.") from error
+        raise JobError(f"The path {path} is no artifact: {reason(error)}.") from error
 
 
 def _made_by(content: bytes) -> dict[str, Any]:

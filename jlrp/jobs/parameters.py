@@ -41,11 +41,11 @@ def load_params(path: str | Path) -> Any:
     check_path("path", path)
     path = Path(path).absolute()
     if not path.exists():
-        raise JobError(f"There are no parameters at {path}.")
+        raise JobError(f"There are no parameters at the path {path}.")
     read = _orbax if path.is_dir() else READERS.get(path.suffix)
     if read is None:
         raise JobError(
-            f"{path} is no file of parameters: it must be a folder of Orbax, or end "
+            f"The path {path} is no file of parameters: it must be a folder of Orbax, or end "
             f"with {', '.join(READERS)}."
         )
     try:
@@ -53,7 +53,7 @@ def load_params(path: str | Path) -> Any:
     except IntegrationError:
         raise
     except Exception as error:
-        raise JobError(f"{path} cannot be read: {reason(error)}.") from error
+        raise JobError(f"The path {path} cannot be read: {reason(error)}.") from error
 
 
 def _orbax(path: Path) -> Any:

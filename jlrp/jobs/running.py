@@ -345,8 +345,8 @@ class _Job:
         if failed and self.stop:
             index, why = next(iter(failed.items()))
             raise JobError(
-                f"Example {index} of the source cannot be explained: {why}. Correct "
-                'it, or skip such examples with on_failure="skip" (--on-failure '
+                f"Example {index} cannot be explained: {why}. Correct it in the "
+                'source, or skip such examples with on_failure="skip" (--on-failure '
                 "skip); then resume."
             )
         record = {"block": block.number, "count": block.count, "failed": failed}

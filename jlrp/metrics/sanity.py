@@ -117,8 +117,8 @@ def _similarity(
 ) -> Array:
     method, callee, static, how, absolute = options
     target = static if target is None else target
-    how = partial(method.fn, callee.fn)
-    found = arguments.result_of("method", how, params, x, target)
+    explained_by = partial(method.fn, callee.fn)
+    found = arguments.result_of("method", explained_by, params, x, target)
     maps = [m.reshape(m.shape[0], -1) for m in (found, reference)]
     if absolute:
         maps = [jnp.abs(m) for m in maps]
