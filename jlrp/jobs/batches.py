@@ -216,9 +216,7 @@ def misfit(row: Any, spec: Any, buckets: Buckets | None) -> str | None:
         if len(array.shape) != len(wanted.shape) or (
             array.shape[ragged:] != wanted.shape[ragged:]
         ):
-            lengths = array.shape[1:] == wanted.shape[1:] and ragged == 0
-            hint = " (give buckets, --buckets, for lengths that differ)" * lengths
-            return f"its shape is {array.shape}, not {wanted.shape}{hint}"
+            return f"its shape is {array.shape}, not {wanted.shape}"
         if jax.dtypes.canonicalize_dtype(array.dtype) != wanted.dtype:
             return f"its dtype is {array.dtype}, not {wanted.dtype}"
     if buckets is None:

@@ -45,8 +45,8 @@ def load_params(path: str | Path) -> Any:
     read = _orbax if path.is_dir() else READERS.get(path.suffix)
     if read is None:
         raise JobError(
-            f"The path {path} is no file of parameters: it must be a folder of Orbax, or end "
-            f"with {', '.join(READERS)}."
+            f"The path {path} is no file of parameters: it must be a folder of Orbax, "
+            f"or end with {', '.join(READERS)}."
         )
     try:
         return read(path)

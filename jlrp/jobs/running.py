@@ -344,10 +344,14 @@ class _Job:
         }
         if failed and self.stop:
             index, why = next(iter(failed.items()))
+            differs = (
+                why.startswith("its shape") and self.programs.batcher.buckets is None
+            )
+            hint = " Lengths that differ need buckets (--buckets)." if differs else ""
             raise JobError(
                 f"Example {index} cannot be explained: {why}. Correct it in the "
                 'source, or skip such examples with on_failure="skip" (--on-failure '
-                "skip); then resume."
+                f"skip); then resume.{hint}"
             )
         record = {"block": block.number, "count": block.count, "failed": failed}
         try:

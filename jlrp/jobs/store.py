@@ -143,8 +143,8 @@ def attributes(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise JobError(
-            f"There is no store at the path {path}; it is no store of jlrp. Give the folder "
-            "that a job wrote (--out)."
+            f"There is no store at the path {path}; it is no store of jlrp. Give the "
+            "folder that a job wrote (--out)."
         )
     try:
         found = json.loads((path / _GROUP).read_text())["attributes"]
