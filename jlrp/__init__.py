@@ -15,6 +15,7 @@ from jlrp.errors import JlrpError as JlrpError
 from jlrp.errors import JlrpWarning as JlrpWarning
 from jlrp.errors import MemoryLimitError as MemoryLimitError
 from jlrp.errors import NoRelevanceError as NoRelevanceError
+from jlrp.errors import RuleError as RuleError
 from jlrp.errors import SelectorError as SelectorError
 from jlrp.errors import TargetError as TargetError
 from jlrp.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError

@@ -11,19 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax, budget, captures, reports, targets
+from jlrp import _jax, auditing, budget, captures, reports, targets
 from jlrp import residuals as policies
+from jlrp.arguments import (
+    check_array,
+    check_choice,
+    check_function,
+    output_of,
+    shown,
+    takes,
+)
 from jlrp.closures import arrays_of, state_of
 from jlrp.composites import FALLBACKS, Composite, resolve
 from jlrp.errors import InputError
-from jlrp.graph import Value
-from jlrp.interpreter import Numbers
 from jlrp.notices import once, warn_of
-from jlrp.planning import Step, is_float
-from jlrp.promise import Promise
 from jlrp.request import Options, Request, batch_of, check_arrays
 from jlrp.rules import registered
-from jlrp.rules.base import Propagation
 
 Function = Callable[[Any, Any], Any]
 Conditions = Mapping[str, Any] | None
@@ -74,6 +77,7 @@ class Explainer:
     memory_limit: int | None = None
     capture_steps: int | None = None
 
+    @takes()
     def __call__(
         self, params: Any, x: Any, target: Any = None, condition: Conditions = None
     ) -> Explanation:
@@ -82,7 +86,7 @@ class Explainer:
         ``target`` and ``condition`` override the explainer's own.
         """
         check_arrays(params, x)
-        target = self.target if target is None else target
+        target = self.target if target is None else targets.given(target)
         masks = _masks(self.condition if condition is None else condition)
         function = _Function(self.fn)
         static, traced = _apart(function, params, x, target)
@@ -169,7 +173,8 @@ def _apart(fn: _Function, params: Any, x: Any, target: Any) -> tuple[Any, Any]:
     if targets.is_static(target):
         return target, None
     if not _is_traced(target):
-        targets.check(_output_of(fn, params, x), target, batch_of(x))
+        output = _output_of(fn, params, x)
+        targets.check(output, targets.fitting(output, target), batch_of(x))
     return None, target
 
 
@@ -198,7 +203,7 @@ def _output_of(fn: _Function, params: Any, x: Any) -> Any:
     kinds = tuple((np.shape(v), getattr(v, "dtype", type(v))) for v in leaves)
     key = (fn, tree, kinds, _mode())
     if key not in _outputs:
-        _outputs[key] = jax.eval_shape(fn.call, params, x)
+        _outputs[key] = output_of(fn.call, params, x)
         _oldest_out(_outputs)
     return _outputs[key]
 
@@ -217,9 +222,7 @@ def _explained(
     key: _Key, params: Any, x: Any, traced_target: Any, masks: dict[str, Any]
 ) -> tuple[Explanation, list[Any]]:
     """And how often while loops ran of which iterations are recorded."""
-    target, static = traced_target, key.options.target
-    if isinstance(static, targets.Traced):
-        target = static.at(traced_target)
+    target = targets.joined(key.options.target, traced_target)
     request = Request(key.fn.call, params, x, key.options, target)
     plan = request.plan()
     warn_of(plan.stops)
@@ -275,6 +278,7 @@ def _fitting(key: _Key, limit: int, tree: Any, shapes: tuple[Any, ...]) -> Any:
         return budget.fitting(bytes_of, limit)
 
 
+@takes()
 def relevance(
     fn: Function,
     params: Any,
@@ -404,16 +408,15 @@ def explain(
       >>> float(e.output), round(float(e.relevance.sum()), 3)
       (11.0, 11.0)
     """
-    if seed not in targets.SEEDS:
-        raise InputError(f"seed must be one of {targets.SEEDS}; got {seed!r}.")
-    if fallback is not None and fallback not in FALLBACKS:
-        raise InputError(
-            f"fallback must be None or one of {tuple(FALLBACKS)}; got {fallback!r}."
-        )
-    wrt = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    check_function(fn)
+    check_choice("seed", seed, targets.SEEDS)
+    if fallback is not None:
+        check_choice("fallback", fallback, FALLBACKS)
+    wrt = _words("wrt", wrt, 'it is "x", "params" or both')
     if not wrt or not set(wrt) <= {"x", "params"}:
         raise InputError(f'wrt is "x", "params" or both; got {wrt!r}.')
-    capture = (capture,) if isinstance(capture, str) else tuple(capture)
+    capture = _words("capture", capture, "globs of name scopes and tags")
+    target = targets.given(target)
     _masks(condition)
     policies.resolve(residuals)
     _check_limit(memory_limit, residuals)
@@ -442,6 +445,17 @@ def _check_steps(steps: Any) -> None:
         )
 
 
+def _words(name: str, given: Any, meaning: str) -> tuple[str, ...]:
+    words = (given,) if isinstance(given, str) else given
+    is_list = isinstance(words, Iterable) and not hasattr(words, "dtype")
+    if not is_list or isinstance(words, bytes | Mapping):
+        raise InputError(f"{name} is {shown(given)}; give strings: {meaning}.")
+    words = tuple(words)
+    if not all(isinstance(word, str) for word in words):
+        raise InputError(f"{name} has {shown(given)}; give strings: {meaning}.")
+    return words
+
+
 def _check_limit(limit: Any, residuals: Any) -> None:
     if limit is None:
         return
@@ -461,11 +475,16 @@ def _masks(condition: Conditions) -> dict[str, Any]:
         return {}
     if not isinstance(condition, Mapping):
         raise InputError(
-            f"condition maps names of scopes or tags to masks; got {condition!r}."
+            f"condition maps names of scopes or tags to masks; got {shown(condition)}."
         )
+    for name, mask in condition.items():
+        check_array(f"condition[{name!r}]", mask)
+        if not isinstance(name, str):
+            raise InputError(f"condition has the key {name!r}; names are strings.")
     return {name: jnp.asarray(mask) for name, mask in condition.items()}
 
 
+@takes()
 def inspect(
     fn: Function,
     params: Any,
@@ -499,13 +518,19 @@ def inspect(
       >>> report.coverage.covered
       1
     """
+    check_function(fn)
+    check_arrays(params, x, abstract=True)
+    if fallback is not None:
+        check_choice("fallback", fallback, FALLBACKS)
+    policies.resolve(residuals)
     options = Options(resolve(composite), fallback=fallback, residuals=residuals)
-    request = Request(fn, params, x, options, target)
+    request = Request(fn, params, x, options, targets.given(target))
     plan = request.plan(strict=False)
     why = options.composite.why([step.operation for step in plan.steps])
     return reports.inspection(plan, why)
 
 
+@takes()
 def audit(
     fn: Function,
     params: Any,
@@ -541,131 +566,18 @@ def audit(
       >>> round(ledger.total("bias"), 3)
       4.0
     """
+    check_function(fn)
     check_arrays(params, x)
+    check_choice("seed", seed, targets.SEEDS)
+    if fallback is not None:
+        check_choice("fallback", fallback, FALLBACKS)
     masks = _masks(condition)
+    function = _Function(fn)
+    static, traced = _apart(function, params, x, targets.given(target))
     options = Options(
-        resolve(composite), seed=seed, fallback=fallback, conditions=tuple(masks)
+        resolve(composite), static, seed, fallback, conditions=tuple(masks)
     )
-    request = Request(fn, params, x, options, target)
-    plan = request.plan(for_ledger=True)
-    warn_of(plan.stops)
-    steps: list[Step] = []
-
-    def run(given: Any) -> dict[str, Any]:
-        with request.at(given):
-            auditor = _Auditor()  # holds tracers: it must not outlive the trace
-            explained = request.run(plan, request.arguments, masks, auditor.observe)
-            numbers, sources = explained.numbers, explained.delivered.sources
-            steps[:] = auditor.steps
-            return {
-                "seed": _total(explained.seeds.items(), numbers),
-                "relevance": _total(
-                    zip(request.sources, sources, strict=True), numbers
-                ),
-                "rows": auditor.rows,
-                "finite": [_finite(step, numbers) for step in plan.steps],
-            }
-
-    static = targets.is_static(target)
-
-    def untyped(arguments: Sequence[Any], traced: Any) -> dict[str, Any]:
-        _, _, constants = request.given
-        given = (arguments, target if static else traced, constants)
-        return _jax.untyped(run, 0.0, given)
-
-    traced = None if static else target
-    found = jax.device_get(jax.jit(untyped)(request.arguments, traced))
-    rows = [
-        _ledger_row(step, row) for step, row in zip(steps, found["rows"], strict=True)
-    ]
-    starts = [
-        repr(step.operation)
-        for step, (inputs, outputs) in zip(plan.steps, found["finite"], strict=True)
-        if inputs and not outputs
-    ]
-    if not starts:  # the activations are finite: where relevance itself began not to be
-        starts = [
-            repr(step.operation)
-            for step, row in zip(steps, rows, strict=True)
-            if np.isfinite(row.arrived) and not np.isfinite(row.handed)
-        ]
-    return reports.Ledger(
-        float(found["seed"]),
-        float(found["relevance"]),
-        tuple(rows),
-        tuple(starts[::-1]),
-    )
-
-
-@dataclass
-class _Auditor:
-    """Collects the amounts of each step while the reverse pass is traced."""
-
-    steps: list[Step] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def observe(
-        self,
-        step: Step,
-        arriving: Sequence[Promise | None],
-        handed: Propagation,
-        numbers: Numbers,
-    ) -> None:
-        op = step.operation
-        self.steps.append(step)
-        self.rows.append(
-            {
-                "arrived": _total(zip(op.outputs, arriving, strict=True), numbers),
-                "handed": _total(zip(op.inputs, handed.promises, strict=True), numbers),
-                "causes": handed.causes(),
-            }
-        )
-
-
-def _ledger_row(step: Step, row: dict[str, Any]) -> reports.LedgerRow:
-    arrived, handed = float(row["arrived"]), float(row["handed"])
-    causes = {name: float(amount) for name, amount in row["causes"].items()}
-    return reports.LedgerRow(
-        step.operation.kind,
-        step.operation.scope,
-        repr(step.rule),
-        arrived,
-        handed,
-        causes,
-        arrived - handed - sum(causes.values()),
-    )
-
-
-def _total(pairs: Any, numbers: Numbers) -> Any:
-    amounts = [
-        jnp.sum(promise.resolve(numbers.read(value)))
-        for value, promise in pairs
-        if promise is not None
-    ]
-    return sum(amounts, start=0.0)
-
-
-def _finite(step: Step, numbers: Numbers) -> tuple[Any, Any]:
-    """Whether the inputs, and the outputs, are numbers.
-
-    -inf is one where a constant put it, or it was there before: a mask's. So is what a
-    cast makes of a mask that is as low as its own dtype goes.
-    """
-    op = step.operation
-
-    def all_are(values: Sequence[Value], masked: Any) -> Any:
-        checks = [jnp.asarray(True)]
-        for v in values:
-            number = numbers.read(v)
-            allowed = masked & jnp.isneginf(jnp.real(number))
-            checks.append(jnp.all(jnp.isfinite(number) | allowed))
-        return jnp.all(jnp.stack(checks))
-
-    values = [numbers.read(v) for v in op.inputs if is_float(v)]
-    was_masked = [jnp.any(jnp.real(v) < jnp.finfo(v.dtype).min / 2) for v in values]
-    masked = jnp.any(jnp.stack([jnp.asarray(op.has_offset), *was_masked]))
-    inputs = all_are([v for v in op.inputs if is_float(v)], jnp.asarray(True))
-    return inputs, all_are(op.outputs, masked)
+    return auditing.ledger(_Key(function, options), params, x, traced, masks)
 
 
 def _is_traced(tree: Any) -> bool:

@@ -14,14 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlrp import arguments, targets
+from jlrp.arguments import broadcasts, takes
 from jlrp.errors import InputError
-from jlrp.metrics.parts import Parts
-from jlrp.metrics.removal import Constant, Removal
+from jlrp.metrics.parts import PARTS, Parts
+from jlrp.metrics.removal import REMOVAL, Constant, Removal
 from jlrp.metrics.scoring import Callee, Function, Score, split_target
 
 Array = jax.Array
 
 
+@takes(
+    fn=arguments.function,
+    params=arguments.tree,
+    x=arguments.batch,
+    target=targets.check_kind,
+)
 def gradient(fn: Function, params: Any, x: Any, target: Any = None) -> Any:
     """The derivative of the explained score with respect to each element of x.
 
@@ -48,6 +56,12 @@ def gradient(fn: Function, params: Any, x: Any, target: Any = None) -> Any:
     return _run(_gradient, fn, params, x, target)
 
 
+@takes(
+    fn=arguments.function,
+    params=arguments.tree,
+    x=arguments.batch,
+    target=targets.check_kind,
+)
 def gradient_input(fn: Function, params: Any, x: Any, target: Any = None) -> Any:
     """Gradient times input, the first-order Taylor term at zero.
 
@@ -58,6 +72,14 @@ def gradient_input(fn: Function, params: Any, x: Any, target: Any = None) -> Any
     return _run(_gradient_input, fn, params, x, target)
 
 
+@takes(
+    fn=arguments.function,
+    params=arguments.tree,
+    x=arguments.batch,
+    target=targets.check_kind,
+    baseline=arguments.tree,
+    steps=arguments.whole(1),
+)
 def integrated_gradients(
     fn: Function,
     params: Any,
@@ -84,12 +106,19 @@ def integrated_gradients(
 
     Source: Sundararajan et al. 2017, eq. 1.
     """
-    _at_least_one("steps", steps)
-    if jnp.ndim(baseline) == 0 and not isinstance(baseline, dict | list | tuple):
-        baseline = jax.tree.map(lambda leaf: jnp.full_like(leaf, baseline), x)
+    baseline = _like(x, baseline)
     return _run(_integrated, fn, params, x, target, (baseline,), (steps,))
 
 
+@takes(
+    fn=arguments.function,
+    params=arguments.tree,
+    x=arguments.batch,
+    target=targets.check_kind,
+    noise=arguments.number(0),
+    samples=arguments.whole(1),
+    seed=arguments.whole(0),
+)
 def smoothgrad(
     fn: Function,
     params: Any,
@@ -116,11 +145,18 @@ def smoothgrad(
 
     Source: Smilkov et al. 2017.
     """
-    _at_least_one("samples", samples)
     key = jax.random.key(seed)
     return _run(_smoothed, fn, params, x, target, (key, noise), (samples,))
 
 
+@takes(
+    fn=arguments.function,
+    params=arguments.tree,
+    x=arguments.batch,
+    target=targets.check_kind,
+    parts=PARTS,
+    removal=REMOVAL,
+)
 def occlusion(
     fn: Function,
     params: Any,
@@ -162,6 +198,22 @@ def occlusion(
     return _run(
         _occluded, fn, params, x, target, (labels,), (Callee(removal), parts.count)
     )
+
+
+def _like(x: Any, baseline: Any) -> Any:
+    """A baseline for each leaf of x."""
+    if jax.tree.structure(baseline).num_leaves == 1 and np.ndim(baseline) == 0:
+        return jax.tree.map(lambda leaf: jnp.full_like(leaf, baseline), x)
+    fits = jax.tree.structure(baseline) == jax.tree.structure(x) and all(
+        broadcasts(np.shape(b), np.shape(leaf))
+        for b, leaf in zip(jax.tree.leaves(baseline), jax.tree.leaves(x), strict=True)
+    )
+    if not fits:
+        raise InputError(
+            f"baseline is {arguments.shapes_of(baseline)}; give a number, or a pytree "
+            f"like x, {arguments.shapes_of(x)}, of arrays that broadcast to its leaves."
+        )
+    return baseline
 
 
 def _run(
@@ -251,7 +303,8 @@ def _mean_over(gradient_at: Callable[[Any], Any], points: Array) -> Any:
 def _occluded(
     score: Callable[[Any], Array], x: Array, labels: Array, removal: Callee, count: int
 ) -> Array:
-    before, replacement = score(x), removal.fn(x)
+    before = score(x)
+    replacement = arguments.result_of("removal", removal.fn, x)
 
     def fall(part: Array) -> Array:
         return before - score(jnp.where(labels == part, replacement, x))
@@ -260,8 +313,3 @@ def _occluded(
     place = jnp.broadcast_to(labels, (x.shape[0], *labels.shape[1:]))
     spread = jax.vmap(lambda fall, part: fall[part])(falls, place)
     return jnp.broadcast_to(jnp.where(place < 0, 0, spread), x.shape)
-
-
-def _at_least_one(name: str, number: int) -> None:
-    if number < 1:
-        raise InputError(f"{name} must be at least 1; got {number}.")

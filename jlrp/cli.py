@@ -41,7 +41,10 @@ def _reports(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except jlrp.JlrpError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            text = " ".join(str(error).split())
+            if kwargs.get("params", "") is None and "params = {}" in text:
+                text += " No --params was given: give the file of the parameters."
+            raise click.ClickException(text) from error
         except KeyboardInterrupt:
             raise click.ClickException(
                 "interrupted; what was reported as done is safe, go on with --resume"
@@ -196,16 +199,20 @@ def explain(function: str | None, **options: Any) -> None:
 @click.argument("function")
 @_function_options
 @click.option("--shape", required=True, help="Of a batch, such as 1,28,28,1.")
+@click.option("--target", type=int, help="A class index.")
 @click.option("--dtype", default="float32", show_default=True, help="Of the input.")
 @_reports
-def inspect(function: str, shape: str, dtype: str, **options: Any) -> None:
+def inspect(
+    function: str, shape: str, dtype: str, target: int | None, **options: Any
+) -> None:
     """Print the rule of every operation of a function; nothing is computed."""
     fn = _imported(function)
     fn = fn.fn if isinstance(fn, jlrp.Explainer) else fn
     composite, fallback = options["composite"] or "auto", options["fallback"]
     x = _spec(shape, dtype)
     params = _params(options["params"])
-    click.echo(jlrp.inspect(fn, params, x, composite=composite, fallback=fallback))
+    report = jlrp.inspect(fn, params, x, target, composite=composite, fallback=fallback)
+    click.echo(report)
 
 
 @main.command()
@@ -324,10 +331,13 @@ def _source(data: str) -> Any:
             driver = "zarr3" if (path / "zarr.json").exists() else "zarr"
             location = {"driver": "file", "path": f"{path.absolute()}/"}
             return ts.open({"driver": driver, "kvstore": location}, open=True).result()
-        return np.load(path, mmap_mode="r")
+        found = np.load(path, mmap_mode="r")
+        return dict(found) if isinstance(found, np.lib.npyio.NpzFile) else found
     except Exception as error:
         raise jobs.JobError(
-            f"The data {data} cannot be read: {' '.join(str(error).split())}"
+            f"The data {data} cannot be read: {' '.join(str(error).split())} It is a "
+            ".npy or .npz file, a Zarr array, or package.module:name of a source; "
+            "examples of many lengths are a list there, with --buckets."
         ) from error
 
 

@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from jax.extend.core import Primitive
 
+from jlrp import arguments
+from jlrp.arguments import first_lines, shown, takes
 from jlrp.bodies import Body
 from jlrp.captures import Asked
-from jlrp.errors import SelectorError, UnsupportedPrimitiveError
+from jlrp.errors import (
+    InputError,
+    JlrpError,
+    RuleError,
+    SelectorError,
+    UnsupportedPrimitiveError,
+)
 from jlrp.families import COLLECTIVES, COLLECTIVES_BY_NAME, KERNELS, KINDS, why_missing
 from jlrp.graph import Program, Value
 from jlrp.networks import Network, network_of
@@ -45,6 +53,7 @@ from jlrp.rules import (
 )
 from jlrp.rules.control_flow import CONTROL_FLOW
 
+T = TypeVar("T", bound=Callable[..., Any])
 Selector = str | Primitive | Callable[[Operation], bool] | tuple[Any, ...]
 
 
@@ -69,6 +78,10 @@ class Depth:
 
     low: float = 0.0
     high: float = 1.0
+
+    def __post_init__(self) -> None:
+        arguments.number()("low", self.low)
+        arguments.number()("high", self.high)
 
     def __call__(self, op: Operation) -> bool:
         if op.depth is None:
@@ -126,14 +139,15 @@ class Composite:
         find_signals: bool | None = None,
         as_differentiated: bool | None = None,
     ):
-        own = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
+        own = _pairs(pairs)
         for pair in own:
+            _check_selector(pair.selector)
             if not isinstance(pair.rule, Rule):
                 raise SelectorError(
-                    f"The pair of {pair.selector!r} holds {pair.rule!r}, which is no "
+                    f"The pair of {pair.selector!r} holds {shown(pair.rule)}, no "
                     "rule value; give an instance, such as jlrp.rules.ZPlus()."
                 )
-        below = None if base is None else resolve(base)
+        below = None if base is None else resolve(base, "base")
         inherited = (
             ()
             if below is None
@@ -145,6 +159,8 @@ class Composite:
             "find_signals": find_signals,
             "as_differentiated": as_differentiated,
         }
+        for name, is_so in chosen.items():
+            arguments.optional(arguments.flag)(name, is_so)
         chosen = {name: is_so for name, is_so in chosen.items() if is_so is not None}
         if any(_asks_for_first(pair.selector) for pair in own):
             chosen["peel_first"] = True
@@ -172,6 +188,37 @@ class Choice:
     why: str
 
 
+def _pairs(pairs: Any) -> list[Pair]:
+    given = [] if isinstance(pairs, str | Mapping) else pairs
+    is_list = isinstance(given, Iterable) and not hasattr(given, "dtype")
+    if not is_list or given is not pairs:
+        raise SelectorError(
+            f"pairs is {shown(pairs)}; give a list of (selector, rule), such as "
+            '[("conv", jlrp.rules.ZPlus())].'
+        )
+    found = []
+    for pair in given:
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+        if not is_pair and not isinstance(pair, Pair):
+            raise SelectorError(
+                f"pairs holds {shown(pair)}; each is a (selector, rule), such as "
+                '("conv", jlrp.rules.ZPlus()).'
+            )
+        found.append(pair if isinstance(pair, Pair) else Pair(*pair))
+    return found
+
+
+def _check_selector(selector: Any) -> None:
+    if isinstance(selector, tuple):
+        for part in selector:
+            _check_selector(part)
+    elif not isinstance(selector, str | Primitive) and not callable(selector):
+        raise SelectorError(
+            f"The selector {shown(selector)} is a {type(selector).__name__}. "
+            f"{_SELECTORS}"
+        )
+
+
 def _asks_for_first(selector: Selector) -> bool:
     if isinstance(selector, tuple):
         return any(map(_asks_for_first, selector))
@@ -197,6 +244,26 @@ def _zennit_base(stabilizer: float) -> list[tuple[Selector, Rule]]:
     ]
 
 
+def _parameters(**checks: arguments.Check) -> Callable[[T], T]:
+    """Parameters of a preset, checked by their names."""
+
+    def refused(check: arguments.Check) -> arguments.Check:
+        def checked(name: str, value: Any) -> None:
+            try:
+                check(name, value)
+            except InputError as error:
+                raise RuleError(str(error)) from None
+
+        return checked
+
+    return takes(**{name: refused(check) for name, check in checks.items()})
+
+
+_AMOUNT = arguments.number(0)
+_OPTIONAL = arguments.optional(_AMOUNT)
+
+
+@_parameters(epsilon=_AMOUNT, stabilizer=_OPTIONAL)
 def epsilon(epsilon: float = 1e-6, stabilizer: float | None = None) -> Composite:
     """LRP-epsilon on dense and conv; ``stabilizer`` (None: epsilon) on sums and means.
 
@@ -210,6 +277,7 @@ def epsilon(epsilon: float = 1e-6, stabilizer: float | None = None) -> Composite
     )
 
 
+@_parameters(epsilon=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_plus(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     """z+ on convolutions, epsilon on dense (Zennit ``EpsilonPlus``)."""
     return _preset(
@@ -219,12 +287,14 @@ def epsilon_plus(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     )
 
 
+@_parameters(epsilon=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_plus_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     """``epsilon_plus`` with Flat on the first dense or conv (``EpsilonPlusFlat``)."""
     flat = (_first_affine, Flat(stabilizer))
     return _on_top(epsilon_plus(epsilon, stabilizer), flat)
 
 
+@_parameters(epsilon=_AMOUNT, gamma=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_gamma_box(
     low: Any,
     high: Any,
@@ -245,6 +315,7 @@ def epsilon_gamma_box(
     )
 
 
+@_parameters(epsilon=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_alpha2_beta1(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     """alpha2-beta1 on convolutions, epsilon on dense (``EpsilonAlpha2Beta1``)."""
     return _preset(
@@ -254,6 +325,7 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Com
     )
 
 
+@_parameters(epsilon=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_alpha2_beta1_flat(
     epsilon: float = 1e-6, stabilizer: float = 1e-6
 ) -> Composite:
@@ -262,6 +334,13 @@ def epsilon_alpha2_beta1_flat(
     return _on_top(epsilon_alpha2_beta1(epsilon, stabilizer), flat)
 
 
+@_parameters(
+    flat=arguments.number(0, 1),
+    steps=arguments.whole(1, 64),
+    gammas=arguments.numbers(2),
+    epsilon=_AMOUNT,
+    stabilizer=_AMOUNT,
+)
 def gamma_by_depth(
     flat: float = 0.15,
     gammas: tuple[float, float] = (0.6, 0.03),
@@ -308,6 +387,7 @@ def _falling_gammas(
     ]
 
 
+@_parameters(stabilizer=_AMOUNT)
 def excitation_backprop(stabilizer: float = 1e-6) -> Composite:
     """z+ on dense and conv, the native gradient on activations (Zhang et al. 2016)."""
     return _preset(
@@ -327,6 +407,7 @@ def gradient_input() -> Composite:
     return _preset(("*", Gradient()), hold_statistics=False, as_differentiated=True)
 
 
+@_parameters(gamma_conv=_OPTIONAL, gamma_dense=_OPTIONAL)
 def attnlrp(
     gamma_conv: float | None = None, gamma_dense: float | None = None
 ) -> Composite:
@@ -342,6 +423,7 @@ def attnlrp(
     return _preset(*_gammas(gamma_conv, gamma_dense))
 
 
+@_parameters(gamma_conv=_OPTIONAL, gamma_dense=_OPTIONAL)
 def cp_lrp(
     gamma_conv: float | None = None, gamma_dense: float | None = None
 ) -> Composite:
@@ -473,6 +555,7 @@ def _gammas(conv: float | None, dense: float | None) -> list[tuple[Selector, Rul
     ]
 
 
+@_parameters(gamma_conv=_OPTIONAL, gamma_dense=_OPTIONAL)
 def dynamic_lrp(
     gamma_conv: float | None = None, gamma_dense: float | None = None
 ) -> Composite:
@@ -535,14 +618,15 @@ PRESETS: dict[str, Callable[..., Composite]] = {
 }
 
 
-def resolve(composite: str | Composite) -> Composite:
+def resolve(composite: str | Composite, name: str = "composite") -> Composite:
     """The composite of a preset's name; a composite is returned as it is."""
     if isinstance(composite, Composite):
         return composite
-    if composite not in PRESETS:
+    if not isinstance(composite, str) or composite not in PRESETS:
+        _refuse_what_is_near(composite, name)
         near = difflib.get_close_matches(str(composite), PRESETS, n=3, cutoff=0.4)
         raise SelectorError(
-            f"There is no composite {composite!r}. "
+            f"{name} is {shown(composite)}, and there is no composite of that name. "
             + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "")
             + f"The presets are {', '.join(sorted(PRESETS))}."
         )
@@ -554,6 +638,27 @@ def resolve(composite: str | Composite) -> Composite:
     return PRESETS[composite]()
 
 
+def _refuse_what_is_near(composite: Any, argument: str) -> None:
+    """Say how what was given becomes a composite."""
+    name = getattr(composite, "__name__", None)
+    if name in PRESETS and PRESETS[name] is composite:
+        raise SelectorError(
+            f"{argument} is the function jlrp.composites.{name}: call it, "
+            f"jlrp.composites.{name}(), or give its name, {name!r}."
+        )
+    if isinstance(composite, Rule):
+        raise SelectorError(
+            f"{argument} is the rule {composite!r}: say of which operations, as in "
+            f'jlrp.Composite([("dense", {composite!r})]). The presets are '
+            f"{', '.join(sorted(PRESETS))}."
+        )
+    if isinstance(composite, tuple | list):
+        raise SelectorError(
+            f"{argument} is a {type(composite).__name__}: make a composite of its "
+            "pairs with jlrp.Composite(pairs)."
+        )
+
+
 def matches(selector: Selector, op: Operation) -> bool:
     """Whether a selector matches an operation."""
     if isinstance(selector, tuple):
@@ -561,7 +666,7 @@ def matches(selector: Selector, op: Operation) -> bool:
     if isinstance(selector, Primitive):
         return any(e.primitive is selector for e in op.equations)
     if not isinstance(selector, str):
-        return bool(selector(op))
+        return _says(selector, op)
     if selector in op.facts or selector == op.kind:
         return True
     if selector == "*":  # integers are summed, rounding passes, whatever the composite
@@ -571,6 +676,19 @@ def matches(selector: Selector, op: Operation) -> bool:
     if any(e.primitive.name == selector for e in op.equations):
         return True
     return fnmatch.fnmatchcase(op.scope, selector)
+
+
+def _says(predicate: Callable[[Operation], Any], op: Operation) -> bool:
+    try:
+        return bool(predicate(op))
+    except JlrpError:
+        raise
+    except Exception as error:
+        raise SelectorError(
+            f"The selector {predicate!r} raised {type(error).__name__} at the {op!r}: "
+            f"{first_lines(error)} It is called with every operation; it looks at "
+            "op.kind, op.scope, op.primitive or op.facts."
+        ) from error
 
 
 _POSITIONS = ("first", "last")
@@ -733,5 +851,11 @@ def _unmatched(selector: Selector, operations: list[Operation]) -> str:
         + f"Kinds here: {', '.join(kinds)}. "
         + (f"Scopes here: {', '.join(scopes[:12])}" if scopes else "No scopes here")
         + (", ..." if len(scopes) > 12 else ".")
-        + " A selector is a kind, 'first', a primitive's name, or a glob over scopes."
+        + f" {_SELECTORS}"
     )
+
+
+_SELECTORS = (
+    "A selector is a kind, 'first', a primitive's name, or a glob over scopes; or a "
+    "predicate of an operation, or a tuple of these."
+)

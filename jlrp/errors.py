@@ -17,6 +17,10 @@ class TargetError(JlrpError, ValueError):
     """The target does not fit the output of the function."""
 
 
+class RuleError(JlrpError, ValueError):
+    """A parameter of a rule is not in its range."""
+
+
 class SelectorError(JlrpError, ValueError):
     """A selector of a composite matches no operation, or its rule does not fit."""
 

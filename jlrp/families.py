@@ -599,7 +599,9 @@ def family_at(equation: Equation, active: Collection[Any]) -> Family | None:
         return family._replace(kind=kind, nature="linear")
     if family.nature == "homogeneous":
         groups = [g for g in groups_of(equation) if set(g.operands) & set(operands)]
-        if len(groups) == 1 and groups[0].linear:
+        # What only steers a solver (its tolerance, made from b) is in no group.
+        alone = len(groups) == 1 and set(operands) <= set(groups[0].operands)
+        if alone and groups[0].linear:
             kind = "linear" if family.kind == "function" else family.kind
             return family._replace(kind=kind, nature="linear")
     return family

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlrp import arguments, targets
 from jlrp.api import explain
+from jlrp.arguments import takes
 from jlrp.composites import Composite
+from jlrp.errors import InputError
 from jlrp.graph import trace
 from jlrp.names import Place, check_steps, conditioned, matching, places
 
 OUTPUT, INPUT = "output", "input"
 
 
+@takes(
+    fn=arguments.function,
+    params=arguments.tree,
+    x=arguments.tree,
+    names=arguments.words,
+    target=targets.check_kind,
+)
 def between(
     fn: Callable[[Any, Any], Any],
     params: Any,
@@ -121,7 +132,9 @@ def _places(
 ) -> dict[str, Place]:
     """The names that the globs match, and the one value of each."""
     patterns = (names,) if isinstance(names, str) else tuple(names)
-    program, _ = trace(fn, params, x)
+    if not patterns:
+        raise InputError("names is empty; give globs of name scopes and tags.")
+    program, _ = trace(partial(arguments.called, fn), params, x)
     matched = matching(places(program), patterns)
     check_steps(matched, steps)
     found = conditioned(matched, matched)

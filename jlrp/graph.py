@@ -209,7 +209,7 @@ def append(
     for var, const in zip(jaxpr.constvars, consts, strict=True):
         env[var] = Value(var.aval)
         program.constants[env[var]] = const  # type: ignore[index]
-    for eqn in jaxpr.eqns:
+    for eqn in _one_value_each(jaxpr.eqns):
         path = "/".join(filter(None, [scope, _jax.scope_path(eqn.source_info)]))
         sources = (eqn.source_info, *callers)
         inputs = tuple(read(a) for a in eqn.invars)
@@ -267,6 +267,23 @@ def append(
             known[key] = equation
         env.update(zip(eqn.outvars, values, strict=True))
     return tuple(read(a) for a in jaxpr.outvars)
+
+
+def _one_value_each(eqns: Iterable[Any]) -> Iterable[Any]:
+    """Equations that hand on several values side by side, as one for each.
+
+    Otherwise a parameter that is put on a device beside x would carry relevance.
+    """
+    for eqn in eqns:
+        if eqn.primitive.name not in _SIDE_BY_SIDE or len(eqn.invars) == 1:
+            yield eqn
+            continue
+        for i, pair in enumerate(zip(eqn.invars, eqn.outvars, strict=True)):
+            params = {
+                name: (given[i],) if isinstance(given, tuple) else given
+                for name, given in eqn.params.items()
+            }
+            yield eqn.replace(invars=pair[:1], outvars=pair[1:], params=params)
 
 
 def _bodies(
@@ -328,6 +345,7 @@ _MOVES = {
     primitives.squeeze_p,
     primitives.transpose_p,
 }
+_SIDE_BY_SIDE = ("device_put", "optimization_barrier")
 _NAMING = (tag_p, primitives.name_p)
 _PLACING = ("mesh_cast", "pvary", "reshard")  # types alone: numbers as they are
 

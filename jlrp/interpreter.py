@@ -472,9 +472,17 @@ class Numbers:
             zeros = [jnp.zeros_like(shape) for shape in shapes]
             _, pull = jax.vjp(lambda *x: self.apply(op, x), *zeros)
             return list(pull(self._filled(op, cotangents)))
+        # Zeros for the other outputs are not as good as nothing: JAX transposes no
+        # solver whose residual or trip count has a cotangent.
+        reached = [i for i, cotangent in enumerate(cotangents) if cotangent is not None]
+
+        def outputs(*x: Array) -> list[Array]:
+            found = self.apply(op, x)
+            return [found[i] for i in reached]
+
         # What constants add is no concern of a transpose: jax drops it.
-        pull = jax.linear_transpose(lambda *x: self.apply(op, x), *shapes)
-        return list(pull(self._filled(op, cotangents)))
+        pull = jax.linear_transpose(outputs, *shapes)
+        return list(pull([cotangents[i] for i in reached]))
 
     def vjp(self, op: Operation, cotangents: Sequence[Array | None]) -> list[Array]:
         if op.nature in ("linear", "movement"):

@@ -190,6 +190,8 @@ def make_plan(
     kept: dict[Value, None] = dict.fromkeys(program.sources)
     kept.update(dict.fromkeys(program.explained))
     kept.update(dict.fromkeys(_behind_parameters(program, steps, parameters)))
+    if policy is None:  # of what a body hands on, the ledger counts constants too
+        kept.update(dict.fromkeys(v for v in program.outputs if isinstance(v, Value)))
     for several in captured.values():
         values = [v for entry in several for v in entry.values]
         kept.update(dict.fromkeys(v for v in values if v in program.active))
@@ -199,7 +201,7 @@ def make_plan(
         op = step.operation
         needed = read_by(step)
         asked = not parameters.isdisjoint(op.constants)
-        if (policy is None or asked) and not op.bodies:
+        if policy is None or (asked and not op.bodies):
             needed += op.inputs + op.outputs
         if hasattr(step.rule, "record") and not saved_by_user(op.equations[0]):
             repeated.add(op.equations[0])

@@ -17,10 +17,27 @@ from typing import Any
 
 import numpy as np
 
+from jlrp import arguments
+from jlrp.arguments import takes
 from jlrp.errors import InputError, IntegrationError
+from jlrp.metrics import Curves, Randomisation
 
 COLOURS = "RdBu_r"
 ROBUST = 99.0  # percentile of |relevance| that has the full colour
+
+
+def _check_values(name: str, given: Mapping[Any, Any], kind: type, of: str) -> None:
+    for key, value in given.items():
+        arguments.instance(kind, of=of)(f"{name}[{key!r}]", value)
+
+
+def _words(name: str, value: Any) -> None:
+    is_list = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+    given = list(value) if is_list and np.ndim(value) == 1 else []
+    if not given or not all(isinstance(word, str) for word in given):
+        raise InputError(
+            f"{name} is {arguments.shown(value)}; give a string for each token."
+        )
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,14 @@ class Picture:
         return self.description if self.terminal is None else self.terminal
 
 
+@takes(
+    relevance=arguments.concrete,
+    image=arguments.optional(arguments.concrete),
+    title=arguments.text,
+    channel_axis=arguments.optional(arguments.whole()),
+    per_channel=arguments.flag,
+    robust=arguments.number(0, 100),
+)
 def heatmap(
     relevance: Any,
     image: Any = None,
@@ -132,6 +157,12 @@ def heatmap(
     )
 
 
+@takes(
+    rows=arguments.mapping,
+    images=arguments.optional(arguments.mapping),
+    channel_axis=arguments.optional(arguments.whole()),
+    robust=arguments.number(0, 100),
+)
 def comparison(
     rows: Mapping[str, Mapping[str, Any]],
     images: Mapping[str, Any] | None = None,
@@ -152,10 +183,11 @@ def comparison(
     Raises:
       InputError: for no rows, or rows of different methods.
     """
+    _check_values("rows", rows, Mapping, "a dict of maps by method")
     methods = list(next(iter(rows.values()), {}))
     if not methods or any(list(row) != methods for row in rows.values()):
         raise InputError(
-            "comparison() needs rows with the same methods; got "
+            "rows need with the same methods; got "
             f"{ {name: list(row) for name, row in rows.items()} }."
         )
     maps = {
@@ -166,7 +198,8 @@ def comparison(
         for name, row in rows.items()
     }
     shown = {
-        name: _image(image, channel_axis) for name, image in (images or {}).items()
+        name: _image(image, channel_axis, f"images[{name!r}]")
+        for name, image in (images or {}).items()
     }
 
     def draw() -> Any:
@@ -190,6 +223,12 @@ def comparison(
     )
 
 
+@takes(
+    words=_words,
+    relevance=arguments.concrete,
+    title=arguments.text,
+    robust=arguments.number(0, 100),
+)
 def tokens(
     words: Sequence[str], relevance: Any, *, title: str = "", robust: float = 100.0
 ) -> Picture:
@@ -217,7 +256,8 @@ def tokens(
             f"{relevance.shape}."
         )
     limit = scale_of(relevance, robust)
-    strip = list(zip(words, relevance, strict=True))
+    shown = [_visible(word) for word in words]
+    strip = list(zip(shown, relevance, strict=True))
 
     def draw() -> Any:
         rows = 1 + sum(len(word) + 2 for word in words) // 80  # at least as many
@@ -225,14 +265,16 @@ def tokens(
         return _draw_words(figure, axes[0][0], strip, limit, title, 1 / rows)
 
     spans, cells = [], []
-    for word, r in strip:
+    for word, (seen, r) in zip(words, strip, strict=True):
         red, green, blue = colour(r / limit)
+        ending = "<br>" if word.endswith("\n") else " "  # where a line may break
         spans.append(
             f'<span title="{r:.3g}" style="background:rgb({red},{green},{blue});'
-            f'color:{_ink(r / limit)};padding:1px 3px">{html.escape(word)}</span>'
+            f'color:{_ink(r / limit)};padding:1px 3px;white-space:pre-wrap">'
+            f"{html.escape(seen)}</span>{ending}"
         )
         ink = "38;2;255;255;255" if _ink(r / limit) == "#fff" else "38;2;0;0;0"
-        cells.append(f"\x1b[48;2;{red};{green};{blue};{ink}m {word} \x1b[0m")
+        cells.append(f"\x1b[48;2;{red};{green};{blue};{ink}m {seen} \x1b[0m")
     heading = f"<b>{html.escape(title)}</b> " if title else ""
     most = [str(words[int(i)]) for i in np.argsort(-relevance)[:3]]
     return Picture(
@@ -244,6 +286,17 @@ def tokens(
     )
 
 
+def _visible(word: str) -> str:
+    """A token as it is read: what only moves to another line or place has a sign."""
+    for character, sign in (("\n", "\u23ce"), ("\r", "\u240d"), ("\t", "\u21e5")):
+        word = word.replace(character, sign)
+    return word or "\u2205"
+
+
+@takes(
+    relevance=arguments.mapping,
+    title=arguments.text,
+)
 def layers(relevance: Mapping[str, Any], *, title: str = "") -> Picture:
     """What relevance passes each named place, such as ``Explanation.captured``.
 
@@ -257,8 +310,8 @@ def layers(relevance: Mapping[str, Any], *, title: str = "") -> Picture:
       InputError: for no names, NaN or inf.
     """
     if not relevance:
-        raise InputError("layers() needs at least one captured relevance.")
-    values = {name: _finite(r, name) for name, r in relevance.items()}
+        raise InputError("relevance is empty; give at least one, by name.")
+    values = {name: _finite(r, f"relevance[{name!r}]") for name, r in relevance.items()}
     positive = [float(np.maximum(r, 0).sum()) for r in values.values()]
     negative = [float(np.minimum(r, 0).sum()) for r in values.values()]
 
@@ -280,6 +333,11 @@ def layers(relevance: Mapping[str, Any], *, title: str = "") -> Picture:
     return Picture(draw, f"Relevance for and against at {', '.join(values)}.")
 
 
+@takes(
+    relevance=arguments.mapping,
+    head_axis=arguments.whole(),
+    title=arguments.text,
+)
 def heads(
     relevance: Mapping[str, Any], *, head_axis: int = -2, title: str = ""
 ) -> Picture:
@@ -303,9 +361,9 @@ def heads(
       Relevance of the heads of layer_0; the most: layer_0 head 0 (3).
     """
     if not relevance:
-        raise InputError("heads() needs at least one layer.")
+        raise InputError("relevance is empty; heads() needs at least one layer.")
     sums = {
-        name: _sum_to(_finite(r, name), head_axis, name)
+        name: _sum_to(_finite(r, f"relevance[{name!r}]"), head_axis, name)
         for name, r in relevance.items()
     }
     columns = max(map(len, sums.values()))
@@ -339,6 +397,10 @@ def heads(
     )
 
 
+@takes(
+    edges=arguments.mapping,
+    title=arguments.text,
+)
 def flow(edges: Mapping[tuple[str, str], float], *, title: str = "") -> Picture:
     """Relevance that named values hand to each other, as ``jlrp.flow.between`` finds.
 
@@ -359,7 +421,7 @@ def flow(edges: Mapping[tuple[str, str], float], *, title: str = "") -> Picture:
       Relevance flows output - mlp: 2, mlp - input: 1.5.
     """
     if not edges:
-        raise InputError("flow() needs at least one pair of names.")
+        raise InputError("edges is empty; flow() needs at least one pair of names.")
     amounts = _finite(list(edges.values()), "edges")
     places = _from_the_top(edges)
     largest = float(np.abs(amounts).max() or 1.0)
@@ -389,6 +451,11 @@ def flow(edges: Mapping[tuple[str, str], float], *, title: str = "") -> Picture:
     return Picture(draw, f"Relevance flows {', '.join(listed)}.")
 
 
+@takes(
+    examples=arguments.mapping,
+    columns=arguments.whole(1),
+    robust=arguments.number(0, 100),
+)
 def pairs(
     examples: Mapping[str, tuple[Sequence[str], Sequence[str], Any]],
     *,
@@ -412,7 +479,8 @@ def pairs(
       Relevance of pairs of words: cat - cats (0.5).
     """
     if not examples:
-        raise InputError("pairs() needs at least one pair of sentences.")
+        raise InputError("examples is empty; give at least one pair of sentences.")
+    _check_values("examples", examples, tuple, "(words, other words, relevance)")
     checked, strongest = {}, []
     for name, (words, others, relevance) in examples.items():
         relevance = _finite(relevance, f"relevance of {name!r}")
@@ -439,6 +507,10 @@ def pairs(
     return Picture(draw, f"Relevance of pairs of words: {', '.join(strongest)}.")
 
 
+@takes(
+    found=arguments.mapping,
+    score=arguments.text,
+)
 def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
     """Perturbation curves of several methods, with the area between.
 
@@ -450,7 +522,8 @@ def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
       InputError: for no methods.
     """
     if not found:
-        raise InputError("curves() needs the curves of at least one method.")
+        raise InputError("found is empty; give the curves of at least one method.")
+    _check_values("found", found, Curves, "jlrp.metrics.Curves")
 
     def draw() -> Any:
         figure, axes = _axes(1, len(found), (3.0 * len(found) + 0.5, 2.9), ticks=True)
@@ -475,6 +548,9 @@ def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
     return Picture(draw, f"Perturbation curves; area between them: {areas}.")
 
 
+@takes(
+    found=arguments.mapping,
+)
 def randomisation(found: Mapping[str, Any]) -> Picture:
     """The sanity check: similarity of relevance while layers are randomised.
 
@@ -485,7 +561,8 @@ def randomisation(found: Mapping[str, Any]) -> Picture:
       InputError: for no methods.
     """
     if not found:
-        raise InputError("randomisation() needs at least one method.")
+        raise InputError("found is empty; randomisation() needs at least one method.")
+    _check_values("found", found, Randomisation, "a jlrp.metrics.Randomisation")
     means = {
         name: np.concatenate([[1.0], np.mean(checked.similarity, 0)])
         for name, checked in found.items()
@@ -547,6 +624,7 @@ def _ink(share: float) -> str:
 
 
 def _finite(array: Any, name: str) -> np.ndarray:
+    arguments.concrete(name, array)
     array = np.asarray(array, np.float64)
     if array.size == 0 or not np.isfinite(array).all():
         raise InputError(
@@ -558,7 +636,8 @@ def _finite(array: Any, name: str) -> np.ndarray:
 
 def _channels_last(array: np.ndarray, channel_axis: int | None) -> np.ndarray:
     wanted = 2 if channel_axis is None else 3
-    if array.ndim != wanted:
+    axis = 0 if channel_axis is None else channel_axis
+    if array.ndim != wanted or not -wanted <= axis < wanted:
         raise InputError(
             f"One image with channel_axis={channel_axis} has {wanted} axes; got shape "
             f"{array.shape}. Of a batch, take one: relevance[0]."
@@ -570,9 +649,9 @@ def _channels_last(array: np.ndarray, channel_axis: int | None) -> np.ndarray:
     )
 
 
-def _image(image: Any, channel_axis: int | None) -> np.ndarray:
+def _image(image: Any, channel_axis: int | None, name: str = "image") -> np.ndarray:
     """Colours or greys in 0 to 1, channels last."""
-    image = _finite(image, "image")
+    image = _finite(image, name)
     if image.ndim == 3:
         image = _channels_last(image, channel_axis)
     if image.ndim == 3 and image.shape[-1] not in (3, 4):

@@ -15,6 +15,7 @@ import jax
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
+from jlrp.arguments import check_array, check_function, leaves_of, shown, takes
 from jlrp.errors import InputError
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -27,6 +28,7 @@ batching.defvectorized(tag_p)
 ad.deflinear2(tag_p, lambda ct, y, *, name: [ct])
 
 
+@takes()
 def tag(y: Any, name: str) -> Any:
     """Name a value, to ``capture`` its relevance or set a ``condition`` on it.
 
@@ -51,7 +53,9 @@ def tag(y: Any, name: str) -> Any:
       [3.0, 8.0]
     """
     if not isinstance(name, str) or not name:
-        raise InputError(f"A tag is a non-empty string; got {name!r}.")
+        raise InputError(f"The name of a tag is a non-empty string; got {shown(name)}.")
+    for where, leaf in leaves_of("y", y):
+        check_array(where, leaf, abstract=True)
     return jax.tree.map(lambda leaf: tag_p.bind(leaf, name=name), y)
 
 
@@ -180,6 +184,7 @@ class custom_relevance(Generic[T]):  # noqa: N801  (a decorator, like jax.custom
     """
 
     def __init__(self, fun: T):
+        check_function(fun, "fun")
         functools.update_wrapper(self, fun)
         self.fun = fun
         self.rule: Callable[..., Sequence[Any]] | None = None
@@ -195,6 +200,7 @@ class custom_relevance(Generic[T]):  # noqa: N801  (a decorator, like jax.custom
         Returns:
           ``rule``, so that this can be a decorator.
         """
+        check_function(rule, "rule")
         self.rule = rule
         return rule
 

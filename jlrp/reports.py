@@ -63,6 +63,9 @@ class Table:
         return f"<table>{caption}{body}</table>{footer}"
 
 
+_LISTED = 8  # equations that a coverage prints
+
+
 @dataclass(frozen=True)
 class EquationCoverage:
     """One active equation: ``covered``, by ``fallback`` or ``uncovered``."""
@@ -73,7 +76,7 @@ class EquationCoverage:
     by: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Coverage:
     """Counts of the program's active equations.
 
@@ -82,6 +85,20 @@ class Coverage:
     """
 
     equations: tuple[EquationCoverage, ...]
+
+    def __repr__(self) -> str:
+        counts = f"{self.covered} covered, {self.fallback} by fallback"
+        lines = [f"active equations: {counts}, {self.uncovered} uncovered"]
+        others = Counter(
+            f"{e.status}: {e.primitive} at {e.where} ({e.by})"
+            for e in self.equations
+            if e.status != "covered"
+        )
+        for text, count in others.most_common(_LISTED):
+            lines.append(f"  {text}" + (f", {count} times" if count > 1 else ""))
+        if len(others) > _LISTED:
+            lines.append(f"  and {len(others) - _LISTED} more, in .equations")
+        return "\n".join(lines)
 
     def _count(self, status: str) -> int:
         return sum(e.status == status for e in self.equations)

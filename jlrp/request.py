@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlrp import _jax, captures, names, residuals, targets
+from jlrp.arguments import check_array, leaves_of
 from jlrp.composites import Composite, assign
 from jlrp.declared import Declared
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
@@ -87,6 +88,7 @@ class Request:
             reading["rewrite"] = straighten
         self.program, (scores, output) = trace(scored, params, x, **reading)
         self.batch = batch_of(x)
+        self.target = targets.fitting(scores, self.target)
         targets.check(scores, self.target, self.batch)
         self.n_scores = len(jax.tree.leaves(scores))
         self.output_tree = jax.tree.structure(output)
@@ -290,22 +292,19 @@ def _why_none(program: Program) -> str:
     )
 
 
-def check_arrays(params: Any, x: Any) -> None:
+def check_arrays(params: Any, x: Any, abstract: bool = False) -> None:
     """Refuse what cannot be explained, before any work is done.
 
     Raises:
       InputError: for leaves that are no arrays, an empty or a complex x.
     """
     for name, tree in (("params", params), ("x", x)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
-                continue
-            raise InputError(
-                f"{name}{jax.tree_util.keystr(path)} is a {type(leaf).__name__}, not "
-                "an array. Close over what is not an array, or split it from the model."
-            )
+        for where, leaf in leaves_of(name, tree):
+            check_array(where, leaf, abstract)
     if not jax.tree.leaves(x):
-        raise InputError("x has no arrays: there is nothing to explain.")
+        raise InputError(
+            "x has no arrays: there is nothing to explain. Call it as fn, params, x."
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise InputError(

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp import _jax
+from jlrp import _jax, arguments
 from jlrp.bodies import Body
 from jlrp.errors import InputError
 from jlrp.facts.activity import everything, flow
@@ -186,6 +186,9 @@ class KeepWhere:
     """
 
     chosen: Callable[[Operation], bool]
+
+    def __post_init__(self) -> None:
+        arguments.check_predicate("chosen", self.chosen)
 
     def among(self, operations: Iterable[Operation]) -> Policy:
         """The policy for a program with these operations."""

@@ -12,7 +12,8 @@ import numpy as np
 from jax import lax
 
 from jlrp import _jax
-from jlrp.errors import TargetError
+from jlrp.arguments import called, check_array, chosen, leaves_of, shown
+from jlrp.errors import InputError, TargetError
 from jlrp.promise import Promise
 
 Array = jax.Array
@@ -54,7 +55,9 @@ class Traced:
 def traced(target: Callable[[Any], Any], output: Any) -> tuple[Traced, list[Any]]:
     """A target function traced on an output's shapes, and the arrays that it holds."""
     # A function of its own: traces are remembered by function.
-    closed, shapes = jax.make_jaxpr(lambda y: target(y), return_shape=True)(output)
+    closed, shapes = jax.make_jaxpr(lambda y: chosen(target, y), return_shape=True)(
+        output
+    )
     jaxpr, held = _jax.open_jaxpr(closed)
     code = getattr(target, "__code__", type(target))
     text = jaxpr.pretty_print(source_info=False, name_stack=False, use_color=False)
@@ -63,12 +66,84 @@ def traced(target: Callable[[Any], Any], output: Any) -> tuple[Traced, list[Any]
     return Traced(code, text, jax.tree.structure(shapes), jaxpr), held
 
 
+def joined(static: Any, traced: Any) -> Any:
+    """The target of which these are the static and the traced part."""
+    return static.at(traced) if isinstance(static, Traced) else traced
+
+
+def check_kind(name: str, target: Any) -> None:
+    """Refuse what can be no target of any function."""
+    given(target)
+
+
+def given(target: Any) -> Any:
+    """The target as the library has it: whole numbers are Python's.
+
+    Raises:
+      TargetError: for what can be no target of any function.
+    """
+    if target is None or callable(target):
+        return target
+    if isinstance(target, int | np.integer) and not isinstance(target, bool):
+        return int(target)
+    try:
+        leaves = leaves_of("target", target)
+    except InputError as error:
+        raise TargetError(str(error)) from error
+    for name, leaf in leaves:
+        dtype: Any = getattr(leaf, "dtype", type(leaf).__name__)
+        try:
+            check_array(name, leaf)
+            dtype = jnp.result_type(leaf)
+        except InputError:
+            dtype = str(dtype)
+        if str(dtype) in ("bool", "bool_"):
+            raise TargetError(
+                f"{name} is a boolean, not a class: give indices, as "
+                "target.astype(int) does, or a function of the output."
+            )
+        if not _is_real(dtype):
+            raise TargetError(
+                f"{name} is {shown(leaf)} ({dtype}): a target is a class index, an "
+                "integer array of them, a float pytree like the output, or a function "
+                "of the output."
+            )
+    if not leaves:
+        raise TargetError(
+            f"The target {shown(target)} holds nothing: leave it out, or give a class "
+            "index, an array of them, or a function of the output."
+        )
+    return target
+
+
+def _is_real(dtype: Any) -> bool:
+    if isinstance(dtype, str):
+        return False
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+
+
+def apart(target: Any) -> tuple[Any, Any]:
+    """(static, traced): one of them is None."""
+    return (target, None) if is_static(target) else (None, target)
+
+
+def fitting(scores: Any, target: Any) -> Any:
+    """A list of numbers as the array that it is, unless the output is such a list."""
+    lists = isinstance(target, list | tuple) and not hasattr(target, "_fields")
+    if not lists or jax.tree.structure(target) == jax.tree.structure(scores):
+        return target
+    numbers = jax.tree.leaves(target)
+    if len(numbers) != len(target) or any(map(np.ndim, numbers)):
+        return target
+    return jnp.stack([jnp.asarray(number) for number in numbers])
+
+
 def scored(fn: Callable[..., Any], target: Any) -> Callable[..., Any]:
     """``fn`` with its explained scores beside its output: ``(scores, output)``."""
 
     def with_scores(params: Any, x: Any) -> tuple[Any, Any]:
-        output = fn(params, x)
-        return (target(output) if callable(target) else output), output
+        output = called(fn, params, x)
+        return (chosen(target, output) if callable(target) else output), output
 
     return with_scores
 
@@ -115,8 +190,8 @@ def check(scores: Any, target: Any, batch: int | None) -> None:
                 ((indices < 0) | (indices >= classes)).reshape(-1)
             ][0]
             raise TargetError(
-                f"Target {bad} is out of range: the output has {classes} classes, "
-                f"0 to {classes - 1}."
+                f"Target {shown(int(bad))} is out of range: the output has "
+                f"{classes} classes, 0 to {classes - 1}."
             )
 
 

@@ -144,11 +144,11 @@ def test_refusals():
     params, x = sample()
     with pytest.raises(jlrp.TargetError, match="out of range"):
         baselines.gradient(scores_of, params, x, 4)
-    with pytest.raises(jlrp.InputError, match="steps must be at least 1"):
+    with pytest.raises(jlrp.InputError, match="steps is a whole number of at least 1"):
         baselines.integrated_gradients(scores_of, params, x, steps=0)
-    with pytest.raises(jlrp.InputError, match="samples must be at least 1"):
+    with pytest.raises(jlrp.InputError, match="samples is a whole number"):
         baselines.smoothgrad(scores_of, params, x, samples=0)
-    with pytest.raises(jlrp.InputError, match="do not fit examples"):
+    with pytest.raises(jlrp.InputError, match="do not fit x"):
         baselines.occlusion(scores_of, params, x, parts=metrics.features((5,)))
 
 

@@ -1,6 +1,7 @@
 """The command line, as a user has it: in a process of its own, or through click."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,11 @@ def stuck(params, x):
 
 explainer = jlrp.explain(model, composite="epsilon")
 number = 3
+def two(params, x):
+    return x["a"].sum(1, keepdims=True) + x["b"] * 2
+
+labelled = [{"x": np.zeros(3, "f4"), "label": 1}] * 4
+uneven = {"a": np.zeros((3, 2)), "b": np.zeros((2, 2))}
 rows = [np.arange(1, n % 5 + 2, dtype=np.int32) for n in range(12)]
 """
 
@@ -43,6 +49,10 @@ def folder(tmp_path_factory):
     np.save(path / "x.npy", rng.normal(size=(20, 4, 4, 1)).astype(np.float32))
     np.save(path / "empty.npy", np.zeros((0, 4, 4, 1), np.float32))
     np.save(path / "flat.npy", np.zeros((20, 4), np.float32))
+    np.save(path / "labels.npy", np.array([0, 1, 3] + [0] * 17))
+    np.save(path / "good_labels.npy", np.array([0, 1, 2, 1] * 5))
+    two = {"a": np.ones((20, 3), np.float32), "b": np.ones((20, 2), np.float32)}
+    np.savez(path / "two.npz", **two)
     np.save(path / "text.npy", np.array(["a", "b"]))
     np.save(path / "objects.npy", np.array([None, 1], object), allow_pickle=True)
     (path / "broken.npy").write_bytes(b"nonsense")
@@ -162,7 +172,90 @@ REFUSED = {
     "buckets": (f"{EXPLAIN} --data x.npy --buckets 4,x", "--buckets is numbers"),
     "cluster": (f"{EXPLAIN} --data x.npy --distributed", "found no cluster"),
     "artifact": ("explain --artifact x.npy --data x.npy", "is no artifact"),
+    "no params": ("explain cli_models:model --data x.npy", "No --params was given"),
+    "label": (f"{EXPLAIN} --data x.npy --target 7", "Target 7 is out of range"),
+    "one label": (f"{EXPLAIN} --data x.npy --target labels.npy", "is 3 for example 2"),
+    "a word as target": (f"{EXPLAIN} --data x.npy --target cat", "cannot be read"),
+    "a scalar field": (f"{EXPLAIN} --data cli_models:labelled", "split="),
+    "lengths": (f"{EXPLAIN} --data cli_models:uneven", "arrays of one length"),
 }
+
+# For each option that has a value: values that none can take.
+WRONG = ("", "-1", "1e400", "nan", "a/b", "0/0", ",", "..", "[1]", "x.npy:", "top:0")
+OPTIONS = ("--params", "--composite", "--fallback", "--seed", "--reduce", "--dtype")
+OPTIONS += ("--data", "--target", "--batch", "--buckets", "--pad", "--compression")
+OPTIONS += ("--on-failure", "--devices", "--part", "--capture", "--artifact")
+RIGHT = {"--target": ("-0",), "--pad": ("-1",)}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_wrong_values_are_refused_in_words(option, folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    out = tmp_path / "r"
+    for value in WRONG:
+        if value in RIGHT.get(option, ()):
+            continue
+        line = f"{EXPLAIN} --data x.npy --out {out}".split()
+        if option == "--artifact":
+            line = f"explain --data x.npy --out {out}".split()
+        run = CliRunner().invoke(cli.main, [*line, option, value])
+        assert isinstance(run.exception, SystemExit | None), (option, value)
+        assert run.exit_code in (0, 1, 2) and "Traceback" not in run.output
+        if run.exit_code == 0:  # the empty capture and the like say nothing
+            assert value in ("", ","), (option, value)
+            shutil.rmtree(out)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("show nowhere.zarr 0", "There is no store at the path nowhere.zarr"),
+        ("show . 0", "no store of jlrp"),
+        ("inspect cli_models:model --shape 1,4,4,1", "No --params was given"),
+        ("inspect cli_models:model --params p.npz --shape 1,x", "--shape is numbers"),
+        (
+            "inspect cli_models:model --params p.npz --shape 1,4,4,1 --target 3",
+            "Target 3 is out of range",
+        ),
+        (
+            "inspect cli_models:model --params p.npz --shape 1,4,4,1 --dtype word",
+            "no dtype",
+        ),
+        ("export cli_models:model --params p.npz --shape 4 --out m", "raised"),
+    ],
+)
+def test_other_commands_refuse_in_one_line(line, message, jlrp):
+    run = jlrp(line)
+    assert run.exit_code == 1 and message in run.output
+    assert len(run.output.splitlines()) == 1
+
+
+def test_lengths_that_differ(jlrp):
+    line = "explain cli_models:tokens --params p.npz --data cli_models:rows --batch 4"
+    run = jlrp(f"{line} --out lengths.zarr --quiet")
+    assert run.exit_code == 1 and "--buckets" in run.output
+    assert len(run.output.splitlines()) == 1
+
+
+def test_inspect_of_a_target(jlrp):
+    line = "inspect cli_models:model --params p.npz --shape 1,4,4,1 --target 2"
+    assert jlrp(line).exit_code == 0
+
+
+def test_an_artifact_without_labels(jlrp):
+    made = "export cli_models:model --params p.npz --shape 4,4,1 --out u.jlrp"
+    assert jlrp(made).exit_code == 0
+    run = jlrp(
+        "explain --artifact u.jlrp --params p.npz --data x.npy --out u.zarr --quiet "
+        "--target good_labels.npy --batch 8"
+    )
+    assert run.exit_code == 1 and "takes no labels" in run.output
+
+
+def test_arrays_by_name(jlrp):
+    """A .npz file as data is a dict of arrays: each example has a row of each."""
+    run = jlrp("explain cli_models:two --data two.npz --out two.zarr --batch 8 --quiet")
+    assert run.exit_code == 0 and "20 of 20" in run.output, run.output
 
 
 @pytest.mark.parametrize("line, message", REFUSED.values(), ids=REFUSED.keys())

@@ -1,6 +1,10 @@
 """Flax: Linen and NNX models become functions with names."""
 
+import re
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -381,3 +385,99 @@ def test_nnx_threads_do_not_mix_names():
         thread.join()
     assert PATHS <= found[0] and "blocks/0/mlp" not in found[1] and "mlp" in found[1]
     assert "mlp" not in found[0]
+
+
+class Noisy(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(4, 5, rngs=rngs)])
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.norm = nnx.BatchNorm(5, rngs=rngs)
+        self.last = nnx.Linear(5, 3, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = self.drop(nnx.relu(layer(x)))
+        return self.last(self.norm(x))
+
+
+def saved(model, kind):
+    """What is read from a file: a dict with strings for its keys."""
+    pure = nnx.to_pure_dict(nnx.state(model, kind))
+    names = jax.tree_util.tree_leaves_with_path(pure)
+    tree = {}
+    for path, leaf in names:
+        *folders, last = (str(part.key) for part in path)
+        branch = tree
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+        branch[last] = np.asarray(leaf)
+    return tree
+
+
+def test_nnx_random_state_belongs_to_the_function():
+    model = Noisy(nnx.Rngs(0))
+    fn, params = integration.nnx(model)
+    assert all(
+        jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(params)
+    )
+    x = jnp.ones((2, 4))
+    wanted = jlrp.relevance(fn, params, x, composite="epsilon")
+    whole = (nnx.Param, nnx.BatchStat)
+    for given in (
+        saved(model, whole),
+        nnx.to_pure_dict(nnx.state(model, whole)),
+        nnx.state(model),  # random state in it is left out
+        nnx.state(model, whole),
+    ):
+        got = jlrp.relevance(
+            fn, jax.tree.map(jnp.asarray, given), x, composite="epsilon"
+        )
+        np.testing.assert_allclose(got, wanted)
+    shapes, _ = integration.nnx(nnx.eval_shape(lambda: Noisy(nnx.Rngs(1))))
+    got = jlrp.relevance(shapes, saved(model, whole), x, composite="epsilon")
+    np.testing.assert_allclose(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        (nnx.Param, "lacks norm/mean, norm/var"),
+        (nnx.BatchStat, "lacks last/bias, last/kernel, layers/0/bias"),
+    ],
+)
+def test_nnx_params_that_lack_some(kind, message):
+    model = Noisy(nnx.Rngs(0))
+    fn, _ = integration.nnx(model)
+    with pytest.raises(jlrp.IntegrationError, match=message):
+        jlrp.relevance(fn, saved(model, kind), jnp.ones((2, 4)))
+    other = {**saved(model, (nnx.Param, nnx.BatchStat)), "more": {"w": np.ones(2)}}
+    with pytest.raises(jlrp.IntegrationError, match="has more/w, which"):
+        jlrp.relevance(fn, other, jnp.ones((2, 4)))
+
+
+def test_nnx_randomisation():
+    from jlrp import metrics
+
+    fn, params = integration.nnx(Noisy(nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(1), (2, 4))
+    found = metrics.randomisation(jlrp.relevance, fn, params, x)
+    assert found.layers == ("last", "norm", "layers/0")
+
+
+def test_the_recipe_of_a_checkpoint(tmp_path):
+    """The files and the command of docs/how-to/integrations.md, as they stand there."""
+    pytest.importorskip("orbax.checkpoint")
+    page = Path(__file__).parents[1] / "docs" / "how-to" / "integrations.md"
+    section = page.read_text().split("### A checkpoint, and the command line")[1]
+    model, save, command = re.findall(r"```(?:python|sh)\n(.*?)```", section, re.S)[:3]
+    (tmp_path / "classifier.py").write_text(model)
+    (tmp_path / "save.py").write_text(save)
+    lines = [
+        [sys.executable, "save.py"],
+        [sys.executable, "-m", *command.split()],
+        [sys.executable, "-m", *command.split(), "--resume"],
+    ]
+    for line in lines:
+        run = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-1500:]
+    assert "10 of 10 examples done" in run.stdout

@@ -352,8 +352,8 @@ REFUSED = {
     "NaN": ({"relevance": jnp.full((2, 12), jnp.nan)}, "holds NaN"),
     "pool": ({"pool": "median"}, "pool must be one of"),
     "score": ({"score": "loss"}, "score must be one of"),
-    "steps": ({"steps": 0}, "steps must be at least 1"),
-    "parts": ({"parts": metrics.features((11,))}, "do not fit examples"),
+    "steps": ({"steps": 0}, "steps is a whole number of at least 1"),
+    "parts": ({"parts": metrics.features((11,))}, "do not fit x"),
     "x": ({"x": {"a": jnp.ones((2, 12))}}, "belongs to params"),
     "target": ({"target": 5}, "out of range"),
     "targets": ({"target": jnp.array([0, 1, 2])}, "do not fit an output"),
@@ -506,7 +506,7 @@ def test_infidelity_of_a_wrong_relevance():
             lambda p, x: metrics.sensitivity(
                 jlrp.relevance, scores_of, p, x, radius=-1.0
             ),
-            "positive radius",
+            "radius is a finite number of at least 0",
         ),
         (
             lambda p, x: metrics.sensitivity(

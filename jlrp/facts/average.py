@@ -391,6 +391,8 @@ def _same(a: Atom, a_axes: Labels, b: Atom, b_axes: Labels) -> bool:
     wide = [n > 1 for n in a.shape]
     if a.shape != b.shape or not _equal(a, b):
         return False
+    if not wide:  # a scalar beside an array: the same along every axis
+        return True
     labels = zip(wide, a_axes, b_axes, strict=True)
     return all(k == m for is_wide, k, m in labels if is_wide)
 

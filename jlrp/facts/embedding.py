@@ -115,9 +115,8 @@ def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedd
             found[out] = origins
             if prim is p.convert_element_type_p:  # it may become an integer again
                 carried[out] = origins
-    order = {v: i for i, v in enumerate(sources)}
     return {
-        end: _embedding(end, sorted(origins, key=order.__getitem__), frozenset(carried))
+        end: _embedding(end, [v for v in sources if v in origins], frozenset(carried))
         for end, origins in found.items()
     }
 
@@ -217,9 +216,8 @@ def _refuse_inside_bodies(
 def _embedding(
     end: Value, origins: Sequence[Value], carried: frozenset[Value]
 ) -> Embedding:
-    starts = tuple(origins)
-    equations, constants = between(starts, [end], lambda _: True)
-    return Embedding(starts, end, equations, constants, carried)
+    equations, constants = between(origins, [end], lambda _: True)
+    return Embedding(tuple(origins), end, equations, constants, carried)
 
 
 def is_integer(atom: Atom) -> bool:

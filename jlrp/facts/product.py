@@ -244,9 +244,10 @@ def _scales(equation: Equation, operand: Value) -> bool:
     """Whether an equation only multiplies each element of its active operand."""
     if equation.primitive is p.dot_general_p:
         (contracting, _), _ = equation.params["dimension_numbers"]
-        (other,) = (a for a in equation.inputs if a is not operand)
+        others = [a for a in equation.inputs if a is not operand]
         # By a diagonal: a mask of heads. By a code: weights put where they belong.
-        return not contracting or _is_code(other)
+        # By itself: it is a product of two values.
+        return bool(others) and (not contracting or _is_code(others[0]))
     divides = equation.primitive is p.div_p and equation.inputs[1] is operand
     return equation.primitive in (p.mul_p, p.div_p) and not divides
 

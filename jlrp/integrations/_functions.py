@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jlrp.arguments import shown
 from jlrp.errors import IntegrationError
 
 # Arguments that choose inference, as the frameworks call them.
@@ -29,6 +30,16 @@ def framework(name: str, extra: str) -> Any:
             f"This integration needs {name}, which cannot be imported ({error}). "
             f"Install it with: pip install 'jlrp[{extra}]'"
         ) from error
+
+
+def check_model(model: Any, name: str, kind: type, of: str) -> None:
+    """Refuse what is no model of a framework.
+
+    Raises:
+      IntegrationError: naming the argument.
+    """
+    if not isinstance(model, kind):
+        raise IntegrationError(f"{name} is {shown(model)}; give {of}.")
 
 
 class Function:

@@ -10,6 +10,7 @@ import jax
 
 from jlrp.integrations._functions import (
     Function,
+    check_model,
     framework,
     inference_arguments,
     parameters,
@@ -59,6 +60,7 @@ def module(
       (5, 3)
     """
     eqx = framework("equinox", "equinox")
+    check_model(model, "model", eqx.Module, "an equinox.Module")
 
     def is_array(leaf: Any) -> bool:
         return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)

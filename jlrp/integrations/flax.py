@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlrp.arguments import leaves_of, shown
 from jlrp.errors import IntegrationError
-from jlrp.integrations._functions import Function, framework, inference_arguments
+from jlrp.integrations._functions import (
+    Function,
+    check_model,
+    framework,
+    inference_arguments,
+)
 from jlrp.integrations._names import named_class, scope, with_names
 
 
@@ -50,6 +60,13 @@ def linen(
       (1, 3)
     """
     flax = framework("flax", "flax")
+    classes = framework("flax.linen", "flax")
+    check_model(module, "module", classes.Module, "a flax.linen.Module")
+    if not isinstance(variables, Mapping):
+        raise IntegrationError(
+            f"variables is {shown(variables)}; give what module.init returned."
+        )
+    leaves_of("variables", variables)
     errors = flax.errors
     refused = (
         errors.ModifyScopeVariableError,
@@ -101,11 +118,14 @@ def nnx(
         choose inference if the call has them and they are not given.
 
     Returns:
-      ``fn(params, x)`` and its params, an ``nnx.State`` of arrays. x is the first
-      argument, a tuple of arguments, or a dict of keyword arguments.
+      ``fn(params, x)`` and its params, an ``nnx.State`` of arrays without random state,
+      which belongs to fn. Params may also be what was saved of the model, such as
+      ``nnx.to_pure_dict(nnx.state(model, nnx.Param))`` or a checkpoint of it. x is the
+      first argument, a tuple of arguments, or a dict of keyword arguments.
 
     Raises:
-      IntegrationError: if Flax is missing.
+      IntegrationError: if Flax is missing, or the model is none; when called, for
+        params that lack some of the model's, by their paths.
 
     Example:
       >>> import jax.numpy as jnp, jlrp
@@ -117,15 +137,19 @@ def nnx(
     """
     api = framework("flax.nnx", "flax")
 
-    graph, state = api.split(model)
+    check_model(model, "model", api.Module, "a flax.nnx.Module")
+    graph, random, state = api.split(model, api.RngState, ...)
+    random = _concrete(random)
+    params = api.as_pure(state)
 
     def call(state: Any, *args: Any, **inputs: Any) -> Any:
+        state = _fitting(state, params, random)
         given = {**kwargs, **inputs}
         given |= inference_arguments(type(model).__call__, (model, *args), given)
 
         def run(named: bool) -> Any:
             # Without a copy, jax.grad of this dies of variables of another trace.
-            copy = api.merge(graph, state, copy=True)
+            copy = api.merge(graph, random, state, copy=True)
             copy.eval()
             if named:
                 _name(copy, api)
@@ -134,7 +158,59 @@ def nnx(
 
         return with_names(run)
 
-    return Function(call, (nnx, graph, kwargs), output), api.as_pure(state)
+    return Function(call, (nnx, graph, kwargs), output), params
+
+
+def _concrete(random: Any) -> Any:
+    """Random keys and counts; of a model of shapes alone those of some seed."""
+
+    def of(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        count = int(np.prod(leaf.shape))
+        return jax.random.split(jax.random.key(0), count).reshape(leaf.shape)
+
+    return jax.tree.map(of, random)
+
+
+def _fitting(given: Any, params: Any, random: Any) -> Any:
+    """Given params in the structure of the model's own, matched by their paths.
+
+    What was saved has the paths of the model, but may be a plain dict with strings for
+    the indices of lists; random state in it is left out.
+    """
+    structure = jax.tree.structure(params)
+    if jax.tree.structure(given) == structure:
+        return given
+    found = _by_path(given)
+    names = list(_by_path(params))
+    missing = [name for name in names if name not in found]
+    unknown = [name for name in found if name not in names]
+    unknown = [name for name in unknown if name not in _by_path(random)]
+    if missing or unknown:
+        lacks = f" It lacks {_listed(missing)}." if missing else ""
+        has = f" It has {_listed(unknown)}, which the model has not." if unknown else ""
+        raise IntegrationError(
+            f"params are not those of the model.{lacks}{has} Give the params that "
+            "flax.nnx returned, or a checkpoint of nnx.state(model) without random "
+            "state: of nnx.Param, and of nnx.BatchStat where the model has it."
+        )
+    return jax.tree.unflatten(structure, [found[name] for name in names])
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Leaves by their paths, ``"layers/0/kernel"``."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): x
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def _name(model: Any, api: Any) -> None:

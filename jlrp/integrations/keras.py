@@ -9,6 +9,7 @@ from jlrp.errors import IntegrationError
 from jlrp.integrations._functions import (
     Function,
     Same,
+    check_model,
     framework,
     inference_arguments,
 )
@@ -53,6 +54,7 @@ def model(
       (1, 3)
     """
     keras = framework("keras", "keras")
+    check_model(model, "model", keras.Layer, "a keras.Model or keras.Layer")
     if (backend := keras.backend.backend()) != "jax":
         raise IntegrationError(
             f"Keras runs on the {backend} backend, which jlrp cannot trace. Set the "

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import export
 
 from jlrp.api import Explainer
-from jlrp.errors import IntegrationError
-from jlrp.jobs.errors import JobError
+from jlrp.arguments import check_array, leaves_of, shown
+from jlrp.errors import InputError, IntegrationError, JlrpError
+from jlrp.jobs.errors import JobError, check_path
 from jlrp.jobs.fingerprint import digest
 from jlrp.jobs.sources import reason
-from jlrp.jobs.steps import Arrays, Reduction, Step
+from jlrp.jobs.steps import Arrays, Reduction, Step, check_options
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,21 @@ class Artifact:
 
     def __call__(self, params: Any, x: Any, target: Any = None) -> Arrays:
         labels = () if target is None else (target,)
+        if bool(labels) != self.takes_labels:
+            raise JobError(
+                "The artifact takes a label for each example: give them, as target or "
+                "by split (--target labels.npy)."
+                if self.takes_labels
+                else "The artifact has its target in it and takes no labels: leave "
+                "target out, or export it with labels=True (--labels)."
+            )
         call: Any = self.exported.call
         return call(jax.tree.leaves(params), x, *labels)
+
+    @property
+    def takes_labels(self) -> bool:
+        arguments, _ = self.exported.in_tree.children()
+        return len(arguments.children()) == 3
 
     def with_target(self, target: int) -> Artifact:
         raise JobError(
@@ -77,6 +91,17 @@ def export_artifact(
       >>> jobs.load_artifact(path)(w, np.ones((5, 3), np.float32))["relevance"].shape
       (5, 3)
     """
+    if not isinstance(explain, Explainer):
+        raise JobError(
+            f"explain is {shown(explain)}; it must be made by jlrp.explain(fn, ...)."
+        )
+    check_options(reduce, dtype)
+    for name, tree in (("params", params), ("example", example)):
+        for where, leaf in leaves_of(name, tree):
+            check_array(where, leaf, abstract=True)
+    check_path("path", path)
+    if not isinstance(labels, bool):
+        raise JobError(f"labels is {shown(labels)}; give True or False.")
     step = Step(explain, reduce, dtype, allow_nan)
     structure = jax.tree.structure(params)
     (size,) = export.symbolic_shape("batch")
@@ -100,9 +125,18 @@ def export_artifact(
         jax.tree.map(lambda leaf: shape(leaf, size), example),
         *([jax.ShapeDtypeStruct((size,), jnp.int32)] if labels else []),
     )
-    exported = export.export(jax.jit(many), platforms=("cpu", "cuda", "tpu"))(
-        *arguments
-    )
+    try:
+        exporting = export.export(jax.jit(many), platforms=("cpu", "cuda", "tpu"))
+        exported = exporting(*arguments)
+    except JlrpError as error:
+        if isinstance(error, InputError) and error.__cause__ is not None:
+            raise JobError(f"The function cannot take the example. {error}") from error
+        raise
+    except Exception as error:
+        raise JobError(
+            f"The explanation cannot be exported: {reason(error)}. It must take "
+            "batches of any size; params and example have the shapes of the arguments."
+        ) from error
     try:
         content = exported.serialize()
     except ImportError as error:
@@ -110,7 +144,10 @@ def export_artifact(
             "To write an artifact, jax.export needs flatbuffers. Install it with: "
             "pip install 'jlrp[jobs]'"
         ) from error
-    Path(path).write_bytes(content)
+    try:
+        Path(path).write_bytes(content)
+    except (OSError, TypeError) as error:
+        raise JobError(f"path {path!r} cannot be written: {reason(error)}.") from error
     return Artifact(exported, _made_by(bytes(content)))
 
 
@@ -120,12 +157,13 @@ def load_artifact(path: str | Path) -> Artifact:
     Raises:
       JobError: if the file cannot be read, or is no artifact.
     """
+    check_path("path", path)
     try:
         content = Path(path).read_bytes()
         exported = export.deserialize(bytearray(content))
         return Artifact(exported, _made_by(content))
     except Exception as error:
-        raise JobError(f"{path} is no artifact: {reason(error)}.") from error
+        raise JobError(f"The path {path} is no artifact: {reason(error)}.") from error
 
 
 def _made_by(content: bytes) -> dict[str, Any]:

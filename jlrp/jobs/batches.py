@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jlrp.arguments import shown
 from jlrp.jobs.errors import JobError
 from jlrp.jobs.sources import Examples, Source, rows_of
 
@@ -29,10 +30,25 @@ class Buckets:
     window: int = 16
 
     def __post_init__(self) -> None:
-        lengths = tuple(self.lengths)
+        try:
+            lengths = tuple(self.lengths)
+        except TypeError:
+            lengths = ()
+        if not isinstance(self.lengths, tuple | list | range):
+            raise JobError(
+                f"lengths is {shown(self.lengths)}; give a tuple, such as (32, 128)."
+            )
         object.__setattr__(self, "lengths", lengths)
-        if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
-            raise JobError(f"buckets must be ascending lengths, got {lengths}.")
+        whole = [type(n) is int or isinstance(n, np.integer) for n in lengths]
+        for name in ("pad", "window"):
+            if type(getattr(self, name)) is not int:
+                raise JobError(f"{name} of the buckets must be a whole number.")
+        ascending = all(whole) and list(lengths) == sorted(set(lengths))
+        if not lengths or not ascending or lengths[0] < 1:
+            raise JobError(
+                "The lengths of buckets must be ascending whole numbers from 1; got "
+                f"{shown(self.lengths)}."
+            )
         if self.window < 1:
             raise JobError(
                 f"The window of the buckets must be >= 1, got {self.window}."

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
 
 import jlrp
 
@@ -45,14 +49,76 @@ def versions() -> dict[str, str]:
     return {"jlrp": jlrp.__version__, "jax": jax.__version__}
 
 
+def described(value: Any) -> Any:
+    """A value as JSON has it: readable, and the same in every process.
+
+    Numbers and strings are themselves. A function has its name, which says where it was
+    written and not what it does: that is in the program, which has its own digest.
+    """
+    plain = value is None or isinstance(value, bool | int | str)
+    return value if plain else _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Primitive):
+        return value.name
+    if isinstance(value, np.ndarray | jax.Array):
+        return _array_text(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        given = ", ".join(f"{name}={_text(part)}" for name, part in parts)
+        return f"{type(value).__qualname__}({given})"
+    if isinstance(value, functools.partial):
+        return f"partial{_text((value.func, *value.args, value.keywords))}"
+    if isinstance(value, Mapping):
+        items = sorted((_text(key), _text(part)) for key, part in value.items())
+        return "{" + ", ".join(f"{key}: {part}" for key, part in items) + "}"
+    if isinstance(value, set | frozenset):
+        return "{" + ", ".join(sorted(map(_text, value))) + "}"
+    if isinstance(value, tuple | list):
+        inside = ", ".join(map(_text, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    name = getattr(value, "__qualname__", None)
+    if name is not None:  # a function, a method, a class
+        return f"{getattr(value, '__module__', None)}.{name}"
+    if type(value).__repr__ is object.__repr__:
+        return f"{type(value).__module__}.{type(value).__qualname__}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _array_text(value: Any) -> str:
+    """Few numbers are told, of many a digest."""
+    array = _local(value)
+    numbers = array.tolist() if array.size <= 8 else f"#{of_tree(array)}"
+    return f"{array.dtype}{list(array.shape)} {numbers}"
+
+
 def difference(stored: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
     """The first thing that two jobs do not share, in words, or None."""
     for name in own:
         if stored.get(name) != own[name]:
-            return f"its {name} is {_short(stored.get(name))}, not {_short(own[name])}"
+            before, now = _around_difference(stored.get(name), own[name])
+            return f"its {name} is {before}, not {now}"
     return None
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+def _around_difference(*values: Any) -> list[str]:
+    """Two values as text: of long ones what is about the first place that differs."""
+    texts = [repr(value) for value in values]
+    first = next(
+        (i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b),
+        min(map(len, texts)),
+    )
+    start = max(0, first - _AROUND)
+
+    def cut(text: str) -> str:
+        if len(text) <= 3 * _AROUND:
+            return text
+        end = start + 3 * _AROUND
+        before, after = "..." * (start > 0), "..." * (end < len(text))
+        return f"{before}{text[start:end]}{after}"
+
+    return list(map(cut, texts))
+
+
+_AROUND = 40  # characters

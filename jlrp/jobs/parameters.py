@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jlrp.errors import IntegrationError
-from jlrp.jobs.errors import JobError
+from jlrp.jobs.errors import JobError, check_path
 from jlrp.jobs.sources import reason
 
 
@@ -38,21 +38,22 @@ def load_params(path: str | Path) -> Any:
       >>> jobs.load_params(path)["dense"]["kernel"].shape
       (3, 2)
     """
+    check_path("path", path)
     path = Path(path).absolute()
     if not path.exists():
-        raise JobError(f"There are no parameters at {path}.")
+        raise JobError(f"There are no parameters at the path {path}.")
     read = _orbax if path.is_dir() else READERS.get(path.suffix)
     if read is None:
         raise JobError(
-            f"{path} is no file of parameters: it must be a folder of Orbax, or end "
-            f"with {', '.join(READERS)}."
+            f"The path {path} is no file of parameters: it must be a folder of Orbax, "
+            f"or end with {', '.join(READERS)}."
         )
     try:
         return read(path)
     except IntegrationError:
         raise
     except Exception as error:
-        raise JobError(f"{path} cannot be read: {reason(error)}.") from error
+        raise JobError(f"The path {path} cannot be read: {reason(error)}.") from error
 
 
 def _orbax(path: Path) -> Any:

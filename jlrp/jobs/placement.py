@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jlrp.arguments import shown
 from jlrp.jobs.errors import JobError
 
 
@@ -89,9 +90,9 @@ def placement(devices: str | Mesh | None, batch: int) -> Placement:
     """
     if devices is None:
         return Placement()
-    if isinstance(devices, str):
-        if devices != "data":
-            raise JobError(f'devices is "data", a mesh or None; got {devices!r}.')
+    if not isinstance(devices, Mesh):
+        if not isinstance(devices, str) or devices != "data":
+            raise JobError(f'devices is "data", a mesh or None; got {shown(devices)}.')
         local = np.array(jax.local_devices())
         mesh, axis = Mesh(local, ("data",)), "data"
     else:

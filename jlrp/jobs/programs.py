@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlrp.errors import JlrpError
+from jlrp.errors import InputError, JlrpError
 from jlrp.jobs.batches import Batch, Batcher
 from jlrp.jobs.errors import JobError
 from jlrp.jobs.placement import Placement
@@ -50,6 +50,14 @@ class Programs:
                 name for name in out if out[name].shape[1:2] != other[name].shape[1:2]
             )
 
+    @property
+    def classes(self) -> int | None:
+        """How many classes a label chooses from, where that is known."""
+        output = self.results.get("output")
+        if output is None or not self.batcher.has_targets:
+            return None
+        return output.shape[0] if len(output.shape) == 1 else None
+
     def text(self) -> str:
         """The program before compilation: the same in every process."""
         return self._lowered.as_text()
@@ -85,7 +93,11 @@ class Programs:
 
         try:
             return jax.jit(step, **options).lower(self.params, x, target)
-        except JlrpError:
+        except JlrpError as error:
+            if isinstance(error, InputError) and error.__cause__ is not None:
+                raise JobError(
+                    f"The function cannot take a batch of the source. {error}"
+                ) from error
             raise
         except Exception as error:
             shapes = jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", x)

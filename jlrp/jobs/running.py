@@ -19,15 +19,24 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jlrp.api import Explainer
+from jlrp.arguments import check_array, leaves_of, shown
 from jlrp.jobs import fingerprint
 from jlrp.jobs import store as storing
 from jlrp.jobs.artifact import Artifact
 from jlrp.jobs.batches import Batch, Batcher, Block, Buckets
-from jlrp.jobs.errors import JobError
+from jlrp.jobs.errors import JobError, check_path
 from jlrp.jobs.placement import blocks_of, placement
 from jlrp.jobs.programs import Programs
 from jlrp.jobs.sources import Source, first_example, open_source, reason
-from jlrp.jobs.steps import DTYPES, FAILURES, REASONS, UNREADABLE, Reduction, Step
+from jlrp.jobs.steps import (
+    FAILURES,
+    NOT_FINITE,
+    REASONS,
+    UNREADABLE,
+    Reduction,
+    Step,
+    check_options,
+)
 from jlrp.jobs.summary import Summary, summary
 
 ON_FAILURE = ("stop", "skip")
@@ -114,12 +123,13 @@ def run(
     """
     started = time.perf_counter()
     _check_choice("on_failure", on_failure, ON_FAILURE)
-    _check_choice("dtype", dtype, DTYPES)
+    check_options(reduce, dtype)
     _check_choice("compression", compression, tuple(storing.COMPRESSIONS))
-    if not isinstance(batch, int) or batch < 1:
-        raise JobError(f"batch must be a whole number >= 1, got {batch!r}.")
+    _check(batch, split, resume, progress, part, store)
+    for where, leaf in leaves_of("params", params):
+        check_array(where, leaf)
     if buckets is not None and not isinstance(buckets, Buckets):
-        buckets = Buckets(tuple(buckets))
+        buckets = _as_buckets(buckets)
     part = part or (jax.process_index(), jax.process_count())
     placed = placement(devices, batch)
     if placed.is_global and buckets is not None:
@@ -135,10 +145,11 @@ def run(
     batcher = Batcher(opened, spec, batch, buckets, labels, split)
     blocks = blocks_of(part, opened.length, batcher.rows)
     programs = Programs(step, params, batcher, placed)
+    _check_labels(labels, programs.classes)
     made_by = {
         **step.made_by,
         "batch": batch,
-        "buckets": buckets and repr(buckets),
+        "buckets": fingerprint.described(buckets),
         "compression": compression,
         "examples": opened.length,
         "example": str(jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", spec)),
@@ -173,6 +184,50 @@ _NOTES: dict[str, Any] = {
 }
 
 
+def _check(
+    batch: Any, split: Any, resume: Any, progress: Any, part: Any, store: Any
+) -> None:
+    if not isinstance(batch, int) or isinstance(batch, bool) or not 0 < batch < 2**31:
+        raise JobError(f"batch must be a whole number >= 1, got {shown(batch)}.")
+    if split is not None and not callable(split):
+        raise JobError(
+            f"split is {shown(split)}; give a function of an example that returns "
+            "(x, target)."
+        )
+    for name, value in (("resume", resume), ("progress", progress)):
+        if not isinstance(value, bool):
+            raise JobError(f"{name} is {shown(value)}; give True or False.")
+    pair = isinstance(part, tuple | list) and len(part) == 2
+    if part is not None and not (pair and all(type(i) is int for i in part)):
+        raise JobError(f"part is {shown(part)}; give (index, parts), such as (0, 4).")
+    check_path("store", store)
+
+
+def _as_buckets(buckets: Any) -> Buckets:
+    try:
+        lengths = tuple(buckets)
+    except TypeError:
+        lengths = None
+    if lengths is None or not isinstance(buckets, tuple | list | range):
+        raise JobError(
+            f"buckets is {shown(buckets)}; give lengths, such as (32, 128), or "
+            "jobs.Buckets(...)."
+        )
+    return Buckets(lengths)
+
+
+def _check_labels(labels: np.ndarray | None, classes: int | None) -> None:
+    if labels is None or classes is None:
+        return
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    if outside.size:
+        first = int(outside[0])
+        raise JobError(
+            f"target is {labels[first]} for example {first}, out of range: the output "
+            f"has {classes} classes, 0 to {classes - 1}."
+        )
+
+
 def _step(explain: Any, reduce: Any, dtype: str, allow_nan: bool) -> Any:
     if isinstance(explain, Artifact):
         if reduce is not None or dtype != "float32" or allow_nan:
@@ -200,7 +255,12 @@ def _targeted(
         return step, None
     if split is not None:
         raise JobError("The targets come from split or from target, not from both.")
-    labels = np.asarray(target)
+    try:
+        labels = np.asarray(target)
+    except (TypeError, ValueError) as error:
+        raise JobError(
+            f"target is {shown(target)}; give one class index, or an array of them."
+        ) from error
     if labels.dtype.kind not in "iu":
         raise JobError(
             f"target has dtype {labels.dtype}; it must be class indices. Other targets "
@@ -279,16 +339,24 @@ class _Job:
     def _save(self, block: Block, found: list[dict[str, Any]], bar: Any) -> None:
         """Write a block, then report it as done."""
         arrays = self._assembled(block, found)
+        outside = _outside(block, self.programs.classes)
         failed = {
-            block.start + place: block.failures.get(place) or REASONS[code]
+            block.start + place: block.failures.get(place)
+            or (code == NOT_FINITE and outside.get(place))
+            or REASONS[code]
             for place, code in enumerate(arrays["failure"].tolist())
             if code
         }
         if failed and self.stop:
             index, why = next(iter(failed.items()))
+            differs = (
+                why.startswith("its shape") and self.programs.batcher.buckets is None
+            )
+            hint = " Lengths that differ need buckets (--buckets)." if differs else ""
             raise JobError(
-                f"Example {index} cannot be explained: {why}. Correct it, or skip such "
-                'examples with on_failure="skip" (--on-failure skip); then resume.'
+                f"Example {index} cannot be explained: {why}. Correct it in the "
+                'source, or skip such examples with on_failure="skip" (--on-failure '
+                f"skip); then resume.{hint}"
             )
         record = {"block": block.number, "count": block.count, "failed": failed}
         try:
@@ -351,6 +419,21 @@ class _Job:
         return arrays
 
 
+def _outside(block: Block, classes: int | None) -> dict[int, str]:
+    """The labels that are no classes, by place."""
+    found: dict[int, str] = {}
+    for batch in block.batches:
+        if batch.targets is None or classes is None:
+            continue
+        for place, label in zip(batch.places, batch.targets, strict=False):
+            if not 0 <= label < classes:
+                found[int(place)] = (
+                    f"its label is {label}, out of range: the output has {classes} "
+                    f"classes, 0 to {classes - 1}"
+                )
+    return found
+
+
 def _idle_steps(wanted: Iterable[int]) -> int:
     """How many more batches the busiest process has: all must take every step."""
     own = len(list(wanted))
@@ -375,5 +458,5 @@ def _ahead(
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise JobError(f"{name} must be one of {choices}; got {value!r}.")
+    if not isinstance(value, str) or value not in choices:
+        raise JobError(f"{name} must be one of {choices}; got {shown(value)}.")

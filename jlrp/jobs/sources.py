@@ -6,13 +6,15 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from jlrp import _jax
+from jlrp.arguments import shown
 from jlrp.jobs.errors import JobError
 
 # Examples that are looked at before any work is done.
@@ -66,6 +68,33 @@ class ArraySource:
         except Exception:
             # One unreadable chunk of a stored array is no reason to lose the others.
             return _one_by_one(self.array.__getitem__, start, stop)
+
+    def peek(self, count: int) -> Examples:
+        return self.read(0, count)
+
+
+class TreeSource:
+    """A dict of arrays of one length: an example is a dict of their rows."""
+
+    def __init__(self, arrays: Mapping[str, Any]):
+        self.arrays = dict(arrays)
+        lengths = {
+            name: np.shape(array)[0] if np.ndim(array) else None
+            for name, array in self.arrays.items()
+        }
+        if not lengths or None in lengths.values() or len(set(lengths.values())) > 1:
+            raise JobError(
+                f"A dict as a source has arrays of one length; got lengths {lengths}."
+            )
+        self.length = int(next(iter(lengths.values())) or 0)
+
+    def read(self, start: int, stop: int) -> Examples:
+        stop = min(stop, self.length)
+        return _one_by_one(
+            lambda i: {name: array[i] for name, array in self.arrays.items()},
+            start,
+            stop,
+        )
 
     def peek(self, count: int) -> Examples:
         return self.read(0, count)
@@ -132,10 +161,14 @@ def open_source(source: Any) -> Source:
     """
     if isinstance(source, str | bytes):
         raise JobError(f"The source is a string, {source!r}; open the file first.")
-    if hasattr(source, "shape") and hasattr(source, "dtype"):
+    if isinstance(source, jax.ShapeDtypeStruct) or _jax.is_tracer(source):
+        raise JobError(f"The source is {shown(source)}, which has no numbers.")
+    if isinstance(source, Mapping):
+        opened: Source = TreeSource(source)
+    elif hasattr(source, "shape") and hasattr(source, "dtype"):
         if len(source.shape) == 0:
             raise JobError("The source is one number; its first axis is the examples.")
-        opened: Source = ArraySource(source)
+        opened = ArraySource(source)
     elif hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         opened = IndexedSource(source)
     elif hasattr(source, "__iter__") or hasattr(source, "__next__"):
@@ -192,17 +225,20 @@ def _spec(row: Any) -> Any:
         array = np.asarray(leaf)
         if array.dtype.kind not in "biuf" and array.dtype not in _LOW_PRECISION:
             raise JobError(
-                f"The examples have dtype {array.dtype}; they must be real numbers."
+                f"The examples of the source have dtype {array.dtype}; they must be "
+                "real numbers."
             )
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         return jax.ShapeDtypeStruct(array.shape, dtype)
 
     if not jax.tree.leaves(row):
-        raise JobError(f"An example is {row!r}: it has no arrays.")
+        raise JobError(f"An example of the source is {shown(row)}: it has no arrays.")
     spec = jax.tree.map(of_leaf, row)
     if any(leaf.ndim == 0 for leaf in jax.tree.leaves(spec)):
         raise JobError(
-            "An example is, or has, a single number: give it an axis, as in x[:, None]."
+            "An example of the source is, or has, a single number: give it an axis, as "
+            "in x[:, None]. If it is the label of the example, take it apart: "
+            'split=lambda example: (example["x"], example["label"]).'
         )
     return spec
 

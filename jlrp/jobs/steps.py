@@ -11,7 +11,10 @@ import jax.numpy as jnp
 
 from jlrp import _jax, targets
 from jlrp.api import Explainer, Explanation
+from jlrp.arguments import check_array, first_lines, leaves_of, shapes_of, shown
+from jlrp.errors import JlrpError
 from jlrp.jobs.errors import JobError
+from jlrp.jobs.fingerprint import described
 
 Array = jax.Array
 Arrays = dict[str, Array]
@@ -53,7 +56,9 @@ class Step:
         found = self.explainer(params, x, target)
         target = self.explainer.target if target is None else target
         size = jax.tree.leaves(x)[0].shape[0]
-        kept = found.relevance if self.reduce is None else self.reduce(found.relevance)
+        kept = found.relevance
+        if self.reduce is not None:
+            kept = _reduced(self.reduce, kept)
         relevances = {
             **_named("relevance", kept),
             **_named("captured", _by_example(found)),
@@ -103,15 +108,27 @@ class Step:
         steps = explainer.capture_steps
         return {
             **({} if steps is None else {"capture_steps": steps}),
-            "composite": repr(explainer.composite),
-            "target": _described(explainer.target),
+            "composite": described(explainer.composite),
+            "target": described(explainer.target),
             "seed": explainer.seed,
             "fallback": explainer.fallback,
             "capture": list(explainer.capture),
-            "reduce": _described(self.reduce),
+            "condition": described(explainer.condition),
+            "reduce": described(self.reduce),
             "dtype": self.dtype,
             **({"allow_nan": True} if self.allow_nan else {}),
         }
+
+
+def check_options(reduce: Any, dtype: Any) -> None:
+    """Refuse what is no reduction, or no dtype of a store."""
+    if reduce is not None and not callable(reduce):
+        raise JobError(
+            f"reduce is {shown(reduce)}; give jobs.sum_channels, jobs.Top(k), or a "
+            "function of the relevance of a batch."
+        )
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise JobError(f"dtype must be one of {DTYPES}; got {shown(dtype)}.")
 
 
 def sum_channels(relevance: Any) -> Any:
@@ -149,8 +166,9 @@ class Top:
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise JobError(f"The top k needs k >= 1, got {self.k}.")
+        is_whole = isinstance(self.k, int) and not isinstance(self.k, bool)
+        if not is_whole or self.k < 1:
+            raise JobError(f"Top(k) takes a whole number k >= 1; got {shown(self.k)}.")
 
     def __call__(self, relevance: Any) -> dict[str, Array]:
         leaves = jax.tree.leaves(relevance)
@@ -165,6 +183,21 @@ class Top:
         _, positions = jax.lax.top_k(jnp.abs(flat), self.k)
         values = jnp.take_along_axis(flat, positions, axis=1)
         return {"values": values, "positions": positions}
+
+
+def _reduced(reduce: Reduction, relevance: Any) -> Any:
+    try:
+        found = reduce(relevance)
+        for _, leaf in leaves_of("reduce(relevance)", found):
+            check_array("reduce(relevance)", leaf)
+    except JlrpError:
+        raise
+    except Exception as error:
+        raise JobError(
+            f"reduce raised {type(error).__name__}: {first_lines(error)} It was called "
+            f"with the relevance of a batch, {shapes_of(relevance)}."
+        ) from error
+    return found
 
 
 def _named(name: str, tree: Any) -> Arrays:
@@ -244,11 +277,3 @@ def _failure(refused: Any, results: list[Array]) -> Array:
     infinite = any_of(results, lambda a: ~jnp.isfinite(a))
     codes = jnp.where(infinite, NOT_FINITE, 0)
     return jnp.where(poisoned, NAN_IN_X, codes).astype(jnp.int8)
-
-
-def _described(value: Any) -> Any:
-    """A value as JSON has it; of a function its name, without its address."""
-    if value is None or isinstance(value, int | str | Top):
-        return value if not isinstance(value, Top) else repr(value)
-    module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
-    return f"{module}.{name}" if name else type(value).__name__

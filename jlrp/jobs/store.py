@@ -141,10 +141,17 @@ def attributes(path: Path) -> dict[str, Any]:
     Raises:
       JobError: if there is no store of jlrp.
     """
+    if not path.exists():
+        raise JobError(
+            f"There is no store at the path {path}; it is no store of jlrp. Give the "
+            "folder that a job wrote (--out)."
+        )
     try:
         found = json.loads((path / _GROUP).read_text())["attributes"]
     except (OSError, ValueError, KeyError) as error:
-        raise JobError(f"{path} is no store of jlrp: {reason(error)}.") from error
+        raise JobError(
+            f"The path {path} is no store of jlrp: {reason(error)}."
+        ) from error
     if "job" not in found:
         raise JobError(f"{path} is a Zarr group, but no job of jlrp made it.")
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jlrp.jobs import store
+from jlrp.jobs.errors import check_path
 from jlrp.jobs.steps import FAILURES, NAN_IN_X, NOT_FINITE, UNWRITTEN
 
 _ROWS_AT_A_TIME = 1 << 20
@@ -83,6 +84,7 @@ def summary(path: str | Path) -> Summary:
       >>> from jlrp import jobs
       >>> print(jobs.summary("relevance.zarr"))  # doctest: +SKIP
     """
+    check_path("path", path)
     path = Path(path)
     store.attributes(path)
     failure, score, absorbed = (

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jlrp import arguments
+from jlrp.arguments import takes
 from jlrp.errors import InputError
 
 
@@ -23,6 +25,12 @@ class Interval:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+@takes(
+    values=arguments.concrete,
+    level=arguments.number(),
+    resamples=arguments.whole(1, 10**7),
+    seed=arguments.whole(0),
+)
 def interval(
     values: Any,
     groups: Any = None,
@@ -61,13 +69,20 @@ def interval(
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
         raise InputError(
-            f"interval() takes finite numbers, one per example; got shape "
+            f"values are finite numbers, one per example; got shape "
             f"{values.shape} with {np.size(values) - np.isfinite(values).sum()} others."
         )
     if not 0 < level < 1:
         raise InputError(f"level must lie between 0 and 1; got {level}.")
     if groups is not None:
-        groups = np.asarray(groups)
+        try:
+            groups = np.asarray(groups)
+            np.unique(groups)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "groups are numbers or strings, one for each value; got "
+                f"{arguments.shown(groups)}."
+            ) from error
         if groups.shape != values.shape:
             raise InputError(
                 f"groups has shape {groups.shape}, values {values.shape}: one each."

@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlrp import _jax
+from jlrp import _jax, arguments
+from jlrp.arguments import takes
 from jlrp.errors import InputError
 
 Array = jax.Array
 
 
+@takes(relevance=arguments.array, mask=arguments.array)
 def relevance_mass(relevance: Any, mask: Any) -> Array:
     """The share of positive relevance that lies in the mask; (batch,), 0 to 1.
 
@@ -41,6 +43,7 @@ def relevance_mass(relevance: Any, mask: Any) -> Array:
     return jnp.where(mask, positive, 0).sum(1) / positive.sum(1)
 
 
+@takes(relevance=arguments.array, mask=arguments.array)
 def relevance_rank(relevance: Any, mask: Any) -> Array:
     """The share of the K most relevant that lies in the mask of size K; (batch,).
 
@@ -55,6 +58,7 @@ def relevance_rank(relevance: Any, mask: Any) -> Array:
     return (inside & among).sum(1) / size
 
 
+@takes(relevance=arguments.array, mask=arguments.array, k=arguments.whole(1))
 def top_k_accuracy(relevance: Any, mask: Any, k: int = 1) -> Array:
     """The share of the k most relevant that lies in the mask; (batch,), 0 to 1.
 
@@ -80,6 +84,7 @@ def top_k_accuracy(relevance: Any, mask: Any, k: int = 1) -> Array:
     return _by_relevance(relevance, mask)[:, :k].mean(1)
 
 
+@takes(relevance=arguments.array, mask=arguments.array)
 def pointing_game(relevance: Any, mask: Any) -> Array:
     """1 where the most relevant place lies in the mask; (batch,).
 

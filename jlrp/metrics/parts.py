@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlrp import arguments
+from jlrp.arguments import takes
 from jlrp.errors import InputError
 
 Array = jax.Array
@@ -42,14 +44,15 @@ class Parts:
     """
 
     def __init__(self, labels: Any):
+        arguments.concrete("labels", labels)
         labels = np.asarray(labels)
         if not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
             raise InputError(
-                f"Labels of parts are integers; got {labels.dtype}{labels.shape}."
+                f"labels of parts are integers; got {labels.dtype}{labels.shape}."
             )
         if labels.min() < -1 or labels.max() < 0:
             raise InputError(
-                "Labels of parts count from 0, and -1 marks what is never removed; got "
+                "The labels of parts count from 0; -1 marks what is never removed. Got "
                 f"{labels.min()} to {labels.max()}."
             )
         self.labels = labels.astype(np.int32)
@@ -73,18 +76,23 @@ class Parts:
             g not in (1, w) for g, w in zip(given, wanted, strict=True)
         ):
             raise InputError(
-                f"Labels of shape {given} do not fit examples of shape "
-                f"{tuple(shape[1:])}: each axis has the example's size, or size 1."
+                f"The parts have labels of shape {given}, which do not fit x and "
+                f"relevance of shape {tuple(shape)}: each axis of an example's "
+                "labels has its size, or size 1."
             )
         return self.labels if given == wanted == tuple(shape) else self.labels[None]
 
 
-def check_pool(how: str) -> None:
-    """Refuse an unknown way to pool."""
-    if how not in POOLS:
-        raise InputError(f"pool must be one of {POOLS}; got {how!r}.")
+PARTS = arguments.instance(
+    Parts, of="parts: metrics.patches(...), pixels, tokens, features or Parts(labels)"
+)
 
 
+@takes(
+    relevance=arguments.array,
+    parts=PARTS,
+    how=arguments.choice(*POOLS),
+)
 def pool(relevance: Any, parts: Parts, how: str = "sum") -> Array:
     """The relevance of each part.
 
@@ -106,7 +114,6 @@ def pool(relevance: Any, parts: Parts, how: str = "sum") -> Array:
       >>> metrics.pool(jnp.arange(8.0).reshape(1, 2, 4), parts).tolist()
       [[10.0, 18.0]]
     """
-    check_pool(how)
     relevance = jnp.asarray(relevance)
     return pooled(relevance, parts.for_batch(relevance.shape), parts.count, how)
 
@@ -139,6 +146,11 @@ def _flat(labels: Any, count: int) -> Array:
     return jnp.where(labels < 0, count, labels).reshape(labels.shape[0], -1)
 
 
+@takes(
+    shape=arguments.shape,
+    size=arguments.whole(1),
+    channel_axis=arguments.optional(arguments.whole()),
+)
 def patches(
     shape: Sequence[int], size: int = 16, channel_axis: int | None = -1
 ) -> Parts:
@@ -172,6 +184,10 @@ def patches(
     )
 
 
+@takes(
+    shape=arguments.shape,
+    channel_axis=arguments.optional(arguments.whole()),
+)
 def pixels(shape: Sequence[int], channel_axis: int | None = -1) -> Parts:
     """Every pixel of an image, with all its channels. As ``patches`` of size 1.
 
@@ -183,6 +199,9 @@ def pixels(shape: Sequence[int], channel_axis: int | None = -1) -> Parts:
     return patches(shape, 1, channel_axis)
 
 
+@takes(
+    shape=arguments.shape,
+)
 def tokens(shape: Sequence[int]) -> Parts:
     """Every token of a sequence: ids of shape (length,), or embeddings (length, width).
 
@@ -196,6 +215,9 @@ def tokens(shape: Sequence[int]) -> Parts:
     return Parts(np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)))
 
 
+@takes(
+    shape=arguments.shape,
+)
 def features(shape: Sequence[int]) -> Parts:
     """Every element of an example by itself.
 

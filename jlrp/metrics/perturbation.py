@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax
+from jlrp import _jax, arguments, targets
+from jlrp.arguments import takes
 from jlrp.errors import InputError
 from jlrp.metrics.looping import for_a_loop
-from jlrp.metrics.parts import Parts, check_pool, pooled, sizes
-from jlrp.metrics.removal import Inpaint, Removal
-from jlrp.metrics.scoring import Callee, Function, Score, split_target
+from jlrp.metrics.parts import PARTS, POOLS, Parts, pooled, sizes
+from jlrp.metrics.removal import REMOVAL, Inpaint, Removal
+from jlrp.metrics.scoring import SCORES, Callee, Function, Score, split_target
 
 Array = jax.Array
 
@@ -97,6 +98,18 @@ def _trapezoids(curve: Array, at: Array) -> Array:
     return (heights * jnp.diff(at)[None]).sum(-1)
 
 
+@takes(
+    fn=arguments.function,
+    params=arguments.tree,
+    x=arguments.batch,
+    target=targets.check_kind,
+    relevance=arguments.array,
+    parts=PARTS,
+    removal=REMOVAL,
+    steps=arguments.whole(1),
+    pool=arguments.choice(*POOLS),
+    score=arguments.choice(*SCORES),
+)
 def curves(
     fn: Function,
     params: Any,
@@ -152,10 +165,9 @@ def curves(
 
     Sources: Samek et al. 2017; Petsiuk et al. 2018; DeYoung et al. 2020.
     """
-    check_pool(pool)
     if not isinstance(x, jax.Array | np.ndarray) or x.ndim < 2:
         raise InputError(
-            "curves() perturbs one array of shape (batch, ...); got "
+            "curves() perturbs x, one array of shape (batch, ...); got "
             f"{jax.tree.map(jnp.shape, x)}. What is not perturbed belongs to params."
         )
     if jnp.shape(relevance) != x.shape:
@@ -168,8 +180,6 @@ def curves(
             "Relevance holds NaN or inf, which has no rank. jlrp.audit says where they "
             "began."
         )
-    if steps < 1:
-        raise InputError(f"steps must be at least 1; got {steps}.")
     labels = parts.for_batch(x.shape)
     static, traced = split_target(target)
     score_of = Score(Callee(fn), score, static)
@@ -214,8 +224,13 @@ def _ranks(key: Array, present: Array) -> Array:
 def _filling(removal: Any, x: Array) -> Any:
     """What is put at removed places; computed once, if it does not depend on them."""
     if isinstance(removal, Inpaint):
-        return lambda removed: removal.function(x, removed).astype(x.dtype)
-    replacement = removal.fn(x)
+
+        def inpainted(removed: Array) -> Array:
+            found = arguments.result_of("removal", removal.function, x, removed)
+            return jnp.asarray(found).astype(x.dtype)
+
+        return inpainted
+    replacement = jnp.asarray(arguments.result_of("removal", removal.fn, x))
     if jnp.shape(replacement) != x.shape:
         raise InputError(
             f"The removal returned shape {jnp.shape(replacement)} for x of shape "

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlrp import arguments
 from jlrp.errors import InputError
 
 Array = jax.Array
@@ -34,6 +35,9 @@ class Constant:
 
     value: float | int = 0
 
+    def __post_init__(self) -> None:
+        arguments.number()("value", self.value)
+
     def __call__(self, x: Array) -> Array:
         return jnp.full_like(x, self.value)
 
@@ -43,6 +47,9 @@ class Mean:
     """The mean of each example over some axes: (2, 3) is each channel's, in NCHW."""
 
     axes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        arguments.axes("axes", self.axes)
 
     def __call__(self, x: Array) -> Array:
         return jnp.broadcast_to(x.mean(self.axes, keepdims=True), x.shape)
@@ -59,6 +66,10 @@ class Noise:
 
     seed: int = 0
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        arguments.whole(0)("seed", self.seed)
+        arguments.number()("scale", self.scale)
 
     def __call__(self, x: Array) -> Array:
         axes = tuple(range(1, x.ndim))
@@ -87,6 +98,9 @@ class Blur:
     axes: tuple[int, ...] = (1, 2)
 
     def __post_init__(self) -> None:
+        arguments.whole(1)("kernel", self.kernel)
+        arguments.number(0)("sigma", self.sigma)
+        arguments.axes("axes", self.axes)
         if self.kernel < 1 or self.kernel % 2 == 0 or self.sigma <= 0:
             raise InputError(
                 "Blur needs an odd kernel and a positive sigma; got "
@@ -120,3 +134,15 @@ class Inpaint:
     """
 
     function: Callable[[Any, Any], Any]
+
+    def __post_init__(self) -> None:
+        arguments.check_function(self.function, "function")
+
+
+def REMOVAL(name: str, value: Any) -> None:  # noqa: N802  (a check, as others are)
+    """A function of x, or an ``Inpaint``."""
+    if not callable(value) and not isinstance(value, Inpaint):
+        raise InputError(
+            f"{name} is {arguments.shown(value)}; give a removal of jlrp.metrics, such "
+            "as Constant(0) or Blur(), or a function of x that returns the like of it."
+        )

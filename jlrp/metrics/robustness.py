@@ -9,13 +9,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jlrp import arguments, targets
+from jlrp.arguments import takes
 from jlrp.errors import InputError
-from jlrp.metrics.scoring import Callee, Function, Score, split_target
+from jlrp.metrics.scoring import SCORES, Callee, Function, Score, split_target
 
 Array = jax.Array
 Method = Callable[[Function, Any, Any, Any], Any]
 
 
+@takes(
+    fn=arguments.function,
+    params=arguments.tree,
+    x=arguments.batch,
+    target=targets.check_kind,
+    relevance=arguments.array,
+    contributions=arguments.flag,
+    score=arguments.choice(*SCORES),
+    samples=arguments.whole(1),
+    seed=arguments.whole(0),
+)
 def infidelity(
     fn: Function,
     params: Any,
@@ -62,8 +75,8 @@ def infidelity(
             f"infidelity() takes a float array x and relevance like it; got x "
             f"{jnp.shape(x)} of {jnp.result_type(x)}, relevance {jnp.shape(relevance)}."
         )
-    _check_samples(samples)
     if not callable(perturb):
+        arguments.number(0)("perturb", perturb)
         perturb = _Normal(float(perturb))
     static, traced = split_target(target)
     score_of = Score(Callee(fn), score, static)
@@ -98,13 +111,23 @@ def _infidelity(
         slope = jnp.where(x == 0, 0, relevance / jnp.where(x == 0, 1, x))
 
     def squared_gap(key: Any) -> Array:
-        step = perturb.fn(key, x)
+        step = arguments.result_of("perturb", perturb.fn, key, x)
         said = (slope * step).reshape(x.shape[0], -1).sum(1)
         return (said - (before - score(params, x - step, multipliers))) ** 2
 
     return jax.lax.map(squared_gap, jax.random.split(key, samples)).mean(0)
 
 
+@takes(
+    method=arguments.function,
+    fn=arguments.function,
+    params=arguments.tree,
+    x=arguments.batch,
+    target=targets.check_kind,
+    radius=arguments.number(0),
+    samples=arguments.whole(1),
+    seed=arguments.whole(0),
+)
 def sensitivity(
     method: Method,
     fn: Function,
@@ -152,7 +175,6 @@ def sensitivity(
             "sensitivity() needs a float array x of shape (batch, ...) and a positive "
             f"radius; got x {jnp.shape(x)} and radius={radius}."
         )
-    _check_samples(samples)
     static, traced = split_target(target)
     options = (Callee(method), Callee(fn), static, samples)
     return _sensitivity(options, params, x, traced, radius, jax.random.key(seed))
@@ -168,7 +190,8 @@ def _sensitivity(
         target = predicted(callee.fn, params, x)
 
     def explained(x: Array) -> Array:
-        relevance = method.fn(callee.fn, params, x, target)
+        how = partial(method.fn, callee.fn)
+        relevance = arguments.result_of("method", how, params, x, target)
         return relevance.reshape(x.shape[0], -1)
 
     here = explained(x)
@@ -183,7 +206,7 @@ def _sensitivity(
 
 def predicted(fn: Function, params: Any, x: Any) -> Any:
     """The classes that ``fn`` predicts; None where its output has no classes."""
-    output = fn(params, x)
+    output = arguments.called(fn, params, x)
     return output.argmax(-1) if jnp.ndim(output) == 2 else None
 
 
@@ -194,8 +217,3 @@ def _is_float(x: Any) -> bool:
         and leaves[0] is x
         and jnp.issubdtype(jnp.result_type(x), jnp.floating)
     )
-
-
-def _check_samples(samples: int) -> None:
-    if samples < 1:
-        raise InputError(f"samples must be at least 1; got {samples}.")

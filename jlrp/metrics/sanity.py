@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlrp import arguments, targets
+from jlrp.arguments import takes
 from jlrp.errors import InputError
 from jlrp.graph import Value, trace
 from jlrp.metrics.robustness import Method, predicted
@@ -34,6 +36,16 @@ class Randomisation:
     similarity: Array
 
 
+@takes(
+    method=arguments.function,
+    fn=arguments.function,
+    params=arguments.tree,
+    x=arguments.batch,
+    target=targets.check_kind,
+    similarity=arguments.choice(*SIMILARITIES),
+    absolute=arguments.flag,
+    seed=arguments.whole(0),
+)
 def randomisation(
     method: Method,
     fn: Function,
@@ -78,16 +90,13 @@ def randomisation(
 
     Source: Adebayo et al. 2018, section 3.1.
     """
-    if similarity not in SIMILARITIES:
-        raise InputError(
-            f"similarity must be one of {SIMILARITIES}; got {similarity!r}."
-        )
     target = predicted(fn, params, x) if target is None else target
     static, traced = split_target(target)
     options = (Callee(method), Callee(fn), static, similarity, absolute)
     names = [_layer_name(path) for path, _ in _leaves(params)]
     layers = layers_from_the_top(fn, params, x)
-    reference = method(fn, params, x, target)
+    how = partial(method, fn)
+    reference = arguments.result_of("method", how, params, x, target)
     shuffled = _shuffled(params, seed)
     leaves, tree = jax.tree.flatten(params)
     rows, done = [], set()
@@ -107,7 +116,9 @@ def _similarity(
     options: Any, params: Any, x: Any, target: Any, reference: Array
 ) -> Array:
     method, callee, static, how, absolute = options
-    found = method.fn(callee.fn, params, x, static if target is None else target)
+    target = static if target is None else target
+    explained_by = partial(method.fn, callee.fn)
+    found = arguments.result_of("method", explained_by, params, x, target)
     maps = [m.reshape(m.shape[0], -1) for m in (found, reference)]
     if absolute:
         maps = [jnp.abs(m) for m in maps]
@@ -149,7 +160,7 @@ def layers_from_the_top(fn: Function, params: Any, x: Any) -> list[str]:
     Raises:
       InputError: the program uses no parameter.
     """
-    program, _ = trace(fn, params, x)
+    program, _ = trace(partial(arguments.called, fn), params, x)
     leaves = _leaves(params)
     made_of: dict[Value, set[int]] = {
         value: {i} for i, value in enumerate(program.inputs[: len(leaves)])

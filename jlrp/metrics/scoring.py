@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlrp import targets
+from jlrp.arguments import called, chosen, output_of
 from jlrp.errors import InputError, TargetError
 from jlrp.request import batch_of
 
@@ -64,22 +66,29 @@ class Score:
         if self.kind not in SCORES:
             raise InputError(f"score must be one of {SCORES}; got {self.kind!r}.")
         target = self.target if target is None else target
-        output = jax.eval_shape(self.callee.fn, params, x)
-        watched = target if callable(target) else self._watched
+        output = output_of(self.callee.fn, params, x)
+        watched = partial(chosen, target) if callable(target) else self._watched
         scores = jax.eval_shape(watched, output)
-        batch = jax.tree.leaves(x)[0].shape[0]
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+        if not shapes or not all(shapes):
+            raise InputError(
+                f"x has the shapes {shapes}; a metric needs a batch: arrays of shape "
+                "(batch, ...)."
+            )
+        batch = shapes[0][0]
         for leaf in jax.tree.leaves(scores):
-            if leaf.shape[:1] != (batch,):
+            if not leaf.shape or leaf.shape[:1] != (batch,):
                 raise InputError(
                     f"The watched scores have shape {leaf.shape} for a batch of "
                     f"{batch}; a metric needs one row per example."
                 )
-        targets.check(scores, target, batch_of(x))
+        targets.check(scores, targets.fitting(scores, target), batch_of(x))
 
     def multipliers(self, params: Any, x: Any, target: Any = None) -> Any:
         """The share of each watched output, chosen at ``x``: a pytree like them."""
         target = self.target if target is None else target
         scores = self._scores(params, x)
+        target = targets.fitting(scores, target)
         seeds = targets.seeds(jax.tree.leaves(scores), target, batch_of(x), "score")
         shares = [lax.stop_gradient(seed.multiplier) for seed in seeds]
         return jax.tree.unflatten(jax.tree.structure(scores), shares)
@@ -95,9 +104,9 @@ class Score:
         return sum(jax.tree.leaves(parts), start=jnp.zeros(()))
 
     def _scores(self, params: Any, x: Any) -> Any:
-        output = self.callee.fn(params, x)
+        output = called(self.callee.fn, params, x)
         if callable(self.target):
-            return self.target(output)
+            return chosen(self.target, output)
         return self._watched(output)
 
     def _watched(self, output: Any) -> Any:
@@ -117,6 +126,5 @@ class Score:
 
 def split_target(target: Any) -> tuple[Any, Any]:
     """(static, traced): one of them is None."""
-    if targets.is_static(target):
-        return target, None
-    return None, jax.tree.map(jnp.asarray, target)
+    static, traced = targets.apart(targets.given(target))
+    return static, jax.tree.map(jnp.asarray, traced)

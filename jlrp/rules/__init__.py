@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+from jax.extend.core import Primitive
 
+from jlrp.arguments import shown
 from jlrp.errors import InputError
 from jlrp.graph import Value
 from jlrp.operations import Operation
@@ -127,10 +129,14 @@ def register_rule(primitive: Any, rule: Rule | RelevanceFunction) -> None:
       >>> jlrp.register_rule(tanh_p, jlrp.rules.Pass())
       >>> jlrp.unregister_rule(tanh_p)
     """
+    if not isinstance(primitive, Primitive):
+        raise InputError(
+            f"primitive is {shown(primitive)}; give a jax.extend.core.Primitive."
+        )
     if not isinstance(rule, Rule):
-        if not callable(rule):
+        if not callable(rule) or isinstance(rule, type):
             raise InputError(
-                f"A rule is a value of jlrp.rules or a function; got {rule!r}."
+                f"A rule is a value of jlrp.rules or a function; got {shown(rule)}."
             )
         rule = Custom(rule)
     _registered[primitive] = rule

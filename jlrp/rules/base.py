@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import jax
 
+from jlrp import arguments
 from jlrp.captures import Captured, Entries
-from jlrp.errors import SelectorError
+from jlrp.errors import InputError, RuleError, SelectorError
 from jlrp.facts.affine import Affine
 from jlrp.facts.unary import Region
 from jlrp.graph import Atom, Equation, Program, Value
@@ -219,6 +220,16 @@ class Rule:
     order.
     """
 
+    def __post_init__(self) -> None:
+        """Refuse parameters that are not in their range, by their type.
+
+        A rule of the user's own says itself what its parameters are.
+        """
+        if not type(self).__module__.startswith("jlrp.rules."):
+            return
+        for parameter in fields(self):  # type: ignore[arg-type]
+            _check_parameter(self, parameter.name, str(parameter.type))
+
     def needs(self, op: Operation) -> tuple[Value, ...]:
         """The activations the rule reads, besides the operation's constants."""
         raise NotImplementedError
@@ -235,6 +246,25 @@ class Rule:
     def is_exact(self, op: Operation) -> bool:
         """Whether this is the operation kind's own rule, or a fallback."""
         return True
+
+
+BIASES = ("absorb", "ignore", "split")
+
+
+def _check_parameter(rule: Rule, name: str, kind: str) -> None:
+    value = getattr(rule, name)
+    if "None" in kind and value is None:
+        return
+    try:
+        if kind.startswith("float"):
+            arguments.number(0)(name, value)
+        elif kind == "bool":
+            arguments.flag(name, value)
+        elif name == "bias":
+            arguments.check_choice(name, value, BIASES)
+    except InputError as error:
+        why = " Parameters are non-negative." if kind.startswith("float") else ""
+        raise RuleError(f"{type(rule).__name__}: {error}{why}") from None
 
 
 def refuse(rule: Rule, op: Operation, why: str) -> None:

@@ -18,7 +18,9 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
+from jlrp import arguments
 from jlrp.anywhere import anywhere
+from jlrp.errors import RuleError
 from jlrp.facts.affine import feature_axes
 from jlrp.graph import Value
 from jlrp.operations import Operation
@@ -32,7 +34,7 @@ from jlrp.rules.base import (
     Rule,
     refuse,
 )
-from jlrp.rules.linear import bias_fraction, check_options, summed, without
+from jlrp.rules.linear import bias_fraction, summed, without
 from jlrp.rules.padding import Padding, ones, padding_of
 from jlrp.waiting import first_of, waiting_for
 
@@ -430,9 +432,6 @@ class Gamma(_KernelRule):
     bias: str = "absorb"
     stabilizer: float = 1e-6
 
-    def __post_init__(self) -> None:
-        check_options(self.stabilizer, self.bias)
-
     def _distribute(self, split: _Split) -> Promise:
         g, bias = self.gamma, split.bias
         if split.nonnegative and split.rectified:
@@ -483,9 +482,6 @@ class GammaMontavon(_KernelRule):
     bias: str = "absorb"
     stabilizer: float = 1e-6
 
-    def __post_init__(self) -> None:
-        check_options(self.stabilizer, self.bias)
-
     def _distribute(self, split: _Split) -> Promise:
         favoured = _favouring(positive, self.gamma)
         w, bias = favoured(split.kernel), split.bias
@@ -515,9 +511,9 @@ class AlphaBeta(_KernelRule):
     stabilizer: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_options(self.stabilizer, self.bias)
+        super().__post_init__()
         if self.alpha < 0 or self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-9:
-            raise ValueError(
+            raise RuleError(
                 f"AlphaBeta needs alpha - beta = 1 and both non-negative; got alpha="
                 f"{self.alpha}, beta={self.beta}."
             )
@@ -551,9 +547,6 @@ class ZPlus(_KernelRule):
     bias: str = "absorb"
     stabilizer: float = 1e-6
 
-    def __post_init__(self) -> None:
-        check_options(self.stabilizer, self.bias)
-
     def _distribute(self, split: _Split) -> Promise:
         rule = AlphaBeta(1.0, 0.0, self.bias, self.stabilizer)
         return rule._distribute(split)
@@ -581,6 +574,13 @@ class _Bound:
         return jnp.broadcast_to(jnp.asarray(self.array, x.dtype), x.shape)
 
 
+def _is_below(low: np.ndarray, high: np.ndarray) -> bool:
+    try:
+        return low.size > 0 < high.size and bool(np.all(low <= high))
+    except ValueError:  # they do not broadcast to one shape
+        return False
+
+
 Bound = float | np.ndarray | Array | _Bound
 
 
@@ -601,13 +601,19 @@ class ZBox(_KernelRule):
     stabilizer: float = 1e-6
 
     def __init__(self, low: Bound, high: Bound, stabilizer: float = 1e-6):
-        check_options(stabilizer)
+        for name, bound in (("low", low), ("high", high)):
+            if not isinstance(bound, _Bound):
+                arguments.concrete(name, bound)
         low, high = _Bound(low), _Bound(high)
-        if np.any(low.array > high.array):
-            raise ValueError(f"ZBox needs low <= high; got {low} and {high}.")
+        if not _is_below(low.array, high.array):
+            raise RuleError(
+                "ZBox needs low <= high, numbers or arrays that broadcast to x; got "
+                f"{low} and {high}."
+            )
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
         object.__setattr__(self, "stabilizer", stabilizer)
+        self.__post_init__()
 
     def check(self, op: Operation) -> None:
         super().check(op)
@@ -647,9 +653,6 @@ class WSquare(_KernelRule):
     _degree: ClassVar[int] = 2
     bias: str = "absorb"
     stabilizer: float = 1e-6
-
-    def __post_init__(self) -> None:
-        check_options(self.stabilizer, self.bias)
 
     def _distribute(self, split: _Split) -> Promise:
         squared, inputs = split.kernel * split.kernel, split.ones()

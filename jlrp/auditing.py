@@ -1,0 +1,224 @@
+"""The audit: both passes, with the amounts of relevance at every operation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlrp import _jax
+from jlrp.graph import Value
+from jlrp.interpreter import Numbers
+from jlrp.notices import warn_of
+from jlrp.planning import Plan, Step, is_float
+from jlrp.promise import Promise
+from jlrp.reports import Ledger, LedgerRow
+from jlrp.request import Options, Request
+from jlrp.rules.base import Propagation
+from jlrp.targets import joined
+
+Array = jax.Array
+
+
+class Key(Protocol):
+    """What a compiled audit depends on; hashable."""
+
+    fn: Any
+    options: Options
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a row of the ledger before any number is."""
+
+    kind: str
+    scope: str
+    rule: str
+    where: str
+    causes: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """How many amounts it has: in, out, and one for each cause."""
+        return 2 + len(self.causes)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Which extremes tell whether an operation's inputs and outputs are numbers."""
+
+    where: str
+    has_offset: bool
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("amounts", "lowest", "highest"),
+    meta_fields=("rows", "checked", "limits"),
+)
+@dataclass(frozen=True)
+class Audited:
+    """The numbers of an audit, and what they are of, which is part of the program.
+
+    Attributes:
+      amounts: the seed, the relevance of x, then those of each row in turn.
+      lowest, highest: of each floating-point value of the forward pass.
+      limits: a mask's scores are below these, for each of these values.
+    """
+
+    amounts: Array
+    lowest: Array
+    highest: Array
+    rows: tuple[Row, ...]
+    checked: tuple[Checked, ...]
+    limits: tuple[float, ...]
+
+
+def ledger(
+    key: Key, params: Any, x: Any, traced_target: Any, masks: Mapping[str, Any]
+) -> Ledger:
+    """The ledger of ``key.fn(params, x)``, by one compiled program for its shapes."""
+    found = jax.device_get(_audited(key, params, x, traced_target, dict(masks)))
+    seed, relevance, *amounts = found.amounts.tolist()
+    rows, start = [], 0
+    for row in found.rows:
+        rows.append(_ledger_row(row, amounts[start : start + row.size]))
+        start += row.size
+    starts = _where_numbers_end(found)
+    if not starts:  # the activations are finite: where relevance itself began not to be
+        starts = [
+            of.where
+            for of, row in zip(found.rows, rows, strict=True)
+            if np.isfinite(row.arrived) and not np.isfinite(row.handed)
+        ]
+    return Ledger(seed, relevance, tuple(rows), tuple(starts[::-1]))
+
+
+@partial(jax.jit, static_argnums=0)
+def _audited(
+    key: Key, params: Any, x: Any, traced_target: Any, masks: dict[str, Any]
+) -> Audited:
+    target = joined(key.options.target, traced_target)
+    request = Request(key.fn.call, params, x, key.options, target)
+    plan = request.plan(for_ledger=True)
+    warn_of(plan.stops)
+    known: dict[str, Any] = {}
+
+    def run(given: Any, masks: Any) -> tuple[Array, Array, Array]:
+        with request.at(given):
+            auditor = _Auditor()  # holds tracers: it must not outlive the trace
+            explained = request.run(plan, request.arguments, masks, auditor.observe)
+            numbers, sources = explained.numbers, explained.delivered.sources
+            handed = zip(request.sources, sources, strict=True)
+            totals = [_total(explained.seeds.items(), numbers), _total(handed, numbers)]
+            known["rows"] = tuple(auditor.rows)
+            values, known["checked"] = _checked(plan)
+            arrays = [_real(numbers.read(v)) for v in values]
+            known["limits"] = tuple(float(jnp.finfo(a.dtype).min) / 2 for a in arrays)
+            return (
+                _stacked([*totals, *auditor.amounts]),
+                _stacked([jnp.min(a, initial=0) for a in arrays]),
+                _stacked([jnp.max(a, initial=0) for a in arrays]),
+            )
+
+    numbers = _jax.untyped(run, 0.0, request.given, masks)
+    return Audited(*numbers, **known)
+
+
+@dataclass
+class _Auditor:
+    """Collects the amounts of each step while the reverse pass is traced."""
+
+    rows: list[Row] = field(default_factory=list)
+    amounts: list[Any] = field(default_factory=list)
+
+    def observe(
+        self,
+        step: Step,
+        arriving: Sequence[Promise | None],
+        handed: Propagation,
+        numbers: Numbers,
+    ) -> None:
+        op, causes = step.operation, handed.causes()
+        row = Row(op.kind, op.scope, repr(step.rule), repr(op), tuple(causes))
+        self.rows.append(row)
+        self.amounts += [
+            _total(zip(op.outputs, arriving, strict=True), numbers),
+            _total(zip(op.inputs, handed.promises, strict=True), numbers),
+            *causes.values(),
+        ]
+
+
+def _ledger_row(row: Row, amounts: Sequence[float]) -> LedgerRow:
+    arrived, handed, *shares = amounts
+    causes = dict(zip(row.causes, shares, strict=True))
+    unexplained = arrived - handed - sum(causes.values())
+    return LedgerRow(
+        row.kind, row.scope, row.rule, arrived, handed, causes, unexplained
+    )
+
+
+def _total(pairs: Any, numbers: Numbers) -> Any:
+    amounts = [
+        jnp.sum(promise.resolve(numbers.read(value)))
+        for value, promise in pairs
+        if promise is not None
+    ]
+    return sum(amounts, start=0.0)
+
+
+def _stacked(numbers: Sequence[Any]) -> Array:
+    dtype = jnp.result_type(float)
+    if not numbers:
+        return jnp.zeros(0, dtype)
+    return jnp.stack([jnp.asarray(_real_part(n), dtype) for n in numbers])
+
+
+def _real_part(number: Any) -> Any:
+    return jnp.real(number) if jnp.iscomplexobj(number) else number
+
+
+def _real(number: Array) -> Array:
+    """The real numbers that an array is made of."""
+    if not jnp.iscomplexobj(number):
+        return number
+    return jnp.stack([jnp.real(number), jnp.imag(number)])
+
+
+def _checked(plan: Plan) -> tuple[list[Value], tuple[Checked, ...]]:
+    """The floats that operations read and make, and which are whose."""
+    places: dict[Value, int] = {}
+
+    def of(values: Sequence[Value]) -> tuple[int, ...]:
+        return tuple(places.setdefault(v, len(places)) for v in values if is_float(v))
+
+    checked = [
+        Checked(repr(op), op.has_offset, of(op.inputs), of(op.outputs))
+        for op in (step.operation for step in plan.steps)
+    ]
+    return list(places), tuple(checked)
+
+
+def _where_numbers_end(found: Audited) -> list[str]:
+    """The operations whose inputs are numbers and whose outputs are not.
+
+    -inf is one where a constant put it, or it was there before: a mask's. So is what a
+    cast makes of a mask that is as low as its own dtype goes.
+    """
+    never = ~(found.highest < np.inf)  # NaN is not
+    infinite = never | np.isneginf(found.lowest)
+    low = found.lowest < np.asarray(found.limits)
+
+    def ends(op: Checked) -> bool:
+        masked = op.has_offset or any(low[i] for i in op.inputs)
+        bad = never if masked else infinite
+        return any(bad[i] for i in op.outputs) and not any(never[i] for i in op.inputs)
+
+    return [op.where for op in found.checked if ends(op)]
