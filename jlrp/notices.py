@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -36,9 +36,18 @@ def warn_of(stops: Sequence[Stop]) -> None:
     )
 
 
+def _warn(text: str) -> None:
+    frame, level = sys._getframe(0), 1
+    while frame.f_back and frame.f_code.co_filename.startswith(
+        (*_LIBRARIES, contextlib.__file__)
+    ):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, JlrpWarning, stacklevel=level)
+
+
 @contextlib.contextmanager
-def once() -> Iterator[None]:
-    """Warn once of what several plans of one program would each warn of."""
+def once(report: Callable[[str], None] = _warn) -> Iterator[None]:
+    """Report once what several plans of one program would each warn of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -49,13 +58,4 @@ def once() -> Iterator[None]:
                 warning.message, warning.category, warning.filename, warning.lineno
             )
     for text in dict.fromkeys(str(w.message) for w in ours):
-        _warn(text)
-
-
-def _warn(text: str) -> None:
-    frame, level = sys._getframe(0), 1
-    while frame.f_back and frame.f_code.co_filename.startswith(
-        (*_LIBRARIES, contextlib.__file__)
-    ):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(text, JlrpWarning, stacklevel=level)
+        report(text)

@@ -326,6 +326,14 @@ def test_missing_numbers_are_explained_when_told_to(params, x, tmp_path):
         run(explain, params, missing, tmp_path / "refused")
 
 
+def test_relevance_that_stops_is_logged(tmp_path, caplog):
+    explain = jlrp.explain(lambda w, x: (x * w + jnp.round(x)).sum(-1))
+    x, w = np.ones((6, 3), np.float32), np.ones((1, 3), np.float32)
+    jobs.run(explain, w, x, tmp_path / "store", batch=2, progress=False)
+    (record,) = (r for r in caplog.records if r.name == "jlrp.jobs")
+    assert "Relevance stops" in record.message and "round at" in record.message
+
+
 def test_too_large_for_float16(params, x, tmp_path):
     large = x.copy()
     large[4] = 1e6

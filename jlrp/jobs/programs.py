@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,10 @@ from jlrp.jobs.batches import Batch, Batcher
 from jlrp.jobs.errors import JobError
 from jlrp.jobs.placement import Placement
 from jlrp.jobs.sources import reason
+from jlrp.notices import once
 
 Step = Callable[..., dict[str, jax.Array]]
+_LOG = logging.getLogger("jlrp.jobs")
 
 
 class Programs:
@@ -92,7 +95,8 @@ class Programs:
             return self.step(params, x, target)  # which may be no hashable object
 
         try:
-            return jax.jit(step, **options).lower(self.params, x, target)
+            with once(_LOG.warning):  # a job has a log, and nobody who reads warnings
+                return jax.jit(step, **options).lower(self.params, x, target)
         except JlrpError as error:
             if isinstance(error, InputError) and error.__cause__ is not None:
                 raise JobError(
