@@ -66,6 +66,8 @@ class Stop:
         A straight-through estimator, ``q(x) - stop_gradient(x) + x``; a fraction,
         ``x - floor(x)``, which weighs the corners of a grid in bilinear sampling.
         """
+        if not self.endings:
+            return False
         if all(e.primitive is p.stop_gradient_p for e in self.endings):
             return True
         others = [_unscaled(a) for a in self.meeting.inputs]
