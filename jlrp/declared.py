@@ -32,6 +32,10 @@ class Declared:
     stops: frozenset[Any] = frozenset()
     always: bool = False
 
+    def of_kernels(self) -> Declared:
+        """Only the derivatives around kernels, which cannot be looked into."""
+        return Declared(self.kernels)
+
     def keeps(self, eqn: Any) -> bool:
         """Whether a call is one operation, with the derivative declared for it."""
         if eqn.primitive not in (p.custom_vjp_call_p, p.custom_jvp_call_p):

@@ -63,9 +63,9 @@ class Literal:
 Atom = Value | Literal
 
 # How a value depends on the sources; a value has the highest level of its operands:
-# not at all; on integers, which only chose it; on floats, but on no path that carries
-# relevance; on such a path.
-INDEPENDENT, ON_INTEGERS, DEAD, CARRIED = range(4)
+# not at all; only by what was chosen (integers of x, predicates, indices); on floats,
+# but on no path that carries relevance; on such a path.
+INDEPENDENT, CHOSEN, DEAD, CARRIED = range(4)
 
 
 @dataclass(frozen=True, eq=False)

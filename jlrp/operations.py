@@ -500,7 +500,7 @@ def choices(program: Program, operations: Iterable[Operation]) -> Iterator[Choic
     """
     for op in operations:
         if op.nature not in ("elementwise", "embedding"):
-            yield from choices_of(program, op.equations)
+            yield from choices_of(program, op.equations, op.constants)
         for body, inner in op.bodies:
             yield from choices(body.program, inner)
 

@@ -469,7 +469,7 @@ def test_the_recipe_of_a_checkpoint(tmp_path):
     pytest.importorskip("orbax.checkpoint")
     page = Path(__file__).parents[1] / "docs" / "how-to" / "integrations.md"
     section = page.read_text().split("### A checkpoint, and the command line")[1]
-    model, save, command = re.findall(r"```(?:python|sh)\n(.*?)```", section, re.S)[:3]
+    model, save, command = re.findall(r"```(?:py|sh)\n(.*?)```", section, re.S)[:3]
     (tmp_path / "classifier.py").write_text(model)
     (tmp_path / "save.py").write_text(save)
     lines = [

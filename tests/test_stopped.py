@@ -31,8 +31,6 @@ ENDS = {
     "cast": lambda h: (h * 3).astype(jnp.int32).astype(h.dtype),
     "bytes": lambda h: (h * 3).astype(jnp.int8).astype(h.dtype),
     "compared": lambda h: (h > 0).astype(h.dtype),
-    "chosen": lambda h: jnp.where(h > 0, 2.0, -1.5),
-    "ranked": lambda h: jnp.argsort(h, -1).astype(h.dtype),
     "bits": lambda h: lax.bitcast_convert_type(h, jnp.int64).astype(h.dtype) * 1e-19,
     "stopped": lambda h: lax.stop_gradient(h * 2),
 }
@@ -61,6 +59,22 @@ def test_a_dead_path_is_booked_as_stopped(name):
     np.testing.assert_allclose(ledger.total("bias"), 2 * P["b"][1])
     np.testing.assert_allclose(ledger.total("stopped"), (end(X) @ P["v"])[:, 1].sum())
     np.testing.assert_allclose(ledger.relevance, (X @ P["w"])[:, 1].sum())
+
+
+def test_constants_that_x_chooses_stay_constants():
+    """By a predicate, an index, a sort: a choice, which inspect lists."""
+    chosen = {
+        "predicate of select_n": lambda p, x: jnp.where(x.sum() > 0, p["b"], 2.0),
+        "index of gather": lambda p, x: p["w"][jnp.argmax(x, -1)],
+    }
+    for line, choose in chosen.items():
+        fn = lambda p, x, c=choose: x @ p["w"] + c(p, x)  # noqa: E731
+        ledger = jlrp.audit(fn, P, X, 1, composite=LRP_0)
+        balanced(ledger)
+        taken = jnp.broadcast_to(choose(P, X), (2, 3))[:, 1].sum()
+        np.testing.assert_allclose(ledger.total("bias"), taken)
+        assert ledger.total("stopped") == 0
+        assert any(c.startswith(line) for c in jlrp.inspect(fn, P, X, 1).choices)
 
 
 # Generated programs: the oracle is the derivative by a zero that is added at a place.
@@ -221,7 +235,6 @@ WARNS = {
     "compared": lambda p, x: x @ p["w"] + (x > 0).astype(x.dtype) @ p["v"],
     "in a gelu": lambda p, x: jax.nn.gelu(x + jnp.floor(x)),
     "a derivative declared zero": lambda p, x: x + declared_zero(x),
-    "nearest row": lambda p, x: x + P["w"].T[jnp.argmax(x, -1) % 3],
     "concatenated": lambda p, x: jnp.concatenate([x, jnp.sign(x)], 1),
     "in one branch": lambda p, x: lax.cond(x.sum() > 0, lambda h: h, jnp.round, x),
 }
@@ -291,6 +304,9 @@ SILENT = {
         lambda p, x: (jnp.floor(x) + 1 - x) * P["c"][0] + (x - jnp.floor(x)) * 2.0,
         X,
     ),
+    "nearest row": (lambda p, x: x + P["w"].T[jnp.argmax(x, -1) % 3], X),
+    "buckets": (lambda p, x: x + P["c"][(jnp.floor(x) % 4).astype(int)], X),
+    "one of two": (lambda p, x: x + jnp.where(x > 0, 2.0, P["c"]), X),
     "clip": (lambda p, x: jnp.clip(x, -1, 1), X),
     "layer norm": (lambda p, x: (x - x.mean(-1, keepdims=True)) / x.std(), X),
 }

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax.extend.core import primitives as p
 
 from jlrp.bodies import Body, bodies_of
-from jlrp.families import choosing, taken_from
+from jlrp.families import STEERING, choosing, taken_from
 from jlrp.graph import (
     CARRIED,
+    CHOSEN,
     DEAD,
     INDEPENDENT,
-    ON_INTEGERS,
     Atom,
     Equation,
     Program,
@@ -49,7 +49,7 @@ def activate(
     those of the inputs, if not the sources alone depend on what is explained.
     """
     targets = tuple(a for a in explained if isinstance(a, Value))
-    starts = {v: CARRIED if _is_float(v) else ON_INTEGERS for v in sources}
+    starts = {v: CARRIED if _is_float(v) else CHOSEN for v in sources}
     starts |= dict.fromkeys(entries, CARRIED)
     found = levels_in(program, starts if levels is None else levels, carries)
     active = {v for v in targets if found.get(v) == CARRIED}
@@ -89,20 +89,27 @@ def levels_in(program: Program, starts: Levels, carries: Carries) -> dict[Value,
             continue
         if _is_a_copy(equation):
             operands[0] = INDEPENDENT
-        highest = max(operands)
         if equation.bodies:
             outs = _levels_through_bodies(equation, operands, carries)
-        elif (sources := taken_from(equation)) is not None:  # the others choose
+        elif (sources := _taken_from(equation)) is not None:  # the others choose
             taken = [max(operands[i] for i in part) for part in sources]
-            outs = [n if n == CARRIED else min(highest, DEAD) for n in taken]
+            outs = [max(n, min(max(operands), CHOSEN)) for n in taken]
         else:
-            outs = [highest] * len(equation.outputs)
+            outs = [max(operands)] * len(equation.outputs)
         for value, level in zip(equation.outputs, outs, strict=True):
             if level == CARRIED and not (_is_float(value) and carries(equation)):
                 level = DEAD
             if level > found.get(value, INDEPENDENT):
                 found[value] = level
     return found
+
+
+def _taken_from(equation: Equation) -> list[set[int]] | None:
+    """For each output, the operands whose numbers it may be; None: all of them."""
+    steering = STEERING.get(equation.primitive)
+    if steering is None:
+        return taken_from(equation)
+    return [{i for i in range(len(equation.inputs)) if i not in steering}]
 
 
 def _levels_through_bodies(

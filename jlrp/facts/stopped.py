@@ -4,23 +4,27 @@ A value is *dead* if it depends on floats of x, but on no path that carries rele
 behind a round, a cast to integers, a comparison, a ``stop_gradient``. Where a dead
 value is added to one that carries relevance, its part of the output is on no input: the
 ledger's cause ``stopped``. What x decides by predicates, indices, trip counts and
-factors that are dead is a choice: it has no part of its own.
+factors that are dead is a choice: it has no part of its own, and neither has a constant
+that was chosen so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jax.extend.core import primitives as p
 
+from jlrp import _jax
 from jlrp.bodies import bodies_of
 from jlrp.facts.activity import with_carries
 from jlrp.facts.scalar import scalar_of
 from jlrp.families import NO_RELEVANCE, STEERING, SUMS_BY_NAME
 from jlrp.graph import (
     CARRIED,
+    CHOSEN,
     DEAD,
     INDEPENDENT,
     Atom,
@@ -148,14 +152,20 @@ def is_adding(equation: Equation) -> bool:
 def endings(program: Program, value: Atom) -> tuple[Equation, ...]:
     """The equations at which the carrying paths to a dead value end."""
     found: dict[Equation, None] = {}
-    for equation, home in _behind(program, value):
-        if any(home.level(a) == CARRIED for a in equation.inputs):
+    for equation, home in _behind(program, value, p.stop_gradient_p):
+        carrying = any(home.level(a) == CARRIED for a in equation.inputs)
+        if carrying or equation.primitive is p.stop_gradient_p:
             found[equation] = None
     return tuple(sorted(found, key=lambda e: e.position))
 
 
-def _behind(program: Program, value: Atom) -> Iterator[tuple[Equation, Program]]:
-    """The equations that made a dead value, back to those with carrying operands."""
+def _behind(
+    program: Program, value: Atom, until: Any = None
+) -> Iterator[tuple[Equation, Program]]:
+    """The equations that made a dead value, back to those with carrying operands.
+
+    Or back to a primitive.
+    """
     stack: list[tuple[Program, Atom]] = [(program, value)]
     seen: set[Atom] = set()
     while stack:
@@ -166,7 +176,8 @@ def _behind(program: Program, value: Atom) -> Iterator[tuple[Equation, Program]]
         assert isinstance(atom, Value)
         if atom.producer is not None:
             yield atom.producer, home
-            stack += [(home, a) for a in atom.producer.inputs]
+            if atom.producer.primitive is not until:
+                stack += [(home, a) for a in atom.producer.inputs]
             continue
         outer, *following = home.origins.get(atom, ())
         if home.parent is not None:
@@ -198,9 +209,11 @@ def _number(atom: Atom) -> float | None:
     return None if number is None or np.isnan(number) else float(number)
 
 
-def choices_of(program: Program, equations: Iterable[Equation]) -> Iterator[Choice]:
-    """What x decides in some equations."""
-    for equation in equations:
+def choices_of(
+    program: Program, equations: Iterable[Equation], constants: Iterable[Value]
+) -> Iterator[Choice]:
+    """What x decides in some equations, and among what made their constants."""
+    for equation in (*equations, *_choosing(program, constants)):
         prim = equation.primitive
         steering = STEERING.get(prim, range(0))
         operands = [a for i, a in enumerate(equation.inputs) if i in steering]
@@ -212,6 +225,25 @@ def choices_of(program: Program, equations: Iterable[Equation]) -> Iterator[Choi
             yield Choice("trip count", equation)
         elif prim in (p.mul_p, p.div_p) and any(map(program.is_dead, equation.inputs)):
             yield Choice("factor", equation)
+
+
+def _choosing(program: Program, constants: Iterable[Value]) -> Iterator[Equation]:
+    """The equations that chose some constants, by floats of x."""
+    stack: list[Atom] = [v for v in constants if _is_float(v)]
+    seen: set[Atom] = set()
+    while stack:
+        atom = stack.pop()
+        if atom in seen or program.level(atom) != CHOSEN:
+            continue
+        seen.add(atom)
+        if isinstance(atom, Value) and atom.producer is not None:
+            if any(program.level(a) >= DEAD for a in atom.producer.inputs):
+                yield atom.producer
+            stack += atom.producer.inputs
+
+
+def _is_float(atom: Atom) -> bool:
+    return _jax.is_inexact(atom)
 
 
 def _decides_how_often(program: Program, equation: Equation) -> bool:

@@ -51,7 +51,8 @@ def one_program(
     if sharded is not None:
         if mesh is not None:
             sharded = sharded._replace(mesh=mesh)
-        return _laid_out(sharded, tuple(shapes), declared, outer)
+        # The types of a kept call's body say on which devices of the mesh it runs.
+        return _laid_out(sharded, tuple(shapes), declared.of_kernels(), outer)
     axes = [axis for axis in named(eqn.params) if isinstance(axis, int)]
     if reduction is None or len(axes) < len(named(eqn.params)):
         return None
