@@ -35,15 +35,12 @@ job-demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-# Rules, facts, loops, transformations and a network of each library are traced by JAX;
-# jobs, metrics, pictures and the peers' comparisons know no version of it.
+# Rules, facts, loops and transformations are traced by JAX, and so is Flax; jobs,
+# metrics, pictures and the comparisons with peers know no version of it.
 TESTS_312 = $(addprefix tests/test_,$(addsuffix .py, \
-  api captures captures_in_loops complex control_flow declared facts families float8 \
-  graph_networks integers keys linalg \
-  integrations_equinox integrations_flax integrations_haiku integrations_keras \
-  layout opaque parameters primitive_table primitives quantised raw recurrent \
-  residuals same_program sharding spellings stale stopped transformations transposes \
-  waiting))
+  api captures_in_loops control_flow declared facts families float8 integers \
+  integrations_flax keys layout linalg primitive_table primitives quantised raw \
+  residuals same_program sharding stale stopped transformations transposes waiting))
 
 test-312:
 	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv312 \

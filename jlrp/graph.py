@@ -160,10 +160,11 @@ class Program:
 
     def active_inputs(self, equation: Equation) -> tuple[Value, ...]:
         """The distinct active operands of an equation, in order."""
-        operands = (a for a in equation.inputs if isinstance(a, Value))
-        keys = self.choosing.get(equation, ())
-        active = (a for a in operands if a in self.active and a not in keys)
-        return tuple(dict.fromkeys(active))
+        found = (a for a in equation.inputs if a in self.active)
+        active: dict[Any, None] = dict.fromkeys(found)
+        for key in self.choosing.get(equation, ()):
+            active.pop(key, None)
+        return tuple(active)
 
     def used_once(self, value: Value) -> bool:
         """Whether exactly one operand of one active equation reads the value."""

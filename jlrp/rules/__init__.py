@@ -159,16 +159,18 @@ def default_rule(op: Operation) -> Rule | None:
         return ByItself(op.equations[0].params["name"]) if own else rule
     if op.region is not None:
         passes = op.region.zero_at_zero or op.region.homogeneous
-        return Pass() if passes else Gradient()
-    if op.product is not None:
-        return Uniform()
-    by_nature: dict[str, Rule] = {
-        "linear": Zero(),
-        "movement": Follow(),
-        "selection": Follow(),
-        "function": Gradient(),
-        "homogeneous": Euler(),
-        "embedding": SumFeatures(),
-        "rounding": StraightThrough(),
-    }
-    return by_nature.get(op.nature)
+        return _PASS if passes else _BY_NATURE["function"]
+    return _UNIFORM if op.product is not None else _BY_NATURE.get(op.nature)
+
+
+# Made once: the parameters of a rule are checked when it is made.
+_PASS, _UNIFORM = Pass(), Uniform()
+_BY_NATURE: dict[str, Rule] = {
+    "linear": Zero(),
+    "movement": Follow(),
+    "selection": Follow(),
+    "function": Gradient(),
+    "homogeneous": Euler(),
+    "embedding": SumFeatures(),
+    "rounding": StraightThrough(),
+}
