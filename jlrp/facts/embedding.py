@@ -81,7 +81,7 @@ class Embedding:
 def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedding]:
     """The embeddings of the integer inputs among ``sources``, by their float value."""
     carried: dict[Value, frozenset[Value]] = {
-        v: frozenset({v}) for v in sources if _may_be_code(program, v, sources)
+        v: frozenset({v}) for v in _possible_codes(program, sources)
     }
     if not carried:
         return {}
@@ -128,22 +128,25 @@ def _is_float(atom: Atom) -> bool:
     return jnp.issubdtype(atom.dtype, jnp.floating)
 
 
-def _may_be_code(program: Program, source: Value, sources: Sequence[Value]) -> bool:
-    """Whether an input may be a code, or a number that is no float.
+def _possible_codes(program: Program, sources: Sequence[Value]) -> list[Value]:
+    """The inputs that may be codes, or numbers that are no floats.
 
     Booleans are numbers where they are summed or meet a kernel; where they are
     multiplied with what depends on x they are a mask.
     """
-    if is_integer(source):
-        return True
-    if source.dtype == np.bool_:
-        return _is_counted(program, source, sources)
-    return any(
+    are_cast = any(
         e.primitive is p.convert_element_type_p
         and _is_float(e.inputs[0])
         and is_integer(e.outputs[0])
         for e in program.equations
     )
+    return [
+        v
+        for v in sources
+        if is_integer(v)
+        or (_is_float(v) and are_cast)
+        or (v.dtype == np.bool_ and _is_counted(program, v, sources))
+    ]
 
 
 def _is_counted(program: Program, source: Value, sources: Sequence[Value]) -> bool:
