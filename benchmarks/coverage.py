@@ -647,8 +647,8 @@ def timed(fn):
 def measure(name, composite, layers):
     """One model at full size, on shapes: a row of the table."""
     import jlrp
-    from jlrp import targets
     from jlrp.composites import resolve
+    from jlrp.plan import targets
     from jlrp.request import Options, Request
 
     source, build = MODELS[name]

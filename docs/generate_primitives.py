@@ -1,22 +1,21 @@
 """Writes ``primitives.md``: how each primitive of JAX carries relevance.
 
-Run it again, with the newest JAX, when the tables of ``jlrp.families`` change; a test
-says when.
+Run it again, with the newest JAX, when the tables of ``jlrp.ir.primitives`` change; a
+test says when.
 """
 
 from pathlib import Path
 
 import jax
 
-from jlrp import families
-from jlrp.facts.unary import NONLINEAR_UNARY
+from jlrp.ir import primitives as families
 
 PAGE = Path(__file__).with_name("primitives.md")
 VERSION = f"jax {jax.__version__}"
 HEAD = f"""# Primitives
 
 How relevance goes through each primitive of JAX, made from the tables of
-`jlrp.families` with {VERSION} by `docs/generate_primitives.py`. Primitives form
+`jlrp.ir.primitives` with {VERSION} by `docs/generate_primitives.py`. Primitives form
 *kinds*, by which a composite selects; a fact about the program may make more of one:
 a `dot_general` with a parameter is `dense`, an `exp` in a softmax is `softmax`,
 elementwise functions of one value are one `activation`.
@@ -45,7 +44,7 @@ Primitives that are not part of `jax.extend.core.primitives` are recognised by n
 def markdown() -> str:
     """The page."""
     found: dict[str, dict[str, list[str]]] = {}
-    for row in families.rows(NONLINEAR_UNARY):
+    for row in families.rows(families.NONLINEAR_UNARY):
         found.setdefault(row.kind, {}).setdefault(row.how, []).append(row.primitive)
     kinds = sorted(set(found) - set(families.STATES))
     parts = [HEAD]

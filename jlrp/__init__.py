@@ -19,9 +19,9 @@ from jlrp.errors import RuleError as RuleError
 from jlrp.errors import SelectorError as SelectorError
 from jlrp.errors import TargetError as TargetError
 from jlrp.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
-from jlrp.primitives import custom_relevance as custom_relevance
-from jlrp.primitives import tag as tag
-from jlrp.residuals import KeepWhere as KeepWhere
+from jlrp.ir.own_primitives import custom_relevance as custom_relevance
+from jlrp.ir.own_primitives import tag as tag
+from jlrp.plan.residuals import KeepWhere as KeepWhere
 from jlrp.rules import register_rule as register_rule
 from jlrp.rules import unregister_rule as unregister_rule
 

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax, auditing, budget, captures, reports, targets
-from jlrp import residuals as policies
+from jlrp import auditing, reports
 from jlrp.arguments import (
     check_array,
     check_choice,
@@ -21,10 +20,14 @@ from jlrp.arguments import (
     shown,
     takes,
 )
-from jlrp.closures import arrays_of, state_of
 from jlrp.composites import FALLBACKS, Composite, resolve
 from jlrp.errors import InputError
+from jlrp.ir import jax_compat
+from jlrp.ir.closures import arrays_of, state_of
 from jlrp.notices import once, warn_of
+from jlrp.ops import captures
+from jlrp.plan import budget, targets
+from jlrp.plan import residuals as policies
 from jlrp.request import Options, Request, batch_of, check_arrays
 from jlrp.rules import registered
 
@@ -167,7 +170,7 @@ def _apart(fn: _Function, params: Any, x: Any, target: Any) -> tuple[Any, Any]:
     how arrays are spread, it is part of the program, with the arrays that it holds.
     """
     if callable(target):
-        if _jax.is_typed((params, x)):
+        if jax_compat.is_typed((params, x)):
             return _Function(target), None
         return _traced(target, _output_of(fn, params, x))
     if targets.is_static(target):
@@ -244,7 +247,7 @@ def _explained(
     like = Explanation(
         x, request.output_like(), 0.0, params if asks_for_params else 0.0, axes
     )
-    return _jax.untyped(explained, (like, 0), request.given, masks)
+    return jax_compat.untyped(explained, (like, 0), request.given, masks)
 
 
 def _check_counts(counts: Sequence[Any], steps: int | None) -> None:
@@ -581,4 +584,4 @@ def audit(
 
 
 def _is_traced(tree: Any) -> bool:
-    return any(map(_jax.is_tracer, jax.tree.leaves(tree)))
+    return any(map(jax_compat.is_tracer, jax.tree.leaves(tree)))

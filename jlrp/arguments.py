@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax
 from jlrp.errors import InputError, JlrpError, TargetError
+from jlrp.ir import jax_compat
 
 # Models of these libraries are no functions of params and x; what makes one of them.
 _INTEGRATIONS = {
@@ -291,7 +291,7 @@ def function(name: str, value: Any) -> None:
 
 def concrete(name: str, value: Any) -> None:
     """An array of real numbers that is known, not traced."""
-    if _jax.is_tracer(value):
+    if jax_compat.is_tracer(value):
         raise InputError(
             f"{name} is a tracer: call this outside of jit, grad and vmap, or hand the "
             "values out of the function first."

@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax
-from jlrp.graph import Value
 from jlrp.interpreter import Numbers
+from jlrp.ir import jax_compat
+from jlrp.ir.program import Value
 from jlrp.notices import warn_of
-from jlrp.planning import Plan, Step, is_float
+from jlrp.plan.planning import Plan, Step, is_float
+from jlrp.plan.targets import joined
 from jlrp.promise import Promise
 from jlrp.reports import Ledger, LedgerRow
 from jlrp.request import Options, Request
 from jlrp.rules.base import Propagation
-from jlrp.targets import joined
 
 Array = jax.Array
 
@@ -128,7 +128,7 @@ def _audited(
                 _stacked([jnp.max(a, initial=0) for a in arrays]),
             )
 
-    numbers = _jax.untyped(run, 0.0, request.given, masks)
+    numbers = jax_compat.untyped(run, 0.0, request.given, masks)
     return Audited(*numbers, **known)
 
 

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import arguments, targets
+from jlrp import arguments
 from jlrp.arguments import broadcasts, takes
 from jlrp.errors import InputError
 from jlrp.metrics.parts import PARTS, Parts
 from jlrp.metrics.removal import REMOVAL, Constant, Removal
 from jlrp.metrics.scoring import Callee, Function, Score, split_target
+from jlrp.plan import targets
 
 Array = jax.Array
 

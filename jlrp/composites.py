@@ -18,8 +18,6 @@ from jax.extend.core import Primitive
 
 from jlrp import arguments
 from jlrp.arguments import first_lines, shown, takes
-from jlrp.bodies import Body
-from jlrp.captures import Asked
 from jlrp.errors import (
     InputError,
     JlrpError,
@@ -27,12 +25,20 @@ from jlrp.errors import (
     SelectorError,
     UnsupportedPrimitiveError,
 )
-from jlrp.families import COLLECTIVES, COLLECTIVES_BY_NAME, KERNELS, KINDS, why_missing
-from jlrp.graph import Program, Value
-from jlrp.networks import Network, network_of
-from jlrp.operations import Operation, View, with_inner
-from jlrp.planning import Plan, Step, parameters_inside, plan_body
-from jlrp.residuals import Policy, in_chunks, keep, within
+from jlrp.ir.loops import Body
+from jlrp.ir.primitives import (
+    COLLECTIVES,
+    COLLECTIVES_BY_NAME,
+    KERNELS,
+    KINDS,
+    why_missing,
+)
+from jlrp.ir.program import Program, Value
+from jlrp.ops.base import Operation, View, with_inner
+from jlrp.ops.captures import Asked
+from jlrp.plan.networks import Network, network_of
+from jlrp.plan.planning import Plan, Step, parameters_inside, plan_body
+from jlrp.plan.residuals import Policy, in_chunks, keep, within
 from jlrp.rules import (
     Absolute,
     AlphaBeta,

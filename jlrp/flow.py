@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import arguments, targets
+from jlrp import arguments
 from jlrp.api import explain
 from jlrp.arguments import takes
 from jlrp.composites import Composite
 from jlrp.errors import InputError
-from jlrp.graph import trace
-from jlrp.names import Place, check_steps, conditioned, matching, places
+from jlrp.ir.names import Place, check_steps, conditioned, matching, places
+from jlrp.ir.program import trace
+from jlrp.plan import targets
 
 OUTPUT, INPUT = "output", "input"
 

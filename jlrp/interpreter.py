@@ -15,11 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp import _jax
-from jlrp.captures import Captured, Entry
-from jlrp.effective import EffectiveKernel, effective_map, linear_part
-from jlrp.facts.unary import Region
-from jlrp.graph import (
+from jlrp.ir import jax_compat
+from jlrp.ir.program import (
     Atom,
     Equation,
     Literal,
@@ -29,13 +26,16 @@ from jlrp.graph import (
     evaluate,
     read,
 )
-from jlrp.operations import Operation
-from jlrp.planning import Plan, Step, is_float
+from jlrp.ops.activation import Region
+from jlrp.ops.base import Operation
+from jlrp.ops.captures import Captured, Entry
+from jlrp.ops.decompositions import bound, spelled, with_derivative
+from jlrp.ops.effective import EffectiveKernel, effective_map, linear_part
+from jlrp.ops.transposes import direct_product_vjp, direct_transpose, direct_vjp
+from jlrp.plan.planning import Plan, Step, is_float
 from jlrp.promise import Promise, number
 from jlrp.rules.base import Propagation
-from jlrp.rules.spelled import bound, spelled, with_derivative
-from jlrp.transposes import direct_product_vjp, direct_transpose, direct_vjp
-from jlrp.waiting import waiting_for
+from jlrp.tactics import waiting_for
 
 Array = jax.Array
 Residuals = dict[Any, Any]  # by Value; what loops record, by Equation
@@ -55,12 +55,12 @@ def forward(plan: Plan, arguments: Sequence[Any]) -> tuple[list[Any], Residuals]
     _run(program.equations, env, recorded)
     outputs = [read(env, atom) for atom in program.outputs]
     kept = {key: env[key] for key in (*plan.kept, *recorded)}
-    kept |= {value: _jax.OnHost(env[value]) for value in plan.offloaded}
+    kept |= {value: jax_compat.OnHost(env[value]) for value in plan.offloaded}
     return outputs, kept
 
 
 def _on_device(number: Any) -> Any:
-    return number.back() if isinstance(number, _jax.OnHost) else number
+    return number.back() if isinstance(number, jax_compat.OnHost) else number
 
 
 def _run(
@@ -177,7 +177,7 @@ def captured(plan: Plan, delivered: Delivered, numbers: Numbers) -> Captured:
 
 def resolved(value: Value, promise: Promise | None, numbers: Numbers) -> Any:
     """The relevance of a value; random keys have none, not even zeros."""
-    if _jax.is_key(value.dtype):
+    if jax_compat.is_key(value.dtype):
         return ()
     if promise is None:
         dtype = numbers.shape_of(value).dtype
@@ -210,13 +210,16 @@ def to_inputs(
 
     def values(*numbers: Array) -> list[Array]:
         env = {**constants, **given, **dict(zip(read, numbers, strict=True))}
-        evaluate(equations, env, lambda e: _jax.widened(e.params))
+        evaluate(equations, env, lambda e: jax_compat.widened(e.params))
         return [env[v] for v in wanted]
 
-    _, pull = jax.vjp(values, *(_jax.at_least_float32(given[v]) for v in read))
+    _, pull = jax.vjp(values, *(jax_compat.at_least_float32(given[v]) for v in read))
     found = dict(zip(read, pull(list(wanted.values())), strict=True))
     zeros = {v: jnp.zeros(v.shape, v.dtype) for v in inputs if v not in found}
-    return [found[v] if v in found else _jax.at_least_float32(zeros[v]) for v in inputs]
+    return [
+        found[v] if v in found else jax_compat.at_least_float32(zeros[v])
+        for v in inputs
+    ]
 
 
 def _of_constants(
@@ -408,7 +411,7 @@ class Numbers:
 
     def read(self, atom: Atom) -> Array:
         number = self.original(atom)
-        if str(getattr(number, "dtype", "")) in _jax.LOW_PRECISION:
+        if str(getattr(number, "dtype", "")) in jax_compat.LOW_PRECISION:
             number = jnp.asarray(number, jnp.float32)
         return number
 
@@ -448,7 +451,7 @@ class Numbers:
         return self.run(op.equations[1:], op.constants, zero)[out]
 
     def shape_of(self, value: Value) -> jax.ShapeDtypeStruct:
-        low = str(value.dtype) in _jax.LOW_PRECISION
+        low = str(value.dtype) in jax_compat.LOW_PRECISION
         return jax.ShapeDtypeStruct(value.shape, jnp.float32 if low else value.dtype)
 
     def linear(self, op: Operation, x: Sequence[Array]) -> list[Array]:
@@ -534,14 +537,14 @@ class Numbers:
         if direct is not None:
             return direct
         (equation,) = op.equations
-        params = _jax.widened(equation.params)
+        params = jax_compat.widened(equation.params)
         others = [self.read(a) for a in equation.inputs[len(operands) :]]
 
         def of_taking(*taken: Array) -> list[Array]:
             args = [*operands, *others]
             for i, x in zip(taking, taken, strict=True):
                 args[i] = x
-            return _jax.bind(equation.primitive, params, args)
+            return jax_compat.bind(equation.primitive, params, args)
 
         _, pull = jax.vjp(of_taking, *(operands[i] for i in taking))
         return list(pull([m]))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 
+from jlrp.analysis.stopped import Stop
 from jlrp.errors import JlrpWarning
-from jlrp.facts.stopped import Stop
 
 _LIBRARIES = tuple(str(Path(file).parent) for file in (__file__, jax.__file__))
 _LISTED = 3

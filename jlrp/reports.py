@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jlrp.graph import Equation, Value, computing
-from jlrp.operations import choices
-from jlrp.planning import Plan, Step, read_by
-from jlrp.residuals import size_of
+from jlrp.ir.program import Equation, Value, computing
+from jlrp.ops.lower import choices
+from jlrp.plan.planning import Plan, Step, read_by
+from jlrp.plan.residuals import size_of
 
 CAUSES = (
     *("bias", "stabilizer", "taylor", "constants"),

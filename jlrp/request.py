@@ -12,16 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax, captures, names, residuals, targets
+from jlrp.analysis.activity import activate
+from jlrp.analysis.integers import with_numbers
+from jlrp.analysis.quantised import straighten
 from jlrp.arguments import check_array, leaves_of
 from jlrp.composites import Composite, assign
-from jlrp.declared import Declared
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
-from jlrp.facts.activity import activate
-from jlrp.facts.embedding import embeddings
-from jlrp.families import KERNELS, NO_RELEVANCE
-from jlrp.graph import Equation, Program, Value, trace
-from jlrp.integers import with_numbers
 from jlrp.interpreter import (
     Delivered,
     Numbers,
@@ -32,10 +28,16 @@ from jlrp.interpreter import (
     reverse,
     to_inputs,
 )
-from jlrp.operations import find_operations, stops
-from jlrp.planning import Plan, is_float, make_plan, no_path, parameters_of
+from jlrp.ir import jax_compat, names
+from jlrp.ir.declared import Declared
+from jlrp.ir.primitives import KERNELS, NO_RELEVANCE
+from jlrp.ir.program import Equation, Program, Value, trace
+from jlrp.ops import captures
+from jlrp.ops.embedding import embeddings
+from jlrp.ops.lower import find_operations, stops
+from jlrp.plan import residuals, targets
+from jlrp.plan.planning import Plan, is_float, make_plan, no_path, parameters_of
 from jlrp.promise import Promise
-from jlrp.quantised import straighten
 from jlrp.rules import registered
 
 Array = jax.Array
@@ -157,7 +159,7 @@ class Request:
         for name in options.conditions:
             if name not in plan.masks:
                 raise SelectorError(no_path(name))
-        if plan.offloaded and not _jax.has_host_memory():
+        if plan.offloaded and not jax_compat.has_host_memory():
             raise InputError(
                 "residuals asks for the memory of the host, which this backend does "
                 'not offer. Take residuals="sqrt", or a memory_limit.'
@@ -197,7 +199,7 @@ class Request:
         return Explained(self, plan, numbers, outputs, seeds, delivered)
 
     def _seeds(self, outputs: Sequence[Any]) -> dict[Value, Promise]:
-        scores = [_jax.at_least_float32(out) for out in outputs[: self.n_scores]]
+        scores = [jax_compat.at_least_float32(out) for out in outputs[: self.n_scores]]
         starts = targets.seeds(scores, self.target, self.batch, self.options.seed)
         seeds: dict[Value, Promise] = {}
         for atom, start in zip(self.scores, starts, strict=True):
@@ -261,7 +263,9 @@ class Explained:
                 leaves.append(self._resolved(v, None))
             else:
                 leaves.append(
-                    Promise(None, multipliers[v]).resolve(_jax.at_least_float32(number))
+                    Promise(None, multipliers[v]).resolve(
+                        jax_compat.at_least_float32(number)
+                    )
                 )
         return jax.tree.unflatten(request.params_tree, leaves)
 

@@ -9,7 +9,8 @@ import pytest
 from jax import lax
 
 import jlrp
-from jlrp import composites, names
+from jlrp import composites
+from jlrp.ir import names
 from jlrp.reports import CAUSES
 
 pytestmark = pytest.mark.relaxed

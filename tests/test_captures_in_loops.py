@@ -14,7 +14,8 @@ import pytest
 from jax import lax
 
 import jlrp
-from jlrp import flow, names
+from jlrp import flow
+from jlrp.ir import names
 
 pytestmark = pytest.mark.relaxed
 RNG = np.random.default_rng(5)
@@ -214,7 +215,7 @@ PROGRAMS = {
 
 
 def tags(fn, x):
-    program, _ = jlrp.graph.trace(fn, P, x)
+    program, _ = jlrp.ir.program.trace(fn, P, x)
     return tuple(program.tags)
 
 
@@ -246,7 +247,7 @@ def test_scanned_is_written_out(name):
     make, composite = PROGRAMS[name]
     (fn, x), (twin, _) = make(Looped()), make(WrittenOut())
     each = tags(twin, x)
-    named = names.places(jlrp.graph.trace(fn, P, x)[0])
+    named = names.places(jlrp.ir.program.trace(fn, P, x)[0])
     masks, of_twin, axes = {}, {}, {}
     for k, (tag, (place,)) in enumerate(named.items()):
         shape, axes[tag] = place.stacked(None), len(place.stacked(None))

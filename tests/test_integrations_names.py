@@ -40,7 +40,7 @@ def test_importing_integrations_imports_no_framework():
 
 def stacks(fn, *args):
     """The names of sines, through the bodies of calls."""
-    program, _ = jlrp.graph.trace(fn, *args)
+    program, _ = jlrp.ir.program.trace(fn, *args)
     return [e.scope for e in program.equations if e.primitive.name == "sin"]
 
 

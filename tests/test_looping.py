@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jlrp import _jax, metrics
+from jlrp import metrics
+from jlrp.ir import jax_compat
 from jlrp.metrics.looping import for_a_loop
 
 convolve = partial(lax.conv_general_dilated, window_strides=(1, 1), padding="SAME")
@@ -75,7 +76,7 @@ def convolutions(fn, *args):
         for eqn in jaxpr.eqns:
             if eqn.primitive.name == "conv_general_dilated":
                 yield eqn.params
-            body = _jax.call_body(eqn)
+            body = jax_compat.call_body(eqn)
             if body is not None:
                 yield from inside(body[0])
 

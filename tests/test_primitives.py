@@ -501,4 +501,4 @@ def test_errors_point_at_the_users_line():
         lambda p, x: f(jlrp.tag(x, "x")), (), -jnp.abs(X), jnp.ones((3, 4))
     )
     (start, *_) = ledger.nonfinite
-    assert "test_primitives.py" in start and "jlrp/primitives.py" not in start
+    assert "test_primitives.py" in start and "jlrp/ir/own_primitives.py" not in start

@@ -10,9 +10,10 @@ import pytest
 from jax import lax
 
 import jlrp
-from jlrp import _jax, budget, residuals
 from jlrp.composites import resolve
-from jlrp.planning import Plan
+from jlrp.ir import jax_compat
+from jlrp.plan import budget, residuals
+from jlrp.plan.planning import Plan
 from jlrp.request import Options, Request
 
 pytestmark = pytest.mark.relaxed
@@ -394,7 +395,7 @@ def test_offloaded_activations_wait_on_the_host():
 
 
 def test_offloading_needs_a_memory_to_go_to(monkeypatch):
-    monkeypatch.setattr(_jax, "has_host_memory", lambda: False)
+    monkeypatch.setattr(jax_compat, "has_host_memory", lambda: False)
     with pytest.raises(jlrp.InputError, match="memory of the host"):
         jlrp.inspect(stacked, P, X, 1, composite="epsilon", residuals="offload")
 

@@ -13,7 +13,7 @@ from jax.extend.core import primitives as p
 
 import jlrp
 from jlrp import interpreter
-from jlrp.transposes import conv_transpose, direct_transpose, dot_transpose
+from jlrp.ops.transposes import conv_transpose, direct_transpose, dot_transpose
 
 LAYOUTS = list(itertools.permutations(range(4)))
 

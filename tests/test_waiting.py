@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jlrp
 from jlrp import rules
 from jlrp.rules import kernel as kernel_rules
-from jlrp.waiting import waiting_for
+from jlrp.tactics import waiting_for
 
 pytestmark = pytest.mark.relaxed
 ARRIVED, NUMBER = jnp.ones((3, 4)), jnp.arange(25.0).reshape(5, 5) - 7
@@ -106,7 +106,9 @@ def test_kernels_are_not_all_held_at_once(composite, monkeypatch):
 
     waits = compiled()
     monkeypatch.setattr("jlrp.rules.kernel.waiting_for", lambda arrived, number: number)
-    monkeypatch.setattr("jlrp.transposes.waiting_for", lambda arrived, number: number)
+    monkeypatch.setattr(
+        "jlrp.ops.transposes.waiting_for", lambda arrived, number: number
+    )
     jax.clear_caches()
     hurries = compiled()
     np.testing.assert_allclose(

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jlrp import _jax
 from jlrp.arguments import shown
+from jlrp.ir import jax_compat
 from jlrp.jobs.errors import JobError
 
 # Examples that are looked at before any work is done.
@@ -161,7 +161,7 @@ def open_source(source: Any) -> Source:
     """
     if isinstance(source, str | bytes):
         raise JobError(f"The source is a string, {source!r}; open the file first.")
-    if isinstance(source, jax.ShapeDtypeStruct) or _jax.is_tracer(source):
+    if isinstance(source, jax.ShapeDtypeStruct) or jax_compat.is_tracer(source):
         raise JobError(f"The source is {shown(source)}, which has no numbers.")
     if isinstance(source, Mapping):
         opened: Source = TreeSource(source)

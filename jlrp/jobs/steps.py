@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlrp import _jax, targets
 from jlrp.api import Explainer, Explanation
 from jlrp.arguments import check_array, first_lines, leaves_of, shapes_of, shown
 from jlrp.errors import JlrpError
+from jlrp.ir import jax_compat
 from jlrp.jobs.errors import JobError
 from jlrp.jobs.fingerprint import described
+from jlrp.plan import targets
 
 Array = jax.Array
 Arrays = dict[str, Array]
@@ -235,7 +236,7 @@ def _behind(array: Array, n: int) -> Array:
 def _explained_score(output: Any, target: Any, seed: str) -> Array:
     """What the relevance of each example starts from: all of it, before any rule."""
     scores = target(output) if callable(target) else output
-    leaves = [_jax.at_least_float32(leaf) for leaf in jax.tree.leaves(scores)]
+    leaves = [jax_compat.at_least_float32(leaf) for leaf in jax.tree.leaves(scores)]
     batch = leaves[0].shape[0] if leaves[0].ndim else None
     starts = targets.seeds(leaves, target, batch, seed)
     amounts = [

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlrp import _jax, arguments
+from jlrp import arguments
 from jlrp.arguments import takes
 from jlrp.errors import InputError
+from jlrp.ir import jax_compat
 
 Array = jax.Array
 
@@ -109,6 +110,6 @@ def _flat(relevance: Any, mask: Any) -> tuple[Array, Array]:
             f"(batch, ...); got {mask.dtype}{mask.shape}."
         )
     mask = jnp.broadcast_to(mask, relevance.shape).reshape(relevance.shape[0], -1)
-    if not _jax.is_tracer(mask) and not bool(mask.any(1).all()):
+    if not jax_compat.is_tracer(mask) and not bool(mask.any(1).all()):
         raise InputError("The mask of an example is empty: nothing can lie in it.")
     return relevance.reshape(mask.shape), mask

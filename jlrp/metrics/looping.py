@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn
 from jax.extend.core import primitives as p
 
-from jlrp import _jax
+from jlrp.ir import jax_compat
 
 Function = Callable[[Any, Any], Any]
 _CONVOLUTION = frozenset({p.conv_general_dilated_p.name})
@@ -36,8 +36,8 @@ def for_a_loop(fn: Function, params: Any, x: Any) -> Function:
     if jax.default_backend() != "cpu":
         return fn
     traced, shapes = jax.make_jaxpr(fn, return_shape=True)(params, x)
-    jaxpr, consts = _jax.open_jaxpr(traced)
-    if jaxpr.effects or not _jax.holds(jaxpr, _CONVOLUTION):
+    jaxpr, consts = jax_compat.open_jaxpr(traced)
+    if jaxpr.effects or not jax_compat.holds(jaxpr, _CONVOLUTION):
         return fn
     structure = jax.tree.structure(shapes)
 
@@ -53,7 +53,9 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[
     env.update(zip(jaxpr.invars, args, strict=True))
 
     def read(atom: Any) -> Any:
-        return _jax.literal_value(atom) if _jax.is_literal(atom) else env[atom]
+        return (
+            jax_compat.literal_value(atom) if jax_compat.is_literal(atom) else env[atom]
+        )
 
     for eqn in jaxpr.eqns:
         outs = _apply(eqn, [read(atom) for atom in eqn.invars])
@@ -65,10 +67,10 @@ def _apply(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     if eqn.primitive is p.conv_general_dilated_p:
         return [_channels_last(eqn.params, *args)]
     if eqn.primitive in (p.jit_p, p.closed_call_p):  # no rule of its own is lost
-        body = _jax.call_body(eqn)
-        if body is not None and _jax.holds(body[0], _CONVOLUTION):
+        body = jax_compat.call_body(eqn)
+        if body is not None and jax_compat.holds(body[0], _CONVOLUTION):
             return _evaluate(*body, args)
-    return _jax.bind(eqn.primitive, eqn.params, args)
+    return jax_compat.bind(eqn.primitive, eqn.params, args)
 
 
 def _channels_last(params: dict[str, Any], x: Any, kernel: Any) -> Any:

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax, arguments, targets
+from jlrp import arguments
 from jlrp.arguments import takes
 from jlrp.errors import InputError
+from jlrp.ir import jax_compat
 from jlrp.metrics.looping import for_a_loop
 from jlrp.metrics.parts import PARTS, POOLS, Parts, pooled, sizes
 from jlrp.metrics.removal import REMOVAL, Inpaint, Removal
 from jlrp.metrics.scoring import SCORES, Callee, Function, Score, split_target
+from jlrp.plan import targets
 
 Array = jax.Array
 
@@ -175,7 +177,7 @@ def curves(
             f"Relevance has shape {jnp.shape(relevance)}, x {x.shape}: one number for "
             "each element of x is needed."
         )
-    if not _jax.is_tracer(relevance) and not np.isfinite(relevance).all():
+    if not jax_compat.is_tracer(relevance) and not np.isfinite(relevance).all():
         raise InputError(
             "Relevance holds NaN or inf, which has no rank. jlrp.audit says where they "
             "began."

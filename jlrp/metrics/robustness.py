@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlrp import arguments, targets
+from jlrp import arguments
 from jlrp.arguments import takes
 from jlrp.errors import InputError
 from jlrp.metrics.scoring import SCORES, Callee, Function, Score, split_target
+from jlrp.plan import targets
 
 Array = jax.Array
 Method = Callable[[Function, Any, Any, Any], Any]

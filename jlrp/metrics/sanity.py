@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import arguments, targets
+from jlrp import arguments
 from jlrp.arguments import takes
 from jlrp.errors import InputError
-from jlrp.graph import Value, trace
+from jlrp.ir.program import Value, trace
 from jlrp.metrics.robustness import Method, predicted
 from jlrp.metrics.scoring import Callee, Function, split_target
+from jlrp.plan import targets
 
 Array = jax.Array
 SIMILARITIES = ("spearman", "pearson")

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jlrp import targets
 from jlrp.arguments import called, chosen, output_of
 from jlrp.errors import InputError, TargetError
+from jlrp.plan import targets
 from jlrp.request import batch_of
 
 Array = jax.Array

@@ -16,9 +16,9 @@ from jax.extend.core import Primitive
 
 from jlrp.arguments import shown
 from jlrp.errors import InputError
-from jlrp.graph import Value
-from jlrp.operations import Operation
-from jlrp.primitives import custom_relevance_p
+from jlrp.ir.own_primitives import custom_relevance_p
+from jlrp.ir.program import Value
+from jlrp.ops.base import Operation
 from jlrp.promise import Promise
 from jlrp.rules.base import Array as Array
 from jlrp.rules.base import Context, Propagation

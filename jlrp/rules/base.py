@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import jax
 
 from jlrp import arguments
-from jlrp.captures import Captured, Entries
 from jlrp.errors import InputError, RuleError, SelectorError
-from jlrp.facts.affine import Affine
-from jlrp.facts.unary import Region
-from jlrp.graph import Atom, Equation, Program, Value
-from jlrp.operations import Operation
+from jlrp.ir.program import Atom, Equation, Program, Value
+from jlrp.ops.activation import Region
+from jlrp.ops.affine import Affine
+from jlrp.ops.base import Operation
+from jlrp.ops.captures import Captured, Entries
 from jlrp.promise import Promise
 
 Array = jax.Array

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from jlrp.graph import Value
-from jlrp.operations import Operation
+from jlrp.ir.program import Value
+from jlrp.ops.base import Operation
 from jlrp.promise import Promise
 from jlrp.rules.base import Causes, Context, Propagation, Rule
 

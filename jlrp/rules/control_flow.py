@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
-from jlrp.bodies import Body
-from jlrp.captures import COUNTS, Captured
-from jlrp.facts.activity import everything, flow
-from jlrp.graph import Atom, Equation, Literal, Value, computing
-from jlrp.operations import Operation
+from jlrp.analysis.activity import everything, flow
+from jlrp.ir.loops import Body
+from jlrp.ir.program import Atom, Equation, Literal, Value, computing
+from jlrp.ops.base import Operation
+from jlrp.ops.captures import COUNTS, Captured
 from jlrp.promise import Promise
 from jlrp.rules.base import Array, BodyPlan, Causes, Context, Propagation, Rule
 

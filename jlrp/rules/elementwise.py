@@ -19,13 +19,14 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp.facts.scalar import at_zero, scalar_of, slope_at_infinity
-from jlrp.facts.unary import ELEMENTWISE, NONLINEAR_UNARY, Region
-from jlrp.graph import Atom, Equation, Literal, Value
-from jlrp.operations import Operation
+from jlrp.analysis.scalar import at_zero, scalar_of, slope_at_infinity
+from jlrp.ir.primitives import ELEMENTWISE, NONLINEAR_UNARY
+from jlrp.ir.program import Atom, Equation, Literal, Value
+from jlrp.ops.activation import Region
+from jlrp.ops.base import Operation
 from jlrp.promise import Promise, product, safe_divide, unless_zero, zero, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
-from jlrp.waiting import waiting_for
+from jlrp.tactics import waiting_for
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp import _jax
-from jlrp.facts.embedding import ARITHMETIC, Embedding
-from jlrp.families import STEERING, is_inexact
-from jlrp.graph import Atom, Equation, Value
-from jlrp.operations import Operation
+from jlrp.ir import jax_compat
+from jlrp.ir.primitives import STEERING, is_inexact
+from jlrp.ir.program import Atom, Equation, Value
+from jlrp.ops.base import Operation
+from jlrp.ops.embedding import ARITHMETIC, Embedding
 from jlrp.promise import Promise
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 
@@ -90,7 +90,7 @@ class _Spread:
         args = [
             self._stand_in(a, i, equation, env) for i, a in enumerate(equation.inputs)
         ]
-        return _jax.bind(prim, equation.params, args)[0]
+        return jax_compat.bind(prim, equation.params, args)[0]
 
     def _stand_in(
         self, atom: Atom, index: int, equation: Equation, env: Mapping[Value, Array]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 
-from jlrp.families import KERNELS, family_of
-from jlrp.graph import Value
-from jlrp.operations import Operation
+from jlrp.ir.primitives import KERNELS, family_of
+from jlrp.ir.program import Value
+from jlrp.ops.base import Operation
 from jlrp.promise import Promise, product, unless_zero
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.stopped import dead_part

@@ -19,11 +19,10 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp import arguments
-from jlrp.anywhere import anywhere
 from jlrp.errors import RuleError
-from jlrp.facts.affine import feature_axes
-from jlrp.graph import Value
-from jlrp.operations import Operation
+from jlrp.ir.program import Value
+from jlrp.ops.affine import feature_axes
+from jlrp.ops.base import Operation
 from jlrp.promise import Promise, number, product, signed, zero, zeros_like
 from jlrp.rules.base import (
     Array,
@@ -36,7 +35,7 @@ from jlrp.rules.base import (
 )
 from jlrp.rules.linear import bias_fraction, summed, without
 from jlrp.rules.padding import Padding, ones, padding_of
-from jlrp.waiting import first_of, waiting_for
+from jlrp.tactics import anywhere, first_of, waiting_for
 
 
 class _Layer(NamedTuple):

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import primitives as p
 
-from jlrp.families import body_degree, groups_of, is_inexact
-from jlrp.graph import Value
-from jlrp.operations import Operation
+from jlrp.ir.primitives import body_degree, groups_of, is_inexact
+from jlrp.ir.program import Value
+from jlrp.ops.base import Operation
+from jlrp.ops.decompositions import bound, n_factors, spelled
 from jlrp.promise import Promise
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
-from jlrp.rules.spelled import bound, n_factors, spelled
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jlrp.graph import Value
-from jlrp.operations import Operation
+from jlrp.ir.program import Value
+from jlrp.ops.base import Operation
 from jlrp.promise import Promise, safe_divide, signed, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.padding import ones, padding_of

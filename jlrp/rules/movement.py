@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from jlrp.families import rounds
-from jlrp.graph import Value
-from jlrp.operations import Operation
+from jlrp.ir.primitives import rounds
+from jlrp.ir.program import Value
+from jlrp.ops.base import Operation
 from jlrp.promise import Promise, is_complex, lax_real, like, safe_divide
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.linear import summed

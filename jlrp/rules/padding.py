@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp.facts.scalar import scalar_of
-from jlrp.graph import Value
+from jlrp.analysis.scalar import scalar_of
+from jlrp.ir.program import Value
 from jlrp.rules.base import Array
 
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp.graph import Value
-from jlrp.operations import Operation
+from jlrp.ir.program import Value
+from jlrp.ops.base import Operation
 from jlrp.promise import Promise, is_complex, number, safe_divide, signed
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.linear import summed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jlrp.operations import Operation
+from jlrp.ops.base import Operation
 from jlrp.promise import product, zeros_like
 from jlrp.rules.base import Array, Causes, Context
 

@@ -1,0 +1,1 @@
+"""What holds of the values of a program, found by data flow."""

@@ -1,1 +1,0 @@
-"""Facts about values, found by data flow; one file a fact."""

@@ -1,0 +1,1 @@
+"""The program, and what is known of primitives."""

@@ -1,0 +1,1 @@
+"""Operations: groups of equations that one rule explains, one file a kind."""

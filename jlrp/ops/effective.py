@@ -1,0 +1,182 @@
+"""The effective kernel and bias of an affine operation.
+
+Scales behind the dot or convolution (batch norm) are moved onto the kernel, so that
+rules that look at weights see one linear map: what other libraries call a canonizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import primitives as p
+
+from jlrp.ir import jax_compat
+from jlrp.ir.program import Atom, Value
+from jlrp.ops.affine import (
+    Affine,
+    Step,
+    feature_axes,
+    feature_layouts,
+    varying_axes,
+)
+from jlrp.ops.base import Operation
+from jlrp.ops.transposes import core_transpose
+
+Array = jax.Array
+
+
+class Reader(Protocol):
+    """What is asked of the numbers of a program here."""
+
+    def read(self, atom: Atom) -> Array: ...
+
+    def shape_of(self, value: Value) -> jax.ShapeDtypeStruct: ...
+
+    def offset(self, op: Operation) -> Array: ...
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """``y = apply(x, kernel)``, bilinear: a dot or convolution, then its axes moved.
+
+    Without any numbers: equal layers have equal maps.
+    """
+
+    primitive: Any
+    params: tuple[tuple[str, Any], ...]
+    operand: int  # which of its operands is x
+    moves: tuple[tuple[Any, tuple[tuple[str, Any], ...]], ...]
+    x: jax.ShapeDtypeStruct
+
+    def apply(self, x: Array, kernel: Array) -> Array:
+        args = [x, kernel] if self.operand == 0 else [kernel, x]
+        (y,) = jax_compat.bind(self.primitive, dict(self.params), args)
+        for primitive, params in self.moves:
+            (y,) = jax_compat.bind(primitive, dict(params), [y])
+        return y
+
+    def transpose(self, kernel: Array, y: Array, arrived: Array | None = None) -> Array:
+        """Of ``apply`` by x. What is made of the kernel waits for what ``arrived``."""
+        if not self.moves:
+            core = self.primitive, dict(self.params), self.operand
+            x = core_transpose(*core, y, kernel, self.x.shape, arrived)
+            if x is not None:
+                return x
+        (x,) = jax.linear_transpose(lambda x: self.apply(x, kernel), self.x)(y)
+        return x
+
+
+@dataclass(frozen=True)
+class EffectiveKernel:
+    """An affine operation: ``y = linear.apply(x, kernel) + bias``."""
+
+    linear: LinearMap
+    kernel: Array
+    bias: Array | None
+
+
+def effective_map(op: Operation, numbers: Reader) -> EffectiveKernel:
+    """The kernel and bias that rules see."""
+    affine = op.affine
+    assert affine is not None
+    moves = [step.equation for step in affine.steps if step.kind == "move"]
+    linear = LinearMap(
+        affine.core.primitive,
+        _frozen(affine.core.params),
+        affine.operand,
+        tuple((equation.primitive, _frozen(equation.params)) for equation in moves),
+        numbers.shape_of(affine.start),
+    )
+    bias = numbers.offset(op) if op.has_offset else None
+    return EffectiveKernel(linear, effective_kernel(affine, numbers), bias)
+
+
+def _frozen(params: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(jax_compat.widened(params).items()))
+
+
+def linear_part(affine: Affine, x: Array, numbers: Reader) -> Array:
+    """The affine operation without its shifts, the scales left where they are."""
+    y = x
+    for equation, source in [(affine.core, affine.start)] + [
+        (step.equation, step.source) for step in affine.steps if step.kind != "shift"
+    ]:
+        args = [y if a is source else numbers.read(a) for a in equation.inputs]
+        (y,) = jax_compat.bind(
+            equation.primitive, jax_compat.widened(equation.params), args
+        )
+    negations = sum(step.negates for step in affine.steps if step.kind == "shift")
+    return -y if negations % 2 else y
+
+
+def effective_kernel(affine: Affine, numbers: Reader) -> Array:
+    """The kernel times every scale behind the core."""
+    kernel = numbers.read(affine.kernel)
+    for index, step in enumerate(affine.steps):
+        if step.negates:
+            kernel = -kernel
+        if step.kind == "scale" and step.constant is not None:
+            scale = _on_kernel(affine, index, numbers.read(step.constant))
+            divides = step.equation.primitive is p.div_p
+            kernel = _scaled(kernel, scale, lax.div if divides else lax.mul)
+    return kernel
+
+
+def _scaled(
+    kernel: Array, scale: Array, combine: Callable[[Array, Array], Array]
+) -> Array:
+    """Plain lax: jnp's operators would be a noticeable part of the tracing time."""
+    axes = range(kernel.ndim - scale.ndim, kernel.ndim)
+    scale = lax.broadcast_in_dim(scale, kernel.shape, axes)
+    return combine(kernel, lax.convert_element_type(scale, kernel.dtype))
+
+
+def _on_kernel(affine: Affine, index: int, scale: Array) -> Array:
+    """The scale of step ``index`` as an array that broadcasts to the kernel."""
+    step = affine.steps[index]
+    axes = feature_layouts(affine)[index]
+    if not varying_axes(step.constant, len(step.source.shape)) or axes is None:
+        return jnp.reshape(scale, -1)[0]
+    shape = _features_only(step.source.shape, axes)
+    scale = _first_along_others(scale, axes)
+    if scale.shape != shape:
+        scale = jnp.broadcast_to(scale, shape)
+    for earlier in reversed(affine.steps[:index]):
+        scale = _moved_back(affine, earlier, scale)
+    pairs = sorted(feature_axes(affine), key=lambda pair: pair[1])
+    kernel_axes = {axis for _, axis in pairs}
+    outs = [out for out, _ in pairs]
+    if outs != sorted(outs):
+        others = [i for i in range(scale.ndim) if i not in outs]
+        scale = lax.transpose(scale, outs + others)
+    return lax.reshape(scale, _features_only(affine.kernel.shape, kernel_axes))
+
+
+def _moved_back(affine: Affine, step: Step, scale: Array) -> Array:
+    """Undo a move on an array that is 1 along all axes without features."""
+    if step.kind != "move":
+        return scale
+    if step.equation.primitive is p.transpose_p:
+        permutation = step.equation.params["permutation"]
+        return jnp.transpose(
+            scale, sorted(range(scale.ndim), key=permutation.__getitem__)
+        )
+    axes = feature_layouts(affine)[affine.steps.index(step)]
+    assert axes is not None
+    return jnp.reshape(scale, _features_only(step.source.shape, axes))
+
+
+def _features_only(
+    shape: tuple[int, ...], axes: frozenset[int] | set[int]
+) -> tuple[int, ...]:
+    return tuple(n if i in axes else 1 for i, n in enumerate(shape))
+
+
+def _first_along_others(scale: Array, axes: frozenset[int]) -> Array:
+    shape = _features_only(scale.shape, axes)
+    return scale if shape == scale.shape else lax.slice(scale, [0] * scale.ndim, shape)

@@ -1,0 +1,426 @@
+"""Operations: groups of equations that one rule explains.
+
+They are made on demand, from the explained outputs backwards: each active value that
+receives relevance is the output of exactly one operation, found by the first fact that
+recognises it. A value inside a group that is also read elsewhere simply becomes the
+output of an operation of its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jax.extend.core import primitives as p
+
+from jlrp.analysis.activity import Carries, active_parts, flow
+from jlrp.analysis.sign import signs
+from jlrp.analysis.stopped import (
+    Choice,
+    Stop,
+    choices_of,
+    endings,
+    is_adding,
+    stopped_operands,
+)
+from jlrp.ir.primitives import family_at
+from jlrp.ir.program import Equation, Program, Value, between
+from jlrp.ops.activation import Regions
+from jlrp.ops.affine import (
+    Step,
+    affine_ending_at,
+    batch_norm_start,
+    is_core,
+    is_fixed,
+    scale_chain,
+)
+from jlrp.ops.average import Handed
+from jlrp.ops.base import Operation, View
+from jlrp.ops.embedding import Embedding
+from jlrp.ops.position import (
+    affine_before,
+    marked_attention,
+    marked_by_position,
+    with_depths,
+)
+from jlrp.ops.product import products
+from jlrp.ops.softmax import may_be_minus_infinity, softmax_axes, softmax_input
+from jlrp.ops.statistic import statistic_of, unscaled
+
+
+class _Builder:
+    def __init__(
+        self,
+        program: Program,
+        opaque: set[Any],
+        view: View,
+        carries: Carries,
+        embeddings: Mapping[Value, Embedding],
+        outer: Regions | None = None,
+        handed: Iterable[Handed] = (),
+    ):
+        self.program = program
+        self.carries = carries
+        self.embeddings = embeddings
+        self.opaque = opaque
+        self.view = view
+        self.regions = Regions(program, opaque, outer)
+        self.signs = signs(program)
+        self.products, self.averages = products(
+            program, self.regions, view.find_signals, handed
+        )
+
+    @cached_property
+    def unmapped(self) -> set[Value]:
+        """The values that a source reaches through no affine operation."""
+
+        def passes(equation: Equation) -> list[bool]:
+            return [not is_core(self.program, equation)] * len(equation.outputs)
+
+        return flow(self.program, self.program.sources, passes)
+
+    def ending_at(self, value: Value) -> Operation:
+        equation = value.producer
+        assert equation is not None
+        if equation.primitive in self.opaque:
+            return self.primitive_operation(equation)
+        if equation.bodies:
+            return self.with_bodies(equation)
+        for recognise in (
+            self.entry,
+            self.softmax,
+            self.activation,
+            self.mean,
+            self.affine,
+            self.scale,
+            self.addition,
+            self.multiplication,
+        ):
+            if (operation := recognise(value)) is not None:
+                return operation
+        return self.primitive_operation(equation)
+
+    def with_bodies(self, equation: Equation) -> Operation:
+        """A loop or branch; what its bodies hold are operations in turn."""
+        found = []
+        peel = self.view.peel_first and not self.unmapped.isdisjoint(equation.inputs)
+        for parts in active_parts(self.program, equation, self.carries, peel):
+            for body in parts:
+                inner = _Builder(
+                    body.program,
+                    self.opaque,
+                    self.view,
+                    self.carries,
+                    {},
+                    self.regions,
+                    self.averages.handed.get(equation, ()),
+                )
+                found.append((body, inner.operations()))
+        kind = _LOOPS.get(equation.primitive, "unsupported")
+        operation = Operation(
+            kind,
+            "loop" if found else "unsupported",
+            tuple(a for a in equation.inputs if self.program.is_active(a)),  # type: ignore
+            tuple(v for v in equation.outputs if v in self.program.active),
+            (equation,),
+            (),
+            bodies=tuple(found),
+        )
+        return operation
+
+    def entry(self, end: Value) -> Operation | None:
+        """Where integer inputs turn into floats."""
+        found = self.embeddings.get(end)
+        return found and Operation(
+            "embedding",
+            "embedding",
+            found.sources,
+            (end,),
+            found.equations,
+            found.constants,
+            embedding=found,
+        )
+
+    def softmax(self, end: Value) -> Operation | None:
+        scores = softmax_input(self.program, end)
+        if scores is None:
+            return None
+        masked = may_be_minus_infinity(self.program, scores)
+        return replace(
+            self.group("softmax", "function", [scores], end),
+            softmax_axes=softmax_axes(self.program, end),
+            facts=frozenset({"masked"} if masked else ()),
+        )
+
+    def activation(self, end: Value) -> Operation | None:
+        region = self.regions.ending_at(end)
+        if region is None:
+            return None
+        return Operation(
+            "activation",
+            "elementwise",
+            (region.start,),
+            (end,),
+            region.equations,
+            region.constants,
+            region=region,
+        )
+
+    def mean(self, end: Value) -> Operation | None:
+        """A sum over axes or windows, divided by its fixed count."""
+        steps = scale_chain(self.program, end)
+        if not steps or self._mean_steps(steps) < len(steps):
+            return None
+        summed = steps[0].source.producer
+        assert summed is not None
+        kind = _MEANS[summed.primitive]
+        return self.group(kind, "linear", self.operands(summed), end)
+
+    def _mean_steps(self, steps: list[Step]) -> int:
+        """How many of these steps turn the sum before them into a mean."""
+        summed = steps[0].source
+        equation = summed.producer
+        if (
+            equation is None
+            or equation.primitive not in _MEANS
+            or equation.primitive in self.opaque
+            or not self.program.used_once(summed)
+        ):
+            return 0
+        fixed = 0
+        for index, step in enumerate(steps):
+            if step.kind == "shift" or not is_fixed(self.program, step.constant):
+                break
+            if step.kind == "scale":
+                fixed = index + 1
+        return fixed
+
+    def affine(self, end: Value) -> Operation | None:
+        affine = affine_ending_at(self.program, end, self.view.merge_batch_norm)
+        if affine is None:
+            return None
+        operation = self.group(affine.kind, "linear", [affine.start], end)
+        facts = set()
+        if affine.has_shift:
+            facts.add("offset")
+        if self.signs.get(affine.start) in (0, 1):
+            facts.add("nonnegative")
+        return replace(operation, affine=affine, facts=frozenset(facts))
+
+    def scale(self, end: Value) -> Operation | None:
+        """Scales and shifts by constants; with a square root, a batch norm."""
+        steps = scale_chain(self.program, end)
+        for i in reversed(range(len(steps))):  # a literal tail is the activation's
+            if self.regions.ending_at(steps[i].source) is not None:
+                steps = steps[i:]
+                break
+        if not steps:
+            return None
+        start = batch_norm_start(steps)
+        core = steps[0].source.producer
+        behind_core = core is not None and is_core(self.program, core)
+        if start is not None and behind_core and not self.view.merge_batch_norm:
+            steps = steps[start:]
+        elif behind_core and self.program.used_once(steps[0].source):
+            steps = steps[-1:]  # scales that do not fit the kernel stay by themselves
+        else:
+            steps = steps[self._mean_steps(steps) :]
+        kind = "batch_norm" if batch_norm_start(steps) is not None else "scale"
+        operation = self.group(kind, "linear", [steps[0].source], end)
+        return replace(operation, facts=_offset(steps))
+
+    def addition(self, end: Value) -> Operation | None:
+        """A sum of active values, flattened: ``(a + b) + c`` is one operation."""
+        sums = (p.add_p, p.add_jaxvals_p, p.sub_p)
+        leaves: list[Value] = []
+        offset = False
+        stack = [end]
+        while stack:
+            value = stack.pop()
+            equation = value.producer
+            inner = value is end or self.program.used_once(value)
+            if (
+                inner
+                and equation is not None
+                and equation.primitive in sums
+                and equation.primitive not in self.opaque
+                and (value is end or self.activation(value) is None)
+                and (value is end or len(self.operands(equation)) > 1)
+            ):
+                stack += reversed(self.operands(equation))
+                offset |= not all(self.program.is_active(a) for a in equation.inputs)
+            else:
+                leaves.append(value)
+        if leaves == [end]:
+            return None
+        constants = [a for a in end.producer.inputs if a not in leaves]  # type: ignore
+        if len(leaves) == 1 and any(map(self.program.is_dead, constants)):
+            operation = self.group("scale", "linear", leaves, end)  # no sum: a shift
+            return replace(operation, facts=frozenset({"offset"}))
+        operation = self.group("add", "linear", list(dict.fromkeys(leaves)), end)
+        return replace(operation, facts=frozenset({"offset"} if offset else ()))
+
+    def multiplication(self, end: Value) -> Operation | None:
+        equation = end.producer
+        assert equation is not None
+        product = self.products.get(equation)
+        if product is None:
+            return None
+        averaged = equation in self.averages.parts
+        statistic = None if averaged else statistic_of(self.program, equation)
+        if statistic is not None and self.view.hold_statistics:
+            if statistic == 1 or equation.primitive is not p.div_p:
+                return self.norm(equation, statistic)
+        operation = self.primitive_operation(equation)
+        slots = tuple(equation.inputs[i] for i in product.slots)
+        facts = set()
+        if any(product.weights):
+            facts.add("attention")
+        elif averaged:
+            facts.add("average")
+        elif product.gated != product.uniform:
+            facts.add("gate")
+        facts = frozenset(facts)
+        return replace(operation, inputs=slots, product=product, facts=facts)
+
+    def norm(self, equation: Equation, statistic: int) -> Operation:
+        """A signal over its statistic, which is a constant, scaled by parameters."""
+        signal, held = equation.inputs[1 - statistic], equation.inputs[statistic]
+        assert isinstance(signal, Value) and isinstance(held, Value)
+        base, scales = unscaled(self.program, held)
+        equations = (*scales, equation)
+        inside = {v for e in equations for v in e.outputs} | {signal, base}
+        constants = dict.fromkeys(
+            a
+            for e in equations
+            for a in e.inputs
+            if isinstance(a, Value) and a not in inside
+        )
+        return Operation(
+            "norm", "linear", (signal,), equation.outputs, equations, (base, *constants)
+        )
+
+    def primitive_operation(self, equation: Equation) -> Operation:
+        operands = self.operands(equation)
+        family = family_at(equation, self.program.active)
+        kind = "unsupported" if family is None else family.kind
+        nature = "unsupported" if family is None else family.nature
+        if equation.primitive in self.opaque:  # it has a registered rule
+            kind, nature = "custom", "custom"
+        constants = tuple(
+            dict.fromkeys(
+                a for a in equation.inputs if isinstance(a, Value) and a not in operands
+            )
+        )
+        outputs = tuple(v for v in equation.outputs if v in self.program.active)
+        offset = nature in ("linear", "movement") and len(operands) < len(
+            [a for a in equation.inputs if np.issubdtype(a.dtype, np.inexact)]
+        )
+        facts = {"offset"} if offset and is_adding(equation) else ()
+        return Operation(
+            kind,
+            nature,
+            operands,
+            outputs,
+            (equation,),
+            constants,
+            facts=frozenset(facts),
+        )
+
+    def operands(self, equation: Equation) -> tuple[Value, ...]:
+        return self.program.active_inputs(equation)
+
+    def operations(self) -> list[Operation]:
+        """Those that relevance passes, from the outputs back to the sources."""
+        heap: list[tuple[int, int, Value]] = []
+        queued: set[Value] = set()
+
+        def demand(value: Value) -> None:
+            if value not in queued and value.position >= 0:
+                queued.add(value)
+                heapq.heappush(heap, (-value.position, len(queued), value))
+
+        for value in self.program.explained:
+            if value in self.program.active:
+                demand(value)
+        found: list[Operation] = []
+        done: set[Value] = set()
+        while heap:
+            value = heapq.heappop(heap)[2]
+            if value in done or value in self.program.sources:
+                continue
+            operation = self._with_stops(self.ending_at(value))
+            done.update(operation.outputs)
+            found.append(operation)
+            for operand in operation.inputs:
+                demand(operand)
+        return marked_attention(found)
+
+    def _with_stops(self, op: Operation) -> Operation:
+        if op.nature not in ("linear", "movement"):
+            return op
+        found = stopped_operands(self.program, op.equations, op.constants)
+        return replace(op, stopped=found) if found else op
+
+    def group(
+        self, kind: str, nature: str, inputs: Sequence[Value], end: Value
+    ) -> Operation:
+        equations, constants = between(inputs, [end], self.program.active.__contains__)
+        return Operation(kind, nature, tuple(inputs), (end,), equations, constants)
+
+
+_LOOPS = {p.scan_p: "scan", p.while_p: "while", p.cond_p: "cond"}
+_MEANS = {p.reduce_sum_p: "mean", p.reduce_window_sum_p: "avg_pool"}
+
+
+def _offset(steps: list[Step]) -> frozenset[str]:
+    return frozenset({"offset"} if any(s.kind == "shift" for s in steps) else ())
+
+
+def find_operations(
+    program: Program,
+    opaque: set[Any],
+    view: View,
+    carries: Carries,
+    embeddings: Mapping[Value, Embedding],
+) -> list[Operation]:
+    """The operations that relevance passes, from the outputs back to the sources.
+
+    ``opaque`` primitives have a rule of their own: each is an operation by itself.
+    """
+    builder = _Builder(program, opaque, view, carries, embeddings)
+    found = marked_by_position(builder.operations())
+    before, _ = affine_before(found, {})
+    return with_depths(found, before, max(before.values(), default=0))
+
+
+def stops(program: Program, operations: Iterable[Operation]) -> Iterator[Stop]:
+    """Where dead values meet what carries relevance, in bodies too."""
+    for op in operations:
+        for equation in op.equations:
+            for atom in set(op.stopped).intersection(equation.inputs):
+                yield Stop(endings(program, atom), equation)
+        for body, inner in op.bodies:
+            (equation,) = op.equations
+            yield from stops(body.program, inner)
+            pairs = zip(body.program.outputs, equation.outputs, strict=True)
+            for atom, outer in pairs:
+                if program.is_active(outer) and body.program.is_dead(atom):
+                    yield Stop(endings(body.program, atom), equation)
+
+
+def choices(program: Program, operations: Iterable[Operation]) -> Iterator[Choice]:
+    """What x decides without being a part of it, in bodies too.
+
+    The predicates of an activation are the function itself, a mask of a softmax's
+    scores is a part of them.
+    """
+    for op in operations:
+        if op.nature not in ("elementwise", "embedding"):
+            yield from choices_of(program, op.equations, op.constants)
+        for body, inner in op.bodies:
+            yield from choices(body.program, inner)

@@ -1,0 +1,180 @@
+"""Statistic: in a product or quotient, an operand that only measures the other's
+source.
+
+Layer, RMS, group and instance norms divide a signal by a number computed from the same
+signal by a reduction and elementwise functions. That operand gets no relevance and the
+signal gets all of it (AttnLRP, Prop. 3.4). A learned map on the way (a dot, a
+convolution, a shift by a parameter) makes it a gate, however it is broadcast.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+
+from jax.extend.core import primitives as p
+
+from jlrp.analysis.scalar import scalar_of
+from jlrp.ir.primitives import ELEMENTWISE
+from jlrp.ir.program import Atom, Equation, Program, Value
+
+_REDUCTIONS = {p.reduce_sum_p, p.reduce_max_p, p.reduce_min_p, p.reduce_prod_p}
+_MOVES = {
+    p.broadcast_in_dim_p,
+    p.reshape_p,
+    p.squeeze_p,
+    p.transpose_p,
+    p.stop_gradient_p,
+}
+_LINEAR = _MOVES | {
+    p.reduce_sum_p,
+    p.add_p,
+    p.add_jaxvals_p,
+    p.sub_p,
+    p.neg_p,
+    p.convert_element_type_p,
+    p.copy_p,
+}
+_SHIFTS = {p.add_p, p.add_jaxvals_p, p.sub_p}
+
+
+def statistic_of(program: Program, equation: Equation) -> int | None:
+    """Index of the operand of a product or quotient that is a statistic, or None."""
+    a, b = equation.inputs[:2]
+    assert isinstance(a, Value) and isinstance(b, Value)
+    candidates = [
+        i
+        for i, (operand, other) in enumerate([(a, b), (b, a)])
+        if _measures(program, operand, other)
+    ]
+    if len(candidates) == 2:  # Keras's mean * inv: the statistic is the nonlinear one
+        candidates = [
+            i
+            for i, (operand, other) in enumerate([(a, b), (b, a)])
+            if not _is_linear(program, operand, _Cone(program, other))
+        ]
+    if len(candidates) == 2:  # of a pooled signal, scaled before: the one broadcast
+        sizes = [_size(a), _size(b)]
+        candidates = [i for i in (0, 1) if sizes[i] < sizes[1 - i]]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _size(value: Value) -> int:
+    """How many numbers a value holds, before it was broadcast."""
+    while value.producer is not None and value.producer.primitive in _MOVES:
+        (source, *_) = value.producer.inputs
+        if not isinstance(source, Value):
+            break
+        value = source
+    return math.prod(value.shape)
+
+
+def unscaled(program: Program, statistic: Value) -> tuple[Value, list[Equation]]:
+    """The statistic before its scales by parameters, and these scales, in order.
+
+    Norms write ``x * (inverse * gamma)``: the scale is the layer's, and the number that
+    is held constant is small.
+    """
+    scales: list[Equation] = []
+    value = statistic
+    while (equation := value.producer) is not None:
+        moves = equation.primitive in _MOVES
+        if not moves and equation.primitive not in (p.mul_p, p.div_p):
+            break
+        operands = program.active_inputs(equation)
+        others = [a for a in equation.inputs if a not in operands]
+        if len(operands) != 1 or not all(map(program.is_parameter, others)):
+            break
+        if equation.primitive is p.div_p and equation.inputs[1] is operands[0]:
+            break
+        scales.append(equation)
+        (value,) = operands
+    return value, scales[::-1]
+
+
+def _measures(program: Program, operand: Value, signal: Value) -> bool:
+    """Whether every path back from ``operand`` reduces the signal or its source."""
+    sources = _Cone(program, signal)
+    stack, seen = [(operand, False)], set()
+    while stack:
+        value, reduced = stack.pop()
+        if (value, reduced) in seen:
+            continue
+        seen.add((value, reduced))
+        if reduced and value in sources:
+            continue
+        equation = value.producer
+        if equation is None or not _is_measuring(program, equation):
+            return False
+        reduced = reduced or _reduces(program, equation)
+        stack += [(a, reduced) for a in program.active_inputs(equation)]
+    return True
+
+
+class _Cone:
+    """A value and what it comes from through elementwise, moving, reducing steps.
+
+    Looked for only as far back as it is asked about: through a residual stream it goes
+    back to the first layer, and all cones together would grow as depth squared.
+    """
+
+    def __init__(self, program: Program, value: Value):
+        self._program = program
+        self._found: set[Value] = set()
+        self._latest_first: list[tuple[int, int, Value]] = []
+        self._add(value)
+
+    def __contains__(self, value: Value) -> bool:
+        while self._latest_first and -self._latest_first[0][0] > value.position:
+            producer = heapq.heappop(self._latest_first)[2].producer
+            if producer is not None and _is_measuring(self._program, producer):
+                for operand in self._program.active_inputs(producer):
+                    self._add(operand)
+        return value in self._found
+
+    def _add(self, value: Value) -> None:
+        if value not in self._found:
+            self._found.add(value)
+            entry = (-value.position, len(self._found), value)
+            heapq.heappush(self._latest_first, entry)
+
+
+def _is_measuring(program: Program, equation: Equation) -> bool:
+    prim = equation.primitive
+    operands = program.active_inputs(equation)
+    if prim in _SHIFTS and len(operands) == 1:
+        constants = [a for a in equation.inputs if a is not operands[0]]
+        return all(scalar_of(a) is not None for a in constants)
+    if prim is p.dot_general_p:  # einsum('bd,bd->b', x, x): a product and its sum
+        contracting, batch = equation.params["dimension_numbers"]
+        summed = all(
+            len(a.shape) == len(c) + len(b)
+            for a, c, b in zip(equation.inputs, contracting, batch, strict=True)
+        )
+        return summed and all(program.is_active(a) for a in equation.inputs)
+    return prim in ELEMENTWISE | _REDUCTIONS | _MOVES
+
+
+def _reduces(program: Program, equation: Equation) -> bool:
+    return equation.primitive in _REDUCTIONS or equation.primitive is p.dot_general_p
+
+
+def _is_linear(program: Program, operand: Atom, sources: _Cone) -> bool:
+    """Whether an operand is linear in the sources that it was computed from."""
+    stack, seen = [operand], set()
+    while stack:
+        value = stack.pop()
+        if not isinstance(value, Value) or value in seen or value.producer is None:
+            continue
+        if value in sources:  # how the sources came about is no concern of the norm
+            continue
+        seen.add(value)
+        equation = value.producer
+        if not _is_measuring(program, equation):
+            continue
+        operands = program.active_inputs(equation)
+        scales = equation.primitive in (p.mul_p, p.div_p) and len(operands) == 1
+        if equation.primitive not in _LINEAR and not scales:
+            return False
+        stack += operands
+    return True

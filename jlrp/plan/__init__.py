@@ -1,0 +1,1 @@
+"""What is kept and what is made again, before anything runs."""

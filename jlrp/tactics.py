@@ -1,0 +1,122 @@
+"""Numbers that wait: made no sooner than what arrives.
+
+XLA's scheduler for CPUs starts whatever can start. All that the reverse pass makes of
+parameters alone, kernels of positive weights, kernels turned around for a transpose, it
+would make at once, before the forward pass, and hold until it is needed. So they get a
+data dependency on the relevance that arrives: on ResNet-50 z+ then takes two fifths of
+the memory. Rejected: ``lax.optimization_barrier``, which XLA's
+pipelines for CPUs take away before they schedule (jax 0.10), or which keeps what is
+behind it from being fused (0.12). Other schedulers look at memory by themselves: there
+nothing is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+Array = jax.Array
+
+wait_p = Primitive("wait")
+wait_p.def_impl(lambda arrived, number: number)
+wait_p.def_abstract_eval(lambda arrived, number: number)
+
+
+def _first(arrived: Array) -> Array:
+    return lax.slice(arrived, [0] * arrived.ndim, [1] * arrived.ndim)
+
+
+def _held_back(arrived: Array, number: Array) -> Array:
+    """The number, chosen by a comparison whose outcome the compiler does not know.
+
+    A tanh is nowhere above 2. To XLA it is too costly to be computed at each element,
+    so it stays a program of its own: a cheap one would be written, with all that
+    ``arrived`` is made of, into whatever is made of the number.
+    """
+    first = lax.reshape(_first(arrived), ())
+    bounded = lax.tanh(lax.real(first) if jnp.iscomplexobj(first) else first)
+    never = lax.gt(lax.broadcast(bounded, number.shape), np.asarray(2, bounded.dtype))
+    return lax.select(never, lax.full_like(number, 0), number)
+
+
+mlir.register_lowering(wait_p, lambda ctx, arrived, number: [number])
+mlir.register_lowering(
+    wait_p, mlir.lower_fun(_held_back, multiple_results=False), platform="cpu"
+)
+
+
+def _batched(args: Sequence[Any], axes: Sequence[Any]) -> tuple[Any, Any]:
+    """What is not batched waits for the first of a batch, and stays one."""
+    (arrived, number), (axis, of_number) = args, axes
+    if axis is not None:
+        arrived = lax.index_in_dim(arrived, 0, axis, keepdims=False)
+    return wait_p.bind(arrived, number), of_number
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    (arrived, number), (_, tangent) = primals, tangents
+    if not isinstance(tangent, ad.Zero):
+        tangent = wait_p.bind(arrived, tangent)
+    return wait_p.bind(arrived, number), tangent
+
+
+def _transpose(cotangent: Any, arrived: Any, number: Any) -> Sequence[Any]:
+    return [None, cotangent]
+
+
+batching.primitive_batchers[wait_p] = _batched
+ad.primitive_jvps[wait_p] = _jvp
+ad.primitive_transposes[wait_p] = _transpose
+
+
+def waiting_for(arrived: Array | None, number: Array) -> Array:
+    """The number, made no sooner than ``arrived``, of whatever shape, is there."""
+    if arrived is None or arrived.size == 0:
+        return number
+    return wait_p.bind(arrived, number)
+
+
+def first_of(arrived: Array | None) -> Array | None:
+    """One element: to wait for it is to wait for the whole array."""
+    if arrived is None or arrived.size == 0:
+        return None
+    return _first(arrived)
+
+
+# Whether a flag is set anywhere: one answer for a whole batch.
+#
+# ``lax.cond`` on a predicate that ``vmap`` has batched runs both branches. Where one of
+# them is the exact way and always right, one answer for all examples is enough.
+
+
+def _reduced(flags: Array) -> Array:
+    return lax.reduce_or(flags, range(flags.ndim))
+
+
+def _anywhere_batched(args: Sequence[Any], axes: Sequence[Any]) -> tuple[Any, Any]:
+    return anywhere_p.bind(*args), None  # an axis: none
+
+
+anywhere_p = Primitive("anywhere")
+anywhere_p.def_impl(_reduced)
+anywhere_p.def_abstract_eval(
+    lambda flags: jax.core.ShapedArray((), np.dtype(bool))  # type: ignore[attr]
+)
+mlir.register_lowering(anywhere_p, mlir.lower_fun(_reduced, multiple_results=False))
+batching.primitive_batchers[anywhere_p] = _anywhere_batched
+ad.primitive_jvps[anywhere_p] = lambda primals, tangents: (
+    anywhere_p.bind(*primals),
+    ad.Zero(jax.core.ShapedArray((), jax.dtypes.float0)),  # type: ignore[attr]
+)
+
+
+def anywhere(flags: Array) -> Array:
+    """Whether any of the flags is set, for any example of a batch."""
+    return anywhere_p.bind(flags)
