@@ -17,6 +17,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.analysis.missing import elementwise_sources, replaces, tested_by
 from jlrp.analysis.scalar import at_zero, is_elementwise, scalar_of
+from jlrp.analysis.terms import Terms
 from jlrp.ir.primitives import (
     ELEMENTWISE,
     LINEAR_UNARY,
@@ -24,6 +25,7 @@ from jlrp.ir.primitives import (
     why_missing,
 )
 from jlrp.ir.program import Equation, Program, Value, between
+from jlrp.ops.softmax import Softmaxes
 from jlrp.promise import is_complex
 
 _SHIFTS = {p.add_p, p.add_jaxvals_p, p.sub_p}
@@ -52,6 +54,8 @@ class Regions:
         self.program = program
         self.outer = outer  # of the program around a body
         self.opaque = opaque  # primitives with a rule of their own
+        self.terms = Terms(program, opaque)
+        self.softmaxes = Softmaxes(self.terms)
         self._dominators: dict[Value, Value | None] = {}
         self.ends: dict[Value, str | None] = {}  # what products end in (product.py)
 
@@ -97,10 +101,16 @@ class Regions:
         """The dominator of a value inside a region, which no boundary may be."""
         return None if value in self.program.boundaries else self.dominator(value)
 
+    def _is_apart(self, value: Value) -> bool:
+        """Whether a value is the end of an operation that is no region."""
+        if value in self.program.boundaries:
+            return True
+        return self.softmaxes.ending_at(value) is not None
+
     def ending_at(self, end: Value) -> Region | None:
         start = end
         while (above := self.dominator(start)) is not None:
-            if start is not end and start in self.program.boundaries:
+            if start is not end and self._is_apart(start):
                 break
             if self._is_affine_step(start, above):
                 break

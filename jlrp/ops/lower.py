@@ -48,7 +48,7 @@ from jlrp.ops.position import (
     with_depths,
 )
 from jlrp.ops.product import products
-from jlrp.ops.softmax import may_be_minus_infinity, softmax_axes, softmax_input
+from jlrp.ops.softmax import may_be_minus_infinity
 from jlrp.ops.statistic import statistic_of, unscaled
 
 
@@ -146,13 +146,13 @@ class _Builder:
         )
 
     def softmax(self, end: Value) -> Operation | None:
-        scores = softmax_input(self.program, end)
-        if scores is None:
+        found = self.regions.softmaxes.ending_at(end)
+        if found is None:
             return None
-        masked = may_be_minus_infinity(self.program, scores)
+        masked = may_be_minus_infinity(self.program, found.scores)
         return replace(
-            self.group("softmax", "function", [scores], end),
-            softmax_axes=softmax_axes(self.program, end),
+            self.group("softmax", "function", [found.scores], end),
+            softmax_axes=found.axes,
             facts=frozenset({"masked"} if masked else ()),
         )
 

@@ -20,11 +20,7 @@ from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.activation import Regions
 from jlrp.ops.average import Averages, Handed, Part, averages
 from jlrp.ops.signal import is_selective, signal_among
-from jlrp.ops.softmax import (
-    is_softmax_weights,
-    may_be_minus_infinity,
-    softmax_input,
-)
+from jlrp.ops.softmax import may_be_minus_infinity
 from jlrp.ops.statistic import statistic_of
 
 _PRODUCTS = {p.mul_p, p.div_p, p.dot_general_p, p.conv_general_dilated_p}
@@ -110,7 +106,7 @@ def _is_product(program: Program, regions: Regions, equation: Equation) -> bool:
     if not all(program.is_active(a) for a in equation.inputs[:2]):
         return False
     (out,) = equation.outputs
-    return regions.ending_at(out) is None and softmax_input(program, out) is None
+    return regions.softmaxes.ending_at(out) is None and regions.ending_at(out) is None
 
 
 def _share(
@@ -155,7 +151,7 @@ def _share(
             tuple(g / sum(gated) for g in gated),
             tuple(c / sum(chosen) for c in chosen),
             tuple(len(fs) == 1 and ends[fs[0]] == "softmax" for fs in below),
-            tuple(len(fs) == 1 and _may_be_nan(program, fs[0]) for fs in below),
+            tuple(len(fs) == 1 and _may_be_nan(program, regions, fs[0]) for fs in below),
             recurs,
         )
 
@@ -198,7 +194,7 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
             program, regions = regions.outer.program, regions.outer
             if not isinstance(value, Value):
                 return None
-        if is_softmax_weights(program, value):
+        if regions.softmaxes.are_weights(value):
             return "softmax"
         region = regions.ending_at(value)
         if region is not None and region.homogeneous and not region.zero_at_zero:
@@ -272,12 +268,12 @@ def _is_code(atom: Atom) -> bool:
     return False
 
 
-def _may_be_nan(program: Program, factor: Value) -> bool:
+def _may_be_nan(program: Program, regions: Regions, factor: Value) -> bool:
     """Whether a factor is the softmax of scores that may all be -inf."""
     value: Value | None = factor
     while value is not None:
-        if (scores := softmax_input(program, value)) is not None:
-            return may_be_minus_infinity(program, scores)
+        if (found := regions.softmaxes.ending_at(value)) is not None:
+            return may_be_minus_infinity(program, found.scores)
         value = value.producer and _transparent(program, value.producer)
     return False
 
