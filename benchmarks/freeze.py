@@ -23,6 +23,7 @@ import argparse
 import fnmatch
 import functools
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -45,6 +46,7 @@ from jax.extend.core import jaxpr_as_fun
 import jlrp
 from jlrp import composites, rules
 
+jax.config.update("jax_enable_x64", True)  # before any program makes its constants
 # The tests first: both folders have a `peers`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -298,21 +300,25 @@ def cells(asked_composites, asked_policies):
 
 
 def frozen(name, pairs):
-    """The rows of a program: dicts, in the order of the pairs."""
+    """The rows of a program: a dict for each pair of a composite and a policy."""
     where = dict(program=name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            made = program(name)
+        except Exception as error:  # of the framework: jlrp has not seen it
+            return [where | dict(composite="", policy="", error=_error(error))]
+        return [
+            where | dict(composite=c, policy=p) | _row_or_error(made, c, p)
+            for c, p in pairs
+        ]
+
+
+def _row_or_error(made, composite, policy):
     try:
-        made = program(name)
-    except Exception as error:  # of the framework: jlrp has not seen it
-        yield where | dict(composite="", policy="", error=_error(error))
-        return
-    for composite, policy in pairs:
-        row = where | dict(composite=composite, policy=policy)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                yield row | _row(made, COMPOSITES[composite], policies()[policy])
-            except Exception as error:
-                yield row | dict(error=_error(error))
+        return _row(made, COMPOSITES[composite], policies()[policy])
+    except Exception as error:
+        return dict(error=_error(error))
 
 
 def _row(made, composite, residuals):
@@ -337,14 +343,11 @@ def _row(made, composite, residuals):
 
 
 def _operation(row):
-    shapes = " ".join(map(_shape, row.input_shapes))
-    facts = " ".join(row.facts)
-    text = (
-        f"{'  ' * row.depth}{row.kind} ({row.primitive}) {shapes} -> "
-        f"{_shape(row.output_shape)}: {row.rule} [{row.status}] {facts}, "
-        f"{row.equations} equations"
-    )
-    return _plain(text)
+    shapes = " ".join(map(_shape, (*row.input_shapes, row.output_shape)))
+    words = [f"{'  ' * row.depth}{row.kind}", *row.facts, f"({row.primitive}"]
+    words[-1] += f" x {row.equations})" if row.equations > 1 else ")"
+    status = [] if row.status == "covered" else [f"[{row.status}]"]
+    return _plain(" ".join([*words, f"{shapes}:", row.rule, *status]))
 
 
 def _footer(report):
@@ -364,7 +367,8 @@ def _shape(shape):
 def _plain(text):
     """Without addresses, scopes and lines of source."""
     text = re.sub(r" at 0x[0-9a-f]+", "", text)
-    return re.sub(r" at [^ ,]+( level)?( \([^()]*:\d+[^()]*\))?", "", text)
+    line = r" \((?:[^()]|\([^()]*\))*:\d+(?:[^()]|\([^()]*\))*\)"
+    return re.sub(rf" at [^ ,]+( level)?({line})?", "", text)
 
 
 def _error(error):
@@ -379,12 +383,14 @@ class Rows:
 
     def __init__(self, path):
         self.path, self.known, self.tables, self.version = Path(path), {}, {}, None
+        self.whole = 0  # bytes: a killed run may have cut the last line
         if self.path.exists():
             opened = gzip.open if self.path.suffix == ".gz" else open
-            with opened(self.path, "rt") as file:
+            with opened(self.path, "rb") as file:
                 for line in file:
-                    if line.endswith("\n"):  # a killed run may have cut the last
+                    if line.endswith(b"\n"):
                         self._take(json.loads(line))
+                        self.whole += len(line)
 
     def _take(self, line):
         if "jax" in line:
@@ -417,16 +423,15 @@ class Rows:
             lines.append(row)
         for line in lines:
             self._take(line)
-        with open(self.path, "a") as file:
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            file.write(text)
+        with open(self.path, "ab") as file:
+            file.truncate(self.whole)
+            text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+            self.whole += file.write(text)
             file.flush()
             os.fsync(file.fileno())
 
 
 def _digest(rows):
-    import hashlib
-
     return hashlib.blake2b("\n".join(rows).encode(), digest_size=8).hexdigest()
 
 
@@ -435,6 +440,8 @@ def _digest(rows):
 
 def differences(old, new, renamed=()):
     """What of a row differs, in words."""
+    if new is None:  # it did not trace, and does
+        new = dict(error="none")
     if "error" in old or "error" in new:
         texts = [r.get("error", "no error") for r in (old, new)]
         if texts[0] != texts[1]:
@@ -477,21 +484,12 @@ def tasks(options, known=None):
             yield name, missing
 
 
-def frozen_list(name, pairs):
-    """In a process of its own: what a program leaves in caches goes with it."""
-    jax.config.update("jax_enable_x64", True)
-    try:
-        return list(frozen(name, pairs))
-    finally:
-        jax.clear_caches()
-
-
 def run(todo, jobs):
-    """The rows of each program, as they come."""
+    """The rows of each program, as they come: ``todo`` are names and pairs."""
     total = sum(len(pairs) for _, pairs in todo)
     bar = tqdm(total=total, unit="row", smoothing=0.05) if tqdm else None
     if jobs < 2:
-        found = (frozen_list(*task) for task in todo)
+        found = (_frozen_alone(*task) for task in todo)
     else:
         found = _in_processes(todo, jobs)
     for rows in found:
@@ -503,10 +501,17 @@ def run(todo, jobs):
         bar.close()
 
 
+def _frozen_alone(name, pairs):
+    try:
+        return frozen(name, pairs)
+    finally:
+        jax.clear_caches()
+
+
 def _in_processes(todo, jobs):
     context = get_context("spawn")
     with ProcessPoolExecutor(jobs, context, max_tasks_per_child=12) as pool:
-        for done in as_completed([pool.submit(frozen_list, *task) for task in todo]):
+        for done in as_completed([pool.submit(_frozen_alone, *task) for task in todo]):
             yield done.result()
 
 
@@ -525,31 +530,34 @@ def compare(options):
     if old.version != jax.__version__:
         print(f"{options.file} was made with jax {old.version}: all may differ.")
     renamed = [pair.split("=") for pair in options.renamed]
-    todo, count, wrong = {}, 0, 0
-    for name, composite, policy in old.known:
-        asked = (
-            _matches(name, options.programs)
-            and composite in ("", *(options.composites or COMPOSITES))
-            and policy in ("", *(options.policies or policies()))
-        )
-        if asked:
-            pair = (composite or "auto", policy or "keep")  # it did not trace then
-            todo.setdefault(name, []).append(pair)
-    for found in run(list(todo.items()), options.jobs):
-        for row in found:
-            key = (row["program"], row["composite"], row["policy"])
-            if key not in old.known:
-                key = next(k for k in old.known if k[0] == key[0])
-            count += 1
-            if lines := list(differences(old.get(key), row, renamed)):
-                wrong += 1
-                print(" ".join(key), *lines, sep="\n  ", flush=True)
-    print(f"{wrong} of {count} rows differ")
+    asked = [
+        (name, composite, policy)
+        for name, composite, policy in old.known
+        if any(fnmatch.fnmatch(name, glob) for glob in options.programs or "*")
+        and composite in ("", *(options.composites or COMPOSITES))
+        and policy in ("", *(options.policies or policies()))
+    ]
+    wrong = 0
+    for key, lines in changes(old, asked, options.jobs, renamed):
+        wrong += 1
+        print(" ".join(key), *lines, sep="\n  ", flush=True)
+    print(f"{wrong} of {len(asked)} rows differ")
     return int(wrong > 0)
 
 
-def _matches(name, patterns):
-    return not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)
+def changes(old, keys, jobs=1, renamed=()):
+    """The keys whose rows are others now, and in what."""
+    todo = {}
+    for name, composite, policy in keys:
+        todo.setdefault(name, []).append((composite or "auto", policy or "keep"))
+    for found in run(list(todo.items()), jobs):
+        new = {(r["program"], r["composite"], r["policy"]): r for r in found}
+        untraced = new.get((found[0]["program"], "", ""))
+        for key in (k for k in keys if k[0] == found[0]["program"]):
+            if lines := list(
+                differences(old.get(key), new.get(key, untraced), renamed)
+            ):
+                yield key, lines
 
 
 def main():

@@ -94,7 +94,7 @@ def pooled(k, x):
 EMBEDDINGS = {"tokens": normal(5, 6), "types": normal(3, 6), "both": normal(8, 6)}
 LINEN = nn.Sequential([nn.Dense(4), nn.gelu, nn.LayerNorm(), nn.Dense(3)])
 LINEN_PARAMS = LINEN.init(jax.random.key(1), X)
-SPD = W @ W.T + 9 * jnp.eye(6)
+SPD = W @ W.T + 9 * jnp.eye(6, dtype=W.dtype)
 
 
 def solved(a, x):
