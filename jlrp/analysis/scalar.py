@@ -157,6 +157,11 @@ def at_zero(end: Value, start: Value) -> Scalar:
     return _known(end, {start: 0.0})
 
 
+def value_at(end: Value, start: Value, number: float) -> Scalar:
+    """``f(number)`` of the elementwise function from ``start`` to ``end``, if known."""
+    return _known(end, {start: np.float64(number)}, rounds=False)
+
+
 def slope_at_infinity(end: Value, start: Value) -> float:
     """The slope of an elementwise function far from 0, its own gain; else 1.
 

@@ -2,7 +2,7 @@
 
 A value is read as a sum of *strided einsums*::
 
-    constant + sum_t coefficient_t * sum_s prod_f root_f[offset_f + strides_f] ** power_f
+    constant + sum_t c_t * sum_s prod_f root_f[offset_f + strides_f] ** power_f
 
 over the indices of the value and summed digits s. A root is a value of the program that
 is read no further, or a ``Function`` of a reading; how it is indexed is a ``View``: of
@@ -224,9 +224,7 @@ class View(NamedTuple):
                     low[at] += (size - 1) * times
                 found.append((size, stride * times))
             axes.append(merged(found))
-        if any(
-            low[i] < 0 or high[i] >= size for i, (size, _) in enumerate(digits)
-        ):
+        if any(low[i] < 0 or high[i] >= size for i, (size, _) in enumerate(digits)):
             return None
         return View(offset, tuple(axes))
 
@@ -299,11 +297,12 @@ class Terms:
 
     def __init__(self, program: Program, opaque: Iterable[Any] = ()):
         self.program = program
-        self._opaque = frozenset(opaque)
+        self.opaque = frozenset(opaque)
         self._readings: dict[Value, Reading] = {}
         self._functions: dict[Any, Function] = {}
         self._scalars: dict[Value, Scalar] = {}
         self._numbers: dict[Any, int] = {}
+        self.remembered: dict[Any, Any] = {}  # what recognisers made of readings
 
     # What recognisers ask.
 
@@ -351,7 +350,9 @@ class Terms:
             for n, s in digits:
                 if s % whole and abs(s) * n > stride:
                     return None
-            axes.append(tuple((n, s // size if not s % whole else s) for n, s in digits))
+            axes.append(
+                tuple((n, s // size if not s % whole else s) for n, s in digits)
+            )
         total = _closed_sum(self, self.operand(made.inputs[0]), [axis])
         offset = before * stride + at % stride
         return total and (total, View(offset, tuple(map(merged, axes))))
@@ -437,7 +438,7 @@ class Terms:
 
     def _rule(self, equation: Equation) -> Rule | None:
         prim = equation.primitive
-        if prim in self._opaque:
+        if prim in self.opaque:
             return None
         rule = _RULES.get(prim) or _RULES_BY_NAME.get(prim.name)
         if rule is None or any(map(is_complex, equation.outputs)):
@@ -451,8 +452,10 @@ class Terms:
             return True
         if self._rule(made) is None:
             return True
-        if made.primitive in _FOLLOWED or not self.program.is_active(value):
+        if made.primitive in _FOLLOWED:
             return False
+        if not self.program.is_active(value):  # what parameters make is one of them
+            return made.primitive is not p.select_n_p
         if made.primitive is p.dot_general_p:  # a learned map, if not a sum
             still = [a for a in made.inputs if not self.program.is_active(a)]
             if any(self.number_of(a) is None for a in still):
@@ -513,7 +516,9 @@ class Terms:
         )
         if made_by is not None and made_by not in function.made_by:
             function.made_by.append(made_by)
-        return Reading(reading.shape, (Term(1.0, (Factor(function, 1, view, ()),), ()),))
+        return Reading(
+            reading.shape, (Term(1.0, (Factor(function, 1, view, ()),), ()),)
+        )
 
     def _own_axes(self, reading: Reading) -> tuple[Reading, View] | None:
         """A reading over the digits along which it varies, and the view of that."""
@@ -678,7 +683,8 @@ def _on_lines(term: Term, offsets: list[tuple[int, ...]]) -> list[Term]:
     def at(offset: Sequence[int], size: int, step: Sequence[int]) -> Term:
         factors = tuple(
             f._replace(
-                view=f.view._replace(offset=o), inner=(*f.inner, s) if size > 1 else f.inner
+                view=f.view._replace(offset=o),
+                inner=(*f.inner, s) if size > 1 else f.inner,
             )
             for f, o, s in zip(term.factors, offset, step, strict=True)
         )
@@ -917,12 +923,12 @@ def _exponential(terms: Terms, equation: Equation, out: Value) -> Reading | None
 
 
 def _reduced(terms: Terms, equation: Equation, out: Value) -> Reading | None:
-    return _closed_sum(terms, terms.operand(equation.inputs[0]), equation.params["axes"])
+    return _closed_sum(
+        terms, terms.operand(equation.inputs[0]), equation.params["axes"]
+    )
 
 
-def _closed_sum(
-    terms: Terms, reading: Reading, axes: Sequence[int]
-) -> Reading | None:
+def _closed_sum(terms: Terms, reading: Reading, axes: Sequence[int]) -> Reading | None:
     found = summed_over(reading, axes)
     return None if found is None else terms.closed(found)
 
@@ -983,6 +989,20 @@ def _cast(terms: Terms, equation: Equation, out: Value) -> Reading | None:
     return _unchanged(terms, equation, out)
 
 
+def moves_all(equation: Equation) -> bool:
+    """Whether an equation only puts the numbers of one operand in another order."""
+    if equation.primitive not in _ORDERS or rounds(equation):
+        return False
+    (source, *_), (out, *_) = equation.inputs, equation.outputs
+    return math.prod(source.shape) == math.prod(out.shape)
+
+
+def moved(equation: Equation, view: View) -> View | None:
+    """The view of what an equation moves, behind it."""
+    change = _ORDERS[equation.primitive]
+    return change(equation, view)
+
+
 def _reshaped(equation: Equation, view: View) -> View | None:
     return view.reshaped(equation.outputs[0].shape)
 
@@ -993,7 +1013,11 @@ def _gathered(terms: Terms, equation: Equation, out: Value) -> Reading | None:
     numbers = equation.params["dimension_numbers"]
     sizes = equation.params["slice_sizes"]
     start = terms.number_of(index)
-    if start is None or math.prod(index.shape) != 1 or len(numbers.start_index_map) != 1:
+    if (
+        start is None
+        or math.prod(index.shape) != 1
+        or len(numbers.start_index_map) != 1
+    ):
         return None
     if getattr(numbers, "operand_batching_dims", ()):
         return None
@@ -1014,14 +1038,19 @@ def _gathered(terms: Terms, equation: Equation, out: Value) -> Reading | None:
     return _mapped(terms.operand(operand), out.shape, change)
 
 
+_Change = Callable[[Equation, View], "View | None"]
+_ORDERS: dict[Any, _Change] = {
+    p.broadcast_in_dim_p: lambda e, v: v.broadcast(
+        e.outputs[0].shape, e.params["broadcast_dimensions"]
+    ),
+    p.reshape_p: _reshaped,
+    p.rev_p: lambda e, v: v.reversed_along(e.params["dimensions"]),
+    p.squeeze_p: _reshaped,
+    p.transpose_p: lambda e, v: v.transposed(e.params["permutation"]),
+}
 _RULES: dict[Any, Rule] = {
     p.add_jaxvals_p: _added,
     p.add_p: _added,
-    p.broadcast_in_dim_p: _movement(
-        lambda e, v: v.broadcast(
-            e.outputs[0].shape, e.params["broadcast_dimensions"]
-        )
-    ),
     p.concatenate_p: _concatenated,
     p.convert_element_type_p: _cast,
     p.copy_p: _unchanged,
@@ -1037,16 +1066,13 @@ _RULES: dict[Any, Rule] = {
     p.pow_p: _exponential,
     p.reduce_precision_p: _unchanged,
     p.reduce_sum_p: _reduced,
-    p.reshape_p: _movement(_reshaped),
-    p.rev_p: _movement(lambda e, v: v.reversed_along(e.params["dimensions"])),
     p.rsqrt_p: _powered(-0.5),
     p.select_n_p: _selected,
     p.slice_p: _movement(_sliced),
     p.sqrt_p: _powered(0.5),
     p.square_p: _powered(2.0),
-    p.squeeze_p: _movement(_reshaped),
     p.sub_p: _added,
-    p.transpose_p: _movement(lambda e, v: v.transposed(e.params["permutation"])),
+    **{primitive: _movement(change) for primitive, change in _ORDERS.items()},
 }
 _RULES_BY_NAME: dict[str, Rule] = {
     "optimization_barrier": _unchanged,

@@ -144,6 +144,7 @@ class Program:
     levels: Mapping[Value, int] = field(default_factory=dict)  # INDEPENDENT left out
     uses: dict[Value, list[Equation]] = field(default_factory=dict)
     choosing: dict[Equation, frozenset[Atom]] = field(default_factory=dict)  # keys
+    fixed: dict[Value, bool] = field(default_factory=dict)  # made of literals alone?
 
     def is_active(self, atom: Atom) -> bool:
         return isinstance(atom, Value) and atom in self.active

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 from jax.extend.core import primitives as p
 
+from jlrp.analysis.terms import Terms
 from jlrp.ir.primitives import ELEMENTWISE, rounds
 from jlrp.ir.program import Atom, Equation, Program, Value
+from jlrp.ops.contraction import Dot, as_dot, cut_of_dot, is_fixed
 from jlrp.promise import is_complex
 
 CORES = {p.dot_general_p: "dense", p.conv_general_dilated_p: "conv"}
@@ -56,6 +58,8 @@ class Affine:
     core: Equation
     operand: int  # index of the active operand of the core
     steps: tuple[Step, ...]
+    stands: bool = False  # the core stands for equations of the program
+    of_kernel: tuple[Equation, ...] = ()  # what makes the kernel of parameters, then
 
     @property
     def start(self) -> Value:
@@ -73,7 +77,7 @@ class Affine:
 
     @property
     def equations(self) -> tuple[Equation, ...]:
-        return (self.core, *(step.equation for step in self.steps))
+        return (*self.of_kernel, self.core, *(step.equation for step in self.steps))
 
     @property
     def has_shift(self) -> bool:
@@ -81,10 +85,15 @@ class Affine:
 
 
 def is_core(program: Program, equation: Equation) -> bool:
-    """A dot or convolution of one active operand with a constant kernel."""
+    """A dot or convolution of one active operand with a kernel of parameters.
+
+    One whose kernel is made of literals inside of the program (a resize, a filter bank,
+    a sum as a dot with ones) is a fixed map, and no layer.
+    """
     if equation.primitive not in CORES or is_complex(equation.outputs[0]):
         return False  # rules that look at kernels look at their signs
-    return sum(program.is_active(a) for a in equation.inputs) == 1
+    kernels = [a for a in equation.inputs if not program.is_active(a)]
+    return len(kernels) == 1 and not is_fixed(program, kernels[0])
 
 
 def step_of(program: Program, equation: Equation) -> Step | None:
@@ -131,17 +140,35 @@ def scale_chain(program: Program, end: Value) -> list[Step]:
     return steps[::-1]
 
 
-def affine_ending_at(program: Program, end: Value, merge_batch_norm: bool = True):
+def core_of(terms: Terms, value: Value, behind: bool = True) -> Dot | None:
+    """The dot or convolution that makes a value, and moves that are a part of it.
+
+    ``behind`` something: then dots that are concatenated, or a part of one, will do.
+    """
+    made = value.producer
+    if made is None:
+        return None
+    if is_core(terms.program, made):
+        return Dot(made, (), ())
+    if made.primitive is p.reduce_sum_p or (
+        behind and made.primitive is p.concatenate_p
+    ):
+        return as_dot(terms, made)
+    return cut_of_dot(terms, value) if behind else None
+
+
+def affine_ending_at(terms: Terms, end: Value, merge_batch_norm: bool = True):
     """The affine operation that ends at ``end``, or None."""
+    program = terms.program
     steps = scale_chain(program, end)
     value = steps[0].source if steps else end
-    core = value.producer
-    if core is None or not is_core(program, core):
+    dot = core_of(terms, value, bool(steps))
+    if dot is None or (steps and not program.used_once(value)):
         return None
-    if steps and not program.used_once(value):
-        return None
-    operand = next(i for i, a in enumerate(core.inputs) if program.is_active(a))
-    affine = Affine(core, operand, tuple(steps))
+    behind = [Step(e, "move", e.inputs[0]) for e in dot.moves]  # type: ignore[arg-type]
+    operand = next(i for i, a in enumerate(dot.core.inputs) if program.is_active(a))
+    stands = dot.core is not value.producer
+    affine = Affine(dot.core, operand, (*behind, *steps), stands, dot.kernel)
     if not merge_batch_norm and batch_norm_start(steps) is not None:
         return None
     return affine if _scales_fit(affine) else None
@@ -169,12 +196,6 @@ def batch_norm_start(steps: list[Step]) -> int | None:
     while before >= 0 and steps[before].kind == "move":
         before -= 1
     return before if before >= 0 and steps[before].kind == "shift" else first
-
-
-def is_fixed(program: Program, constant: Atom | None) -> bool:
-    """Whether a constant is the same for all parameters: counts, literals."""
-    inputs = set(program.inputs) | set(program.constants)
-    return inputs.isdisjoint(_constant_ancestors(constant))
 
 
 def _constant_ancestors(atom: Atom | None):

@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.activity import Carries, active_parts, flow
+from jlrp.analysis.scalar import scalar_of
 from jlrp.analysis.sign import signs
 from jlrp.analysis.stopped import (
     Choice,
@@ -27,6 +28,7 @@ from jlrp.analysis.stopped import (
     is_adding,
     stopped_operands,
 )
+from jlrp.analysis.terms import moves_all
 from jlrp.ir.primitives import family_at
 from jlrp.ir.program import Equation, Program, Value, between
 from jlrp.ops.activation import Regions
@@ -34,13 +36,15 @@ from jlrp.ops.affine import (
     Step,
     affine_ending_at,
     batch_norm_start,
+    core_of,
     is_core,
-    is_fixed,
     scale_chain,
 )
 from jlrp.ops.average import Handed
 from jlrp.ops.base import Operation, View
+from jlrp.ops.contraction import is_fixed
 from jlrp.ops.embedding import Embedding
+from jlrp.ops.mean import MEANS, is_mean, weight_of
 from jlrp.ops.position import (
     affine_before,
     marked_attention,
@@ -177,7 +181,7 @@ class _Builder:
             return None
         summed = steps[0].source.producer
         assert summed is not None
-        kind = _MEANS[summed.primitive]
+        kind = MEANS[summed.primitive]
         return self.group(kind, "linear", self.operands(summed), end)
 
     def _mean_steps(self, steps: list[Step]) -> int:
@@ -186,30 +190,50 @@ class _Builder:
         equation = summed.producer
         if (
             equation is None
-            or equation.primitive not in _MEANS
             or equation.primitive in self.opaque
+            or weight_of(self.program, equation) is None
             or not self.program.used_once(summed)
         ):
             return 0
-        fixed = 0
+        found = 0
         for index, step in enumerate(steps):
             if step.kind == "shift" or not is_fixed(self.program, step.constant):
                 break
             if step.kind == "scale":
-                fixed = index + 1
-        return fixed
+                counts = scalar_of(step.constant) is None if step.constant else False
+                if counts or is_mean(self.regions.terms, step.equation.outputs[0]):
+                    found = index + 1
+        return found
 
     def affine(self, end: Value) -> Operation | None:
-        affine = affine_ending_at(self.program, end, self.view.merge_batch_norm)
+        terms = self.regions.terms
+        affine = affine_ending_at(terms, end, self.view.merge_batch_norm)
         if affine is None:
             return None
-        operation = self.group(affine.kind, "linear", [affine.start], end)
-        facts = set()
+        if affine.stands:
+            operation = self.standing(affine.kind, affine.equations, affine.start, end)
+        else:
+            operation = self.group(affine.kind, "linear", [affine.start], end)
+        facts = {"negated"} if self._is_subtracted(end) else set()
         if affine.has_shift:
             facts.add("offset")
         if self.signs.get(affine.start) in (0, 1):
             facts.add("nonnegative")
         return replace(operation, affine=affine, facts=frozenset(facts))
+
+    def _is_subtracted(self, end: Value) -> bool:
+        """Whether a value is read as a term of a sum, and with a minus."""
+        value, minus = end, False
+        while self.program.used_once(value):
+            (use,) = self.program.uses[value]
+            if use.primitive in self.opaque:
+                break
+            if use.primitive in _SUMS and len(self.operands(use)) > 1:
+                minus ^= use.primitive is p.sub_p and use.inputs[1] is value
+            elif not moves_all(use):
+                break
+            (value,) = use.outputs
+        return minus
 
     def scale(self, end: Value) -> Operation | None:
         """Scales and shifts by constants; with a square root, a batch norm."""
@@ -221,8 +245,7 @@ class _Builder:
         if not steps:
             return None
         start = batch_norm_start(steps)
-        core = steps[0].source.producer
-        behind_core = core is not None and is_core(self.program, core)
+        behind_core = core_of(self.regions.terms, steps[0].source) is not None
         if start is not None and behind_core and not self.view.merge_batch_norm:
             steps = steps[start:]
         elif behind_core and self.program.used_once(steps[0].source):
@@ -235,7 +258,6 @@ class _Builder:
 
     def addition(self, end: Value) -> Operation | None:
         """A sum of active values, flattened: ``(a + b) + c`` is one operation."""
-        sums = (p.add_p, p.add_jaxvals_p, p.sub_p)
         leaves: list[Value] = []
         offset = False
         stack = [end]
@@ -246,7 +268,7 @@ class _Builder:
             if (
                 inner
                 and equation is not None
-                and equation.primitive in sums
+                and equation.primitive in _SUMS
                 and equation.primitive not in self.opaque
                 and (value is end or self.activation(value) is None)
                 and (value is end or len(self.operands(equation)) > 1)
@@ -271,7 +293,7 @@ class _Builder:
         if product is None:
             return None
         averaged = equation in self.averages.parts
-        statistic = None if averaged else statistic_of(self.program, equation)
+        statistic = None if averaged else statistic_of(self.regions.terms, equation)
         if statistic is not None and self.view.hold_statistics:
             if statistic == 1 or equation.primitive is not p.div_p:
                 return self.norm(equation, statistic)
@@ -311,6 +333,8 @@ class _Builder:
         nature = "unsupported" if family is None else family.nature
         if equation.primitive in self.opaque:  # it has a registered rule
             kind, nature = "custom", "custom"
+        elif kind in ("dense", "conv") and not is_core(self.program, equation):
+            kind = self._fixed_kind(equation)
         constants = tuple(
             dict.fromkeys(
                 a for a in equation.inputs if isinstance(a, Value) and a not in operands
@@ -330,6 +354,13 @@ class _Builder:
             constants,
             facts=frozenset(facts),
         )
+
+    def _fixed_kind(self, equation: Equation) -> str:
+        """The kind of a linear map that is the same whatever the parameters."""
+        (*_, out) = equation.outputs
+        if is_mean(self.regions.terms, out):
+            return MEANS[equation.primitive]
+        return "linear" if weight_of(self.program, equation) is None else "sum"
 
     def operands(self, equation: Equation) -> tuple[Value, ...]:
         return self.program.active_inputs(equation)
@@ -366,6 +397,17 @@ class _Builder:
         found = stopped_operands(self.program, op.equations, op.constants)
         return replace(op, stopped=found) if found else op
 
+    def standing(
+        self, kind: str, equations: Sequence[Equation], start: Value, end: Value
+    ) -> Operation:
+        """An operation of equations that stand for those of the program."""
+        inside = {v for e in equations for v in e.outputs} | {start}
+        read = (a for e in equations for a in e.inputs if isinstance(a, Value))
+        constants = dict.fromkeys(a for a in read if a not in inside)
+        return Operation(
+            kind, "linear", (start,), (end,), tuple(equations), tuple(constants)
+        )
+
     def group(
         self, kind: str, nature: str, inputs: Sequence[Value], end: Value
     ) -> Operation:
@@ -373,8 +415,8 @@ class _Builder:
         return Operation(kind, nature, tuple(inputs), (end,), equations, constants)
 
 
+_SUMS = (p.add_p, p.add_jaxvals_p, p.sub_p)
 _LOOPS = {p.scan_p: "scan", p.while_p: "while", p.cond_p: "cond"}
-_MEANS = {p.reduce_sum_p: "mean", p.reduce_window_sum_p: "avg_pool"}
 
 
 def _offset(steps: list[Step]) -> frozenset[str]:

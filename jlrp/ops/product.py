@@ -15,25 +15,19 @@ import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.scalar import scalar_of
-from jlrp.ir.primitives import PRODUCTS_BY_NAME, family_of
+from jlrp.analysis.terms import Terms
+from jlrp.ir.primitives import PRODUCTS_BY_NAME, family_of, rounds
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.activation import Regions
 from jlrp.ops.average import Averages, Handed, Part, averages
+from jlrp.ops.contraction import is_parameter
+from jlrp.ops.mean import weight_of
 from jlrp.ops.signal import is_selective, signal_among
 from jlrp.ops.softmax import may_be_minus_infinity
 from jlrp.ops.statistic import statistic_of
 
 _PRODUCTS = {p.mul_p, p.div_p, p.dot_general_p, p.conv_general_dilated_p}
-_TRANSPARENT = {
-    p.broadcast_in_dim_p,
-    p.convert_element_type_p,
-    p.copy_p,
-    p.neg_p,
-    p.reshape_p,
-    p.slice_p,
-    p.squeeze_p,
-    p.transpose_p,
-}
+_ADDS = (p.add_p, p.add_jaxvals_p, p.sub_p)
 
 
 @dataclass(frozen=True)
@@ -121,12 +115,15 @@ def _share(
     members: list[tuple[Equation, list[list[Value]]]] = []
 
     def factors(value: Value) -> list[Value]:
-        inner = _product_below(program, regions, value)
-        if inner is None:
+        found = _products_below(program, regions, value)
+        if not found:
             return [value]
+        inner, *others = found
+        for other in others:
+            flatten(other)
         if inner in parts:  # an average is weights times values
             return [value] * (2 if parts[inner].role == "quotient" else 1)
-        is_norm = statistic_of(program, inner) is not None
+        is_norm = statistic_of(regions.terms, inner) is not None
         return [value] if is_norm else flatten(inner)
 
     def flatten(equation: Equation) -> list[Value]:
@@ -137,8 +134,8 @@ def _share(
     all_factors = flatten(root)
     ends = {v: _end_of(program, regions, v) for v in all_factors}
     gates = _gates(all_factors, ends)
-    signal = signal_among(program, all_factors) if find_signals else None
-    recurs = signal is not None and is_selective(program, signal, all_factors)
+    signal = signal_among(regions.terms, all_factors) if find_signals else None
+    recurs = signal is not None and is_selective(regions.terms, signal, all_factors)
     for equation, below in members:
         uniform = [float(len(fs)) for fs in below]
         signals = [float(sum(f not in gates for f in fs)) for fs in below]
@@ -151,31 +148,60 @@ def _share(
             tuple(g / sum(gated) for g in gated),
             tuple(c / sum(chosen) for c in chosen),
             tuple(len(fs) == 1 and ends[fs[0]] == "softmax" for fs in below),
-            tuple(len(fs) == 1 and _may_be_nan(program, regions, fs[0]) for fs in below),
+            tuple(
+                len(fs) == 1 and _may_be_nan(program, regions, fs[0]) for fs in below
+            ),
             recurs,
         )
 
 
-def _product_below(program: Program, regions: Regions, value: Value) -> Equation | None:
-    """The product that ends at ``value`` through moves and literal scales."""
+def _products_below(program: Program, regions: Regions, value: Value) -> list[Equation]:
+    """The product that ends at ``value`` through moves and literal scales.
+
+    Or the several that a contraction adds up, written out term by term.
+    """
     while value.producer is not None and program.used_once(value):
         equation = value.producer
         if _is_product(program, regions, equation):
-            return equation
+            return [equation]
+        if equation.primitive in _ADDS and len(program.active_inputs(equation)) == 2:
+            return _products_of_contraction(program, regions, value)
         source = _transparent(program, equation)
-        if equation.primitive is p.reduce_sum_p:  # a contraction, written out
+        if weight_of(program, equation) is not None:  # a contraction, written out
             (source,) = program.active_inputs(equation)
         if source is None or regions.ending_at(value) is not None:
-            return None
+            return []
         value = source
-    return None
+    return []
+
+
+def _products_of_contraction(
+    program: Program, regions: Regions, value: Value
+) -> list[Equation]:
+    """The products that a sum adds up, if they are the terms of one contraction."""
+    terms = regions.terms
+    if regions.ending_at(value) is not None:
+        return []
+    term = terms.closed(terms.read(value)).only
+    active = [f for f in term.factors if terms.is_active(f.root)] if term else []
+    if term is None or not term.inner or len(active) < 2:
+        return []
+    assert value.producer is not None
+    return [
+        product
+        for a in value.producer.inputs
+        if isinstance(a, Value)
+        for product in _products_below(program, regions, a)
+    ]
 
 
 def _transparent(program: Program, equation: Equation) -> Value | None:
+    """What an equation moves beside constants, or scales by a number."""
     operands = program.active_inputs(equation)
     if len(operands) != 1:
         return None
-    if equation.primitive in _TRANSPARENT:
+    family = family_of(equation.primitive)
+    if family is not None and family.nature == "movement" and not rounds(equation):
         return operands[0]
     if equation.primitive in (p.mul_p, p.div_p) and equation.inputs[0] is operands[0]:
         return operands[0] if scalar_of(equation.inputs[1]) is not None else None
@@ -202,7 +228,7 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
             continue
         if region is not None:
             return "activation" if region.zero_at_zero else "open"
-        source = value.producer and _handed_on(program, value.producer)
+        source = value.producer and _handed_on(program, regions, value.producer)
         if source is None:
             return _end_of_product(program, regions, value)
         value = source
@@ -220,16 +246,20 @@ def _end_of_product(program: Program, regions: Regions, value: Value) -> str | N
     return regions.ends[value]
 
 
-def _handed_on(program: Program, equation: Equation) -> Value | None:
+def _handed_on(program: Program, regions: Regions, equation: Equation) -> Value | None:
     """The value that an equation moves, selects from, scales, shifts or normalises."""
     operands = program.active_inputs(equation)
     if len(operands) == 1:
         family = family_of(equation.primitive)
         moves = family is not None and family.nature in ("movement", "selection")
-        scales = _scales(equation, operands[0]) or _is_literal_shift(equation)
+        scales = (
+            _scales(equation, operands[0])
+            or _is_literal_shift(equation)
+            or _places(regions.terms, equation)
+        )
         return operands[0] if moves or scales else None
     if equation.primitive in (p.mul_p, p.div_p):
-        statistic = statistic_of(program, equation)
+        statistic = statistic_of(regions.terms, equation)
         if statistic is not None:
             signal = equation.inputs[1 - statistic]
             return signal if isinstance(signal, Value) else None
@@ -248,6 +278,16 @@ def _scales(equation: Equation, operand: Value) -> bool:
     return equation.primitive in (p.mul_p, p.div_p) and not divides
 
 
+def _places(terms: Terms, equation: Equation) -> bool:
+    """Whether a sum puts weights where a code says: ``(one_hot(i) * w).sum(1)``."""
+    if equation.primitive is not p.reduce_sum_p:
+        return False
+    term = terms.read(equation.outputs[0]).only
+    factors = term.factors if term else ()
+    still = [f.root for f in factors if not terms.is_active(f.root)]
+    return bool(still) and not any(is_parameter(terms, r) for r in still)
+
+
 def _is_literal_shift(equation: Equation) -> bool:
     """``1 - z`` of a gate that was split from others, and so begins no region."""
     if equation.primitive not in (p.add_p, p.sub_p):
@@ -262,7 +302,8 @@ def _is_code(atom: Atom) -> bool:
         source = equation.inputs[0]
         if equation.primitive is p.convert_element_type_p and source.dtype == np.bool_:
             return True
-        if equation.primitive not in _TRANSPARENT:
+        family = family_of(equation.primitive)
+        if family is None or family.nature != "movement":
             return False
         atom = source
     return False

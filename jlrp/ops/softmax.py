@@ -15,6 +15,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.analysis.scalar import scalar_of
 from jlrp.analysis.terms import (
+    Factor,
     Function,
     Root,
     Term,
@@ -73,7 +74,7 @@ class Softmaxes:
         prim = made.primitive
         divides = prim is p.div_p and self.program.is_active(made.inputs[1])
         if divides or (prim is p.mul_p and any(map(_inverts, made.inputs))):
-            return self._quotient(end) or self._of_segments(made)
+            return self._quotient(end) or self._of_segments(end)
         if prim in _SHIFTS:
             return self._log_softmax(made) or self._logsumexp(end)
         return self._logsumexp(end) if prim is p.log_p else None
@@ -89,7 +90,9 @@ class Softmaxes:
             total = terms.expanded(factor)
             total = total and terms.closed(terms.active(total))
             weights = term.with_factors(  # type: ignore[union-attr]
-                f for k, f in enumerate(term.factors) if k != i  # type: ignore
+                f
+                for k, f in enumerate(term.factors)
+                if k != i  # type: ignore
             )
             if total is None or len(total.terms) != 1:
                 continue
@@ -165,9 +168,7 @@ class Softmaxes:
         (root,) = roots
         return root if isinstance(root, Value) else None
 
-    def _is_constant_along(
-        self, shift: Atom, function: Function, summed: Term
-    ) -> bool:
+    def _is_constant_along(self, shift: Atom, function: Function, summed: Term) -> bool:
         axes = self._summed_axes(function, summed)
         if axes is None or not isinstance(shift, Value):
             return axes is not None and not shift.shape
@@ -217,44 +218,53 @@ class Softmaxes:
 
     # Over the rows that share an index.
 
-    def _of_segments(self, quotient: Equation) -> Softmax | None:
+    def _of_segments(self, end: Value) -> Softmax | None:
         """As over a node's neighbours: the sum is scattered to its segment, and
         gathered by the same index."""
-        if quotient.primitive is not p.div_p:
-            return None
-        weights, total = quotient.inputs
-        fetched = produced_by(self._unstabilised(total), p.gather_p)
-        summed = fetched and produced_by(
-            self._unstabilised(fetched.inputs[0]), p.scatter_add_p
-        )
-        if fetched is None or summed is None or not _same_rows(fetched, summed):
-            return None
-        start, _, updates = summed.inputs
         terms = self.terms
-        if np.any(scalar_of(start) != 0):
-            return None
-        if terms.operand(weights) != terms.operand(updates):
-            one, other = terms.operand(weights).only, terms.operand(updates).only
-            alike = [t and t.factors[0]._replace(view=None) for t in (one, other)]  # type: ignore
-            if None in alike or alike[0] != alike[1]:
-                return None
-        term = terms.operand(weights).only
-        function = term and self._exponential(f.root for f in term.factors)
-        scores = function and self._exponent(function)
-        if scores is None:
-            return None
-        shifted = produced_by(scores, p.sub_p)
-        if shifted is not None:  # by the same number in all of a segment
-            unshifted, shift = shifted.inputs
-            of_segments = produced_by(unmoved(shift), p.gather_p)
-            if of_segments is not None and _same_rows(of_segments, summed):
-                scores = unshifted
-            elif not shift.shape or not any(varying_axes(terms.operand(shift))):
-                scores = unshifted
-        return Softmax(scores, True) if isinstance(scores, Value) else None
+        term = terms.read(end).only
+        for i, factor in enumerate(term.factors if term else ()):
+            if factor.power != -1:
+                continue
+            total = self._unstabilised(factor.root)
+            fetched = produced_by(total, p.gather_p)
+            summed = fetched and produced_by(
+                self._unstabilised(fetched.inputs[0]), p.scatter_add_p
+            )
+            if fetched is None or summed is None or not _same_rows(fetched, summed):
+                continue
+            start, _, updates = summed.inputs
+            added = terms.operand(updates).only
+            weights = [f for k, f in enumerate(term.factors) if k != i]  # type: ignore
+            alike = added is not None and _roots(weights) == _roots(added.factors)
+            if not alike or np.any(scalar_of(start) != 0):
+                continue
+            function = self._exponential(f.root for f in weights)
+            scores = function and self._unshifted_in_segments(function, summed)
+            return Softmax(scores, True) if scores is not None else None
+        return None
 
-    def _unstabilised(self, total: Atom) -> Atom:
+    def _unshifted_in_segments(
+        self, function: Function, summed: Equation
+    ) -> Value | None:
+        """Scores before a shift by the same number in all of a segment."""
+        scores = self._exponent(function)
+        made = produced_by(scores, p.sub_p)
+        if made is None:
+            return scores
+        unshifted, shift = made.inputs
+        fetched = produced_by(unmoved(shift), p.gather_p)
+        of_segments = fetched is not None and _same_rows(fetched, summed)
+        if of_segments or not varying_axes(self.terms.operand(shift)):
+            return unshifted if isinstance(unshifted, Value) else None
+        return scores
+
+    def _unstabilised(self, total: Root | Atom) -> Root | Atom:
         """``sum`` in ``sum + eps`` or ``max(sum, eps)``."""
+        if isinstance(total, Function):
+            active = self.terms.active(total.argument)
+            roots = [f.root for f in factors_of(active)]
+            return roots[0] if total.name == "sum" and len(roots) == 1 else total
         total = unmoved(total)
         made = produced_by(total, p.add_p, p.max_p)
         operands = self.program.active_inputs(made) if made is not None else ()
@@ -442,6 +452,10 @@ def _reduced_by(quotient: Equation, exponential: Value) -> Equation | None:
     return None
 
 
+def _roots(factors: Sequence[Factor]) -> list[tuple[Root, float]]:
+    return [(f.root, f.power) for f in factors]
+
+
 def _same_rows(gather: Equation, scatter: Equation) -> bool:
     """Whether a gather reads the rows that a scatter writes, in the same order."""
     read, written = (e.params["dimension_numbers"] for e in (gather, scatter))
@@ -473,7 +487,7 @@ def _both_ways(equation: Equation) -> Iterator[tuple[Atom, Atom]]:
     yield b, a
 
 
-def produced_by(atom: Atom | None, *primitives: object) -> Equation | None:
+def produced_by(atom: Atom | Root | None, *primitives: object) -> Equation | None:
     if not isinstance(atom, Value) or atom.producer is None:
         return None
     return atom.producer if atom.producer.primitive in primitives else None

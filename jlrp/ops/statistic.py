@@ -15,8 +15,11 @@ import math
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.terms import Terms
 from jlrp.ir.primitives import ELEMENTWISE
 from jlrp.ir.program import Atom, Equation, Program, Value
+from jlrp.ops.contraction import is_learned
+from jlrp.ops.mean import weight_of
 
 _REDUCTIONS = {p.reduce_sum_p, p.reduce_max_p, p.reduce_min_p, p.reduce_prod_p}
 _MOVES = {
@@ -38,20 +41,20 @@ _LINEAR = _MOVES | {
 _SHIFTS = {p.add_p, p.add_jaxvals_p, p.sub_p}
 
 
-def statistic_of(program: Program, equation: Equation) -> int | None:
+def statistic_of(terms: Terms, equation: Equation) -> int | None:
     """Index of the operand of a product or quotient that is a statistic, or None."""
     a, b = equation.inputs[:2]
     assert isinstance(a, Value) and isinstance(b, Value)
     candidates = [
         i
         for i, (operand, other) in enumerate([(a, b), (b, a)])
-        if _measures(program, operand, other)
+        if _measures(terms, operand, other)
     ]
     if len(candidates) == 2:  # Keras's mean * inv: the statistic is the nonlinear one
         candidates = [
             i
             for i, (operand, other) in enumerate([(a, b), (b, a)])
-            if not _is_linear(program, operand, _Cone(program, other))
+            if not _is_linear(terms, operand, _Cone(terms, other))
         ]
     if len(candidates) == 2:  # of a pooled signal, scaled before: the one broadcast
         sizes = [_size(a), _size(b)]
@@ -92,9 +95,9 @@ def unscaled(program: Program, statistic: Value) -> tuple[Value, list[Equation]]
     return value, scales[::-1]
 
 
-def _measures(program: Program, operand: Value, signal: Value) -> bool:
+def _measures(terms: Terms, operand: Value, signal: Value) -> bool:
     """Whether every path back from ``operand`` reduces the signal or its source."""
-    sources = _Cone(program, signal)
+    sources = _Cone(terms, signal)
     stack, seen = [(operand, False)], set()
     while stack:
         value, reduced = stack.pop()
@@ -104,10 +107,10 @@ def _measures(program: Program, operand: Value, signal: Value) -> bool:
         if reduced and value in sources:
             continue
         equation = value.producer
-        if equation is None or not _is_measuring(program, equation):
+        if equation is None or not _is_measuring(terms, equation):
             return False
-        reduced = reduced or _reduces(program, equation)
-        stack += [(a, reduced) for a in program.active_inputs(equation)]
+        reduced = reduced or _reduces(equation)
+        stack += [(a, reduced) for a in terms.program.active_inputs(equation)]
     return True
 
 
@@ -118,8 +121,8 @@ class _Cone:
     back to the first layer, and all cones together would grow as depth squared.
     """
 
-    def __init__(self, program: Program, value: Value):
-        self._program = program
+    def __init__(self, terms: Terms, value: Value):
+        self._terms = terms
         self._found: set[Value] = set()
         self._latest_first: list[tuple[int, int, Value]] = []
         self._add(value)
@@ -127,8 +130,8 @@ class _Cone:
     def __contains__(self, value: Value) -> bool:
         while self._latest_first and -self._latest_first[0][0] > value.position:
             producer = heapq.heappop(self._latest_first)[2].producer
-            if producer is not None and _is_measuring(self._program, producer):
-                for operand in self._program.active_inputs(producer):
+            if producer is not None and _is_measuring(self._terms, producer):
+                for operand in self._terms.program.active_inputs(producer):
                     self._add(operand)
         return value in self._found
 
@@ -139,27 +142,32 @@ class _Cone:
             heapq.heappush(self._latest_first, entry)
 
 
-def _is_measuring(program: Program, equation: Equation) -> bool:
-    prim = equation.primitive
+def _is_measuring(terms: Terms, equation: Equation) -> bool:
+    prim, program = equation.primitive, terms.program
     operands = program.active_inputs(equation)
     if prim in _SHIFTS and len(operands) == 1:
         constants = [a for a in equation.inputs if a is not operands[0]]
         return all(scalar_of(a) is not None for a in constants)
-    if prim is p.dot_general_p:  # einsum('bd,bd->b', x, x): a product and its sum
+    if prim is p.dot_general_p:
+        if weight_of(program, equation) is not None:  # a sum as a dot with ones
+            return True
+        # einsum('bd,bd->b', x, x): a product and its sum
         contracting, batch = equation.params["dimension_numbers"]
         summed = all(
             len(a.shape) == len(c) + len(b)
             for a, c, b in zip(equation.inputs, contracting, batch, strict=True)
         )
         return summed and all(program.is_active(a) for a in equation.inputs)
+    if prim is p.reduce_sum_p and is_learned(terms, equation):
+        return False
     return prim in ELEMENTWISE | _REDUCTIONS | _MOVES
 
 
-def _reduces(program: Program, equation: Equation) -> bool:
+def _reduces(equation: Equation) -> bool:
     return equation.primitive in _REDUCTIONS or equation.primitive is p.dot_general_p
 
 
-def _is_linear(program: Program, operand: Atom, sources: _Cone) -> bool:
+def _is_linear(terms: Terms, operand: Atom, sources: _Cone) -> bool:
     """Whether an operand is linear in the sources that it was computed from."""
     stack, seen = [operand], set()
     while stack:
@@ -170,11 +178,12 @@ def _is_linear(program: Program, operand: Atom, sources: _Cone) -> bool:
             continue
         seen.add(value)
         equation = value.producer
-        if not _is_measuring(program, equation):
+        if not _is_measuring(terms, equation):
             continue
-        operands = program.active_inputs(equation)
+        operands = terms.program.active_inputs(equation)
         scales = equation.primitive in (p.mul_p, p.div_p) and len(operands) == 1
-        if equation.primitive not in _LINEAR and not scales:
+        sums = weight_of(terms.program, equation) is not None
+        if equation.primitive not in _LINEAR and not scales and not sums:
             return False
         stack += operands
     return True
