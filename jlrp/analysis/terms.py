@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -295,14 +296,34 @@ class Terms:
     ``opaque`` are primitives with a rule of their own, which nothing looks into.
     """
 
-    def __init__(self, program: Program, opaque: Iterable[Any] = ()):
+    def __init__(
+        self, program: Program, opaque: Iterable[Any] = (), only_moved: bool = False
+    ):
         self.program = program
+        self._only_moved = only_moved
         self.opaque = frozenset(opaque)
         self._readings: dict[Value, Reading] = {}
         self._functions: dict[Any, Function] = {}
         self._scalars: dict[Value, Scalar] = {}
         self._numbers: dict[Any, int] = {}
         self.remembered: dict[Any, Any] = {}  # what recognisers made of readings
+
+    @cached_property
+    def moves(self) -> Terms:
+        """Readings of movement alone: what each value was before it was moved."""
+        return self if self._only_moved else Terms(self.program, self.opaque, True)
+
+    def before_moves(self, atom: Atom) -> tuple[Value, View] | None:
+        """The value that an atom is a view of, and that view; None of a number."""
+        term = self.unmoved(atom).only
+        if term is None or not isinstance(term.factors[0].root, Value):
+            return None
+        return term.factors[0].root, term.factors[0].view
+
+    def unmoved(self, atom: Atom) -> Reading:
+        """An atom as a view of what it was before it was moved."""
+        known = isinstance(atom, Literal) or self.number_of(atom) is not None
+        return self.operand(atom) if known else self.moves.read(atom)  # type: ignore
 
     # What recognisers ask.
 
@@ -419,7 +440,7 @@ class Terms:
                 self._readings[stack.pop()] = itself(value)
                 continue
             assert made is not None
-            missing = [a for a in made.inputs if self._is_followed(a)]
+            missing = [a for a in _followed(made) if self._is_followed(a)]
             if missing:
                 stack += missing  # type: ignore[arg-type]
                 continue
@@ -440,7 +461,9 @@ class Terms:
         prim = equation.primitive
         if prim in self.opaque:
             return None
-        rule = _RULES.get(prim) or _RULES_BY_NAME.get(prim.name)
+        rule = _MOVED.get(prim) or _MOVED_BY_NAME.get(prim.name)
+        if rule is None and not self._only_moved:
+            rule = _RULES.get(prim)
         if rule is None or any(map(is_complex, equation.outputs)):
             return None
         return rule
@@ -452,7 +475,8 @@ class Terms:
             return True
         if self._rule(made) is None:
             return True
-        if made.primitive in _FOLLOWED:
+        prim = made.primitive
+        if prim in _FOLLOWED or prim in _MOVED or prim.name in _MOVED_BY_NAME:
             return False
         if not self.program.is_active(value):  # what parameters make is one of them
             return made.primitive is not p.select_n_p
@@ -561,6 +585,11 @@ class Terms:
         terms = tuple(t.with_factors(map(moved, t.factors)) for t in reading.terms)
         view = View(0, tuple(map(view_of, range(len(reading.shape)))))
         return Reading(shape, terms, reading.constant), view
+
+
+def _followed(equation: Equation) -> Sequence[Atom]:
+    """The operands behind which a rule reads; an exponent is only moved back."""
+    return () if equation.primitive in (p.exp_p, p.exp2_p) else equation.inputs
 
 
 Rule = Callable[[Terms, Equation, Value], Reading | None]
@@ -915,9 +944,9 @@ def _exponential(terms: Terms, equation: Equation, out: Value) -> Reading | None
             return _to_power(terms, equation.inputs[0], power)
         if base is None or base <= 0 or base == 1:
             return None
-        exponent, scale = terms.operand(equation.inputs[1]), math.log(base)
+        exponent, scale = terms.unmoved(equation.inputs[1]), math.log(base)
     else:
-        exponent = terms.operand(equation.inputs[0])
+        exponent = terms.unmoved(equation.inputs[0])
         scale = math.log(2.0) if prim is p.exp2_p else 1.0
     return terms.function("exp", scaled(exponent, scale), equation, out)
 
@@ -1048,53 +1077,39 @@ _ORDERS: dict[Any, _Change] = {
     p.squeeze_p: _reshaped,
     p.transpose_p: lambda e, v: v.transposed(e.params["permutation"]),
 }
-_RULES: dict[Any, Rule] = {
-    p.add_jaxvals_p: _added,
-    p.add_p: _added,
+_MOVED: dict[Any, Rule] = {
     p.concatenate_p: _concatenated,
     p.convert_element_type_p: _cast,
     p.copy_p: _unchanged,
-    p.div_p: _divided,
-    p.dot_general_p: _contracted,
     p.dynamic_slice_p: _dynamic_slice,
-    p.exp2_p: _exponential,
-    p.exp_p: _exponential,
     p.gather_p: _gathered,
-    p.integer_pow_p: _powered(None),
-    p.mul_p: _multiplied,
-    p.neg_p: _negated,
-    p.pow_p: _exponential,
     p.reduce_precision_p: _unchanged,
-    p.reduce_sum_p: _reduced,
-    p.rsqrt_p: _powered(-0.5),
-    p.select_n_p: _selected,
     p.slice_p: _movement(_sliced),
-    p.sqrt_p: _powered(0.5),
-    p.square_p: _powered(2.0),
-    p.sub_p: _added,
     **{primitive: _movement(change) for primitive, change in _ORDERS.items()},
 }
-_RULES_BY_NAME: dict[str, Rule] = {
+_MOVED_BY_NAME: dict[str, Rule] = {
     "optimization_barrier": _unchanged,
     "split": _split,
     "unstack": _split,
     "wait": _unchanged,
 }
-# Followed through values with several readers: views, and functions of one value.
-_FOLLOWED = {
-    p.broadcast_in_dim_p,
-    p.concatenate_p,
-    p.convert_element_type_p,
-    p.copy_p,
-    p.dynamic_slice_p,
-    p.exp2_p,
-    p.exp_p,
-    p.gather_p,
-    p.neg_p,
-    p.reduce_precision_p,
-    p.reshape_p,
-    p.rev_p,
-    p.slice_p,
-    p.squeeze_p,
-    p.transpose_p,
+_RULES: dict[Any, Rule] = {
+    p.add_jaxvals_p: _added,
+    p.add_p: _added,
+    p.div_p: _divided,
+    p.dot_general_p: _contracted,
+    p.exp2_p: _exponential,
+    p.exp_p: _exponential,
+    p.integer_pow_p: _powered(None),
+    p.mul_p: _multiplied,
+    p.neg_p: _negated,
+    p.pow_p: _exponential,
+    p.reduce_sum_p: _reduced,
+    p.rsqrt_p: _powered(-0.5),
+    p.select_n_p: _selected,
+    p.sqrt_p: _powered(0.5),
+    p.square_p: _powered(2.0),
+    p.sub_p: _added,
 }
+# Followed through values with several readers: functions of one value, as views are.
+_FOLLOWED = {p.exp2_p, p.exp_p, p.neg_p}

@@ -66,7 +66,7 @@ def is_learned(terms: Terms, reduction: Equation) -> bool:
     (out,) = reduction.outputs
     if reduction.primitive is not p.reduce_sum_p or out not in terms.program.active:
         return False
-    if not _meets_parameter(terms, reduction.inputs[0]):
+    if not meets_constant(terms, reduction.inputs[0]):
         return False
     return any(
         f.inner and any(f.inner) and is_parameter(terms, f.root)
@@ -84,8 +84,8 @@ def is_parameter(terms: Terms, root: Root) -> bool:
     return bool(inexact and learned)
 
 
-def _meets_parameter(terms: Terms, atom: Atom) -> bool:
-    """Whether a product with a parameter is among the products that make a value."""
+def meets_constant(terms: Terms, atom: Atom) -> bool:
+    """Whether a constant array is a factor in the products that make a value."""
     stack = [atom]
     while stack:
         value = stack.pop()

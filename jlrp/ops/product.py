@@ -20,7 +20,7 @@ from jlrp.ir.primitives import PRODUCTS_BY_NAME, family_of, rounds
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.activation import Regions
 from jlrp.ops.average import Averages, Handed, Part, averages
-from jlrp.ops.contraction import is_parameter
+from jlrp.ops.contraction import is_parameter, meets_constant
 from jlrp.ops.mean import weight_of
 from jlrp.ops.signal import is_selective, signal_among
 from jlrp.ops.softmax import may_be_minus_infinity
@@ -179,20 +179,20 @@ def _products_of_contraction(
     program: Program, regions: Regions, value: Value
 ) -> list[Equation]:
     """The products that a sum adds up, if they are the terms of one contraction."""
-    terms = regions.terms
-    if regions.ending_at(value) is not None:
+    assert value.producer is not None
+    found = [
+        _products_below(program, regions, a)
+        for a in value.producer.inputs
+        if isinstance(a, Value)
+    ]
+    if not all(found) or regions.ending_at(value) is not None:
         return []
+    terms = regions.terms
     term = terms.closed(terms.read(value)).only
     active = [f for f in term.factors if terms.is_active(f.root)] if term else []
     if term is None or not term.inner or len(active) < 2:
         return []
-    assert value.producer is not None
-    return [
-        product
-        for a in value.producer.inputs
-        if isinstance(a, Value)
-        for product in _products_below(program, regions, a)
-    ]
+    return [product for products in found for product in products]
 
 
 def _transparent(program: Program, equation: Equation) -> Value | None:
@@ -281,6 +281,8 @@ def _scales(equation: Equation, operand: Value) -> bool:
 def _places(terms: Terms, equation: Equation) -> bool:
     """Whether a sum puts weights where a code says: ``(one_hot(i) * w).sum(1)``."""
     if equation.primitive is not p.reduce_sum_p:
+        return False
+    if not meets_constant(terms, equation.inputs[0]):
         return False
     term = terms.read(equation.outputs[0]).only
     factors = term.factors if term else ()
