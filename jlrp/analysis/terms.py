@@ -25,13 +25,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.scalar import Scalar, scalar_of
 from jlrp.ir.jax_compat import is_inexact
 from jlrp.ir.primitives import rounds
-from jlrp.ir.program import Atom, Equation, Literal, Program, Value
+from jlrp.ir.program import (
+    Atom,
+    Equation,
+    Literal,
+    Program,
+    Value,
+    computing,
+    evaluate,
+)
 from jlrp.promise import is_complex
 
 Digit = tuple[int, int]  # size, stride
@@ -287,6 +296,7 @@ class Function:
 
 
 Root = Value | Function
+_LONGEST = 4096  # numbers of an index that is looked at
 _MOST = 256  # terms of a reading; a value with more is its own root
 
 
@@ -339,7 +349,8 @@ class Terms:
             return root.argument if root.name == "sum" else None
         stabilised = self._stabilised(root)
         if stabilised is not None:
-            return self.operand(stabilised)
+            inner = isinstance(stabilised, Value)
+            return self.read(stabilised) if inner else self.operand(stabilised)  # type: ignore
         reading = self.read(root)
         term = reading.only
         itself = term and len(term.factors) == 1 and term.factors[0].root is root
@@ -390,6 +401,27 @@ class Terms:
         if known is None or np.iscomplexobj(known):
             return None
         return float(known)
+
+    def array_of(self, atom: Atom) -> np.ndarray | None:
+        """The numbers of a short index, if they are known; in one row."""
+        if math.prod(atom.shape) > _LONGEST:
+            return None
+        number = scalar_of(atom, self._scalars)
+        if number is not None:
+            return np.full(math.prod(atom.shape), number)
+        if isinstance(atom, Literal):
+            return np.ravel(atom.number)
+        equations, starts = computing(self.program, [atom], lambda value: True)
+        if starts or any(math.prod(e.outputs[0].shape) > _LONGEST for e in equations):
+            return None
+        env = {v: self.program.constants.get(v) for e in equations for v in e.inputs}  # type: ignore
+        env[atom] = self.program.constants.get(atom)
+        held = [v for v in env if v in self.program.constants]
+        if any(isinstance(env[v], jax.core.Tracer) for v in held):
+            return None
+        with jax.ensure_compile_time_eval():
+            evaluate(equations, env)
+            return np.ravel(np.asarray(env[atom]))
 
     def operand(self, atom: Atom) -> Reading:
         """An atom as what reads it reads it."""
@@ -730,15 +762,27 @@ def _on_lines(term: Term, offsets: list[tuple[int, ...]]) -> list[Term]:
             inner=tuple(n for n, _ in digits),
         )
 
-    if len(offsets) > 1:
-        step = tuple(b - a for a, b in zip(offsets[0], offsets[1], strict=True))
-        line = [
-            tuple(o + k * s for o, s in zip(offsets[0], step, strict=True))
-            for k in range(len(offsets))
+    if len(offsets) == 1:
+        return [at(offsets[0], 1, offsets[0])]
+    step = tuple(b - a for a, b in zip(offsets[0], offsets[1], strict=True))
+    length = 1
+    while length < len(offsets) and offsets[length] == tuple(
+        o + length * s for o, s in zip(offsets[0], step, strict=True)
+    ):
+        length += 1
+    lines = [offsets[i : i + length] for i in range(0, len(offsets), length)]
+    straight = all(
+        line
+        == [
+            tuple(o + k * s for o, s in zip(line[0], step, strict=True))
+            for k in range(length)
         ]
-        if line == offsets:
-            return [at(offsets[0], len(offsets), step)]
-    return [at(o, 1, o) for o in offsets]
+        for line in lines
+    )
+    if not straight:
+        return [at(o, 1, o) for o in offsets]
+    summed = at(offsets[0], length, step)
+    return _on_lines(summed, [line[0] for line in lines])
 
 
 # Sums of readings, and products.
@@ -828,32 +872,74 @@ def _unchanged(terms: Terms, equation: Equation, out: Value) -> Reading | None:
     return terms.operand(equation.inputs[position])
 
 
-def _sliced(equation: Equation, view: View) -> View | None:
+def _sliced(terms: Terms, equation: Equation, out: Value) -> Reading | None:
     params = equation.params
-    shape = equation.outputs[0].shape
-    steps = params["strides"] or (1,) * len(shape)
-    return view.cut(params["start_indices"], shape, steps)
+    steps = params["strides"] or (1,) * len(out.shape)
+    return _cut(terms, equation.inputs[0], params["start_indices"], out.shape, steps)
+
+
+def _cut(
+    terms: Terms,
+    atom: Atom,
+    starts: Sequence[int],
+    shape: Sequence[int],
+    steps: Sequence[int] | None = None,
+) -> Reading | None:
+    """A slice of an operand: of one of its parts, if it lies within one."""
+    steps = steps or (1,) * len(shape)
+    while (part := _part_of(terms, atom, starts, shape, steps)) is not None:
+        atom, starts = part
+    reading = terms.operand(atom)
+    return _mapped(reading, shape, lambda view: view.cut(starts, shape, steps))
+
+
+def _part_of(
+    terms: Terms,
+    atom: Atom,
+    starts: Sequence[int],
+    shape: Sequence[int],
+    steps: Sequence[int],
+) -> tuple[Atom, list[int]] | None:
+    """The operand of a concatenation or padding that a slice lies within."""
+    made = atom.producer if isinstance(atom, Value) else None
+    if made is None or made.primitive in terms.opaque:
+        return None
+    first = list(starts)
+    last = [a + (n - 1) * s for a, n, s in zip(starts, shape, steps, strict=True)]
+    if made.primitive is p.concatenate_p and len(made.inputs) > 1:
+        axis, start = made.params["dimension"], 0
+        for part in made.inputs:
+            end = start + part.shape[axis]
+            if start <= first[axis] and last[axis] < end:
+                first[axis] -= start
+                return part, first
+            start = end
+    if made.primitive is p.pad_p:
+        operand, low = (
+            made.inputs[0],
+            [low for low, *_ in made.params["padding_config"]],
+        )
+        spread = any(between for *_, between in made.params["padding_config"])
+        at = [a - n for a, n in zip(first, low, strict=True)]
+        ends = [a - n for a, n in zip(last, low, strict=True)]
+        inside = all(
+            0 <= a and b < n for a, b, n in zip(at, ends, operand.shape, strict=True)
+        )
+        return (operand, at) if inside and not spread else None
+    return None
 
 
 def _split(terms: Terms, equation: Equation, out: Value) -> Reading | None:
     index, axis = equation.outputs.index(out), equation.params["axis"]
-    starts = [0] * len(out.shape)
+    (operand,) = equation.inputs
+    starts = [0] * len(operand.shape)
     if equation.primitive.name == "split":
         starts[axis] = sum(equation.params["sizes"][:index])
-        return _mapped(
-            terms.operand(equation.inputs[0]),
-            out.shape,
-            lambda view: view.cut(starts, out.shape, [1] * len(out.shape)),
-        )
-    shape = list(equation.inputs[0].shape)
-    starts = [0] * len(shape)
+        return _cut(terms, operand, starts, out.shape)
+    shape = list(operand.shape)
     starts[axis], shape[axis] = index, 1
-
-    def change(view: View) -> View | None:
-        part = view.cut(starts, shape, [1] * len(shape))
-        return part and part.reshaped(out.shape)
-
-    return _mapped(terms.operand(equation.inputs[0]), out.shape, change)
+    part = _cut(terms, operand, starts, shape)
+    return part and _mapped(part, out.shape, lambda view: view.reshaped(out.shape))
 
 
 def _dynamic_slice(terms: Terms, equation: Equation, out: Value) -> Reading | None:
@@ -865,20 +951,88 @@ def _dynamic_slice(terms: Terms, equation: Equation, out: Value) -> Reading | No
         min(max(int(start), 0), n - m)  # type: ignore[arg-type]
         for start, n, m in zip(known, operand.shape, out.shape, strict=True)
     ]
-    ones = [1] * len(at)
-    return _mapped(
-        terms.operand(operand), out.shape, lambda view: view.cut(at, out.shape, ones)
-    )
+    return _cut(terms, operand, at, out.shape)
 
 
 def _concatenated(terms: Terms, equation: Equation, out: Value) -> Reading | None:
-    return terms.operand(equation.inputs[0]) if len(equation.inputs) == 1 else None
+    """Parts of one value that continue each other."""
+    axis = equation.params["dimension"]
+    parts = [terms.operand(a).only for a in equation.inputs]
+    return _together(parts, [a.shape[axis] for a in equation.inputs], axis, out)
+
+
+def _stacked(terms: Terms, equation: Equation, out: Value) -> Reading | None:
+    axis = equation.params["axis"]
+    shape = [1 if i == axis else n for i, n in enumerate(out.shape)]
+    wide = [
+        _mapped(terms.operand(a), shape, lambda view: view.reshaped(shape))
+        for a in equation.inputs
+    ]
+    return _together([w and w.only for w in wide], [1] * len(wide), axis, out)
+
+
+def _together(
+    parts: Sequence[Term | None], sizes: Sequence[int], axis: int, out: Value
+) -> Reading | None:
+    first = parts[0]
+    if first is None or any(
+        part is None
+        or part._replace(factors=()) != first._replace(factors=())
+        or len(part.factors) != len(first.factors)
+        for part in parts
+    ):
+        return None
+    factors = []
+    for several in zip(*(part.factors for part in parts if part), strict=True):
+        joined = _factor_of_parts(several, sizes, axis)
+        if joined is None:
+            return None
+        factors.append(joined)
+    return Reading(tuple(out.shape), (first.with_factors(factors),))
+
+
+def _factor_of_parts(
+    parts: Sequence[Factor], sizes: Sequence[int], axis: int
+) -> Factor | None:
+    def elsewhere(factor: Factor) -> Factor:
+        axes = list(factor.view.axes)
+        axes[axis] = ()
+        return factor._replace(view=View(0, tuple(axes)))
+
+    first = parts[0]
+    if any(elsewhere(part) != elsewhere(first) for part in parts):
+        return None
+    along = [part.view.axes[axis] for part in parts]
+    offsets = [part.view.offset for part in parts]
+    if len(parts) == 1:
+        return first
+    alike = len(set(along)) == 1
+    if alike:  # equally far apart
+        step = offsets[1] - offsets[0]
+        if offsets == [offsets[0] + k * step for k in range(len(parts))]:
+            joined = merged([(len(parts), step), *along[0]])
+            return _with_axis(first, axis, joined)
+    strides = {digits[0][1] for digits in along if len(digits) == 1}
+    if len(strides) != 1 or any(len(digits) > 1 for digits in along):
+        return None
+    (stride,), at = strides, offsets[0]
+    for offset, size in zip(offsets, sizes, strict=True):
+        if offset != at:
+            return None
+        at += size * stride
+    return _with_axis(first, axis, merged([(sum(sizes), stride)]))
+
+
+def _with_axis(factor: Factor, axis: int, digits: Axis) -> Factor:
+    axes = list(factor.view.axes)
+    axes[axis] = digits
+    return factor._replace(view=factor.view._replace(axes=tuple(axes)))
 
 
 def _added(terms: Terms, equation: Equation, out: Value) -> Reading | None:
     sign = -1.0 if equation.primitive is p.sub_p else 1.0
     readings = [terms.beside(a, out) for a in equation.inputs]
-    return terms.closed(added(readings, (1.0, sign)))
+    return added(readings, (1.0, sign))
 
 
 def _negated(terms: Terms, equation: Equation, out: Value) -> Reading | None:
@@ -1001,6 +1155,9 @@ def _contracted(terms: Terms, equation: Equation, out: Value) -> Reading | None:
 def _selected(terms: Terms, equation: Equation, out: Value) -> Reading | None:
     """A mask: one of two cases is zero."""
     which, *cases = equation.inputs
+    always = terms.number_of(which)
+    if always is not None:
+        return terms.beside(cases[int(always)], out)
     zeros = [terms.number_of(a) == 0 for a in cases]
     if len(cases) != 2 or sum(zeros) != 1 or which.shape != out.shape:
         return None
@@ -1037,34 +1194,46 @@ def _reshaped(equation: Equation, view: View) -> View | None:
 
 
 def _gathered(terms: Terms, equation: Equation, out: Value) -> Reading | None:
-    """A gather of one row at a known place, as ``x[:, 2]`` is sometimes written."""
+    """Rows at known places, equally far apart: ``x[:, 2]``, ``x[[2, 1, 0]]``."""
     operand, index = equation.inputs
     numbers = equation.params["dimension_numbers"]
-    sizes = equation.params["slice_sizes"]
-    start = terms.number_of(index)
-    if (
-        start is None
-        or math.prod(index.shape) != 1
-        or len(numbers.start_index_map) != 1
+    sizes = list(equation.params["slice_sizes"])
+    if len(numbers.start_index_map) != 1 or getattr(
+        numbers, "operand_batching_dims", ()
     ):
         return None
-    if getattr(numbers, "operand_batching_dims", ()):
-        return None
-    at = [0] * len(operand.shape)
     (axis,) = numbers.start_index_map
-    at[axis] = int(start)
-    if not 0 <= at[axis] <= operand.shape[axis] - sizes[axis]:
+    collapsed = tuple(numbers.collapsed_slice_dims)
+    offsets = tuple(numbers.offset_dims)
+    if collapsed not in ((), (axis,)) or sorted(offsets) != list(offsets):
         return None
-    kept = [i for i in range(len(sizes)) if i not in numbers.collapsed_slice_dims]
-    if sorted(numbers.offset_dims) != list(numbers.offset_dims):
+    rows = terms.array_of(index)
+    if rows is None or len(rows) == 0 or (len(rows) > 1 and collapsed != (axis,)):
+        return None
+    steps = set(np.diff(rows).tolist()) or {1}
+    (step, *others) = steps
+    last = operand.shape[axis] - sizes[axis]
+    if others or step == 0 or rows.min() < 0 or rows.max() > last:
+        return None
+    starts, strides = [0] * len(sizes), [1] * len(sizes)
+    starts[axis], strides[axis] = int(rows.min()), abs(step)
+    if len(rows) > 1:
+        sizes[axis] = len(rows)
+    part = _cut(terms, operand, starts, sizes, strides)
+    if step < 0:
+        part = part and _mapped(part, sizes, lambda view: view.reversed_along([axis]))
+    kept = [i for i in range(len(sizes)) if i not in collapsed]
+    batch = [i for i in range(len(out.shape)) if i not in offsets]
+    if len(batch) > 1 or (len(rows) > 1 and not batch):
         return None
 
     def change(view: View) -> View | None:
-        part = view.cut(at, sizes, [1] * len(at))
-        part = part and part.transposed(kept)
-        return part and part.reshaped(out.shape)
+        if len(rows) > 1:
+            at = dict(zip(offsets, kept, strict=True))
+            return view.transposed([at.get(i, axis) for i in range(len(out.shape))])
+        return view.transposed(kept).reshaped(out.shape)
 
-    return _mapped(terms.operand(operand), out.shape, change)
+    return part and _mapped(part, out.shape, change)
 
 
 _Change = Callable[[Equation, View], "View | None"]
@@ -1084,12 +1253,13 @@ _MOVED: dict[Any, Rule] = {
     p.dynamic_slice_p: _dynamic_slice,
     p.gather_p: _gathered,
     p.reduce_precision_p: _unchanged,
-    p.slice_p: _movement(_sliced),
+    p.slice_p: _sliced,
     **{primitive: _movement(change) for primitive, change in _ORDERS.items()},
 }
 _MOVED_BY_NAME: dict[str, Rule] = {
     "optimization_barrier": _unchanged,
     "split": _split,
+    "stack": _stacked,
     "unstack": _split,
     "wait": _unchanged,
 }
