@@ -20,7 +20,8 @@ products are not, or the terms would grow with the depth of a network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -313,6 +314,7 @@ class Terms:
         self._only_moved = only_moved
         self.opaque = frozenset(opaque)
         self._readings: dict[Value, Reading] = {}
+        self._given: Mapping[Value, Reading] = {}
         self._functions: dict[Any, Function] = {}
         self._scalars: dict[Value, Scalar] = {}
         self._numbers: dict[Any, int] = {}
@@ -430,9 +432,17 @@ class Terms:
             return Reading(tuple(atom.shape), (), number)
         if isinstance(atom, Literal):
             atom = self._literal(atom)
+        if atom in self._given:
+            return self._given[atom]
         if self._is_root(atom) or atom not in self._readings:
             return itself(atom)
         return self._readings[atom]
+
+    def assuming(self, given: Mapping[Value, Reading]) -> Terms:
+        """Terms in which some values are read as something else."""
+        other = copy(self)
+        other._readings, other._given = {}, given
+        return other
 
     def beside(self, atom: Atom, out: Value) -> Reading:
         """An operand over the axes of an elementwise output; axes of 1 are repeated."""
@@ -485,6 +495,7 @@ class Terms:
         return (
             isinstance(atom, Value)
             and atom not in self._readings
+            and atom not in self._given
             and not self._is_root(atom)
             and self.number_of(atom) is None
         )
@@ -514,7 +525,7 @@ class Terms:
             return made.primitive is not p.select_n_p
         if made.primitive is p.dot_general_p:  # a learned map, if not a sum
             still = [a for a in made.inputs if not self.program.is_active(a)]
-            if any(self.number_of(a) is None for a in still):
+            if any(self.number_of(a) is None and a not in self._given for a in still):
                 return True
         return len(self.program.uses.get(value, ())) > 1
 

@@ -129,10 +129,10 @@ def scale_chain(program: Program, end: Value) -> list[Step]:
     """
     steps: list[Step] = []
     value = end
-    while value.producer is not None:
+    while (made := program.maker(value)) is not None:
         if value is not end and not program.used_once(value):
             break
-        step = step_of(program, value.producer)
+        step = step_of(program, made)
         if step is None or (not steps and step.kind == "move"):
             break
         steps.append(step)
@@ -167,7 +167,8 @@ def affine_ending_at(terms: Terms, end: Value, merge_batch_norm: bool = True):
         return None
     behind = [Step(e, "move", e.inputs[0]) for e in dot.moves]  # type: ignore[arg-type]
     operand = next(i for i, a in enumerate(dot.core.inputs) if program.is_active(a))
-    stands = dot.core is not value.producer
+    late = any(step.equation in program.standing.values() for step in steps)
+    stands = late or dot.core is not value.producer
     affine = Affine(dot.core, operand, (*behind, *steps), stands, dot.kernel)
     if not merge_batch_norm and batch_norm_start(steps) is not None:
         return None

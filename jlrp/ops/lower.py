@@ -94,6 +94,8 @@ class _Builder:
             return self.primitive_operation(equation)
         if equation.bodies:
             return self.with_bodies(equation)
+        if value in self.program.standing:
+            return self.primitive_operation(self.program.standing[value])
         for recognise in (
             self.entry,
             self.softmax,

@@ -21,6 +21,7 @@ from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.activation import Regions
 from jlrp.ops.average import Averages, Handed, Part, averages
 from jlrp.ops.contraction import is_parameter, meets_constant
+from jlrp.ops.late import stand_in
 from jlrp.ops.mean import weight_of
 from jlrp.ops.signal import is_selective, signal_among
 from jlrp.ops.softmax import may_be_minus_infinity
@@ -62,11 +63,18 @@ def products(
     Without ``find_signals``, ``selective`` is as ``uniform`` and nothing ``recurs``.
     ``handed`` are pairs of outputs that are averaged outside.
     """
-    equations = [e for e in program.equations if _is_product(program, regions, e)]
+    standing = stand_in(regions.terms, regions.softmaxes)
+    equations = [
+        e
+        for e in (*program.equations, *standing)
+        if _is_product(program, regions, e)
+        and program.standing.keys().isdisjoint(e.outputs)
+    ]
     quotients = [e for e in equations if e.primitive is p.div_p]
     averaged = averages(program, quotients, handed)
     parts = averaged.parts
     found = {e: _part(parts[e]) for e in equations if e in parts}
+    equations.sort(key=lambda e: e.position)
     for equation in reversed(equations):  # roots before what they flatten
         if equation not in found:
             _share(program, regions, equation, found, find_signals, parts)
@@ -160,8 +168,10 @@ def _products_below(program: Program, regions: Regions, value: Value) -> list[Eq
 
     Or the several that a contraction adds up, written out term by term.
     """
-    while value.producer is not None and program.used_once(value):
-        equation = value.producer
+    while program.used_once(value):
+        equation = program.maker(value)
+        if equation is None:
+            break
         if _is_product(program, regions, equation):
             return [equation]
         if equation.primitive in _ADDS and len(program.active_inputs(equation)) == 2:
@@ -228,7 +238,8 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
             continue
         if region is not None:
             return "activation" if region.zero_at_zero else "open"
-        source = value.producer and _handed_on(program, regions, value.producer)
+        made = program.maker(value)
+        source = made and _handed_on(program, regions, made)
         if source is None:
             return _end_of_product(program, regions, value)
         value = source
@@ -236,7 +247,7 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
 
 def _end_of_product(program: Program, regions: Regions, value: Value) -> str | None:
     """A product of gates is a gate: the coefficient of two steps of a recurrence."""
-    equation = value.producer
+    equation = program.maker(value)
     if equation is None or not _is_product(program, regions, equation):
         return None
     if value not in regions.ends:
@@ -317,7 +328,8 @@ def _may_be_nan(program: Program, regions: Regions, factor: Value) -> bool:
     while value is not None:
         if (found := regions.softmaxes.ending_at(value)) is not None:
             return may_be_minus_infinity(program, found.scores)
-        value = value.producer and _transparent(program, value.producer)
+        made = program.maker(value)
+        value = made and _transparent(program, made)
     return False
 
 

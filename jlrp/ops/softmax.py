@@ -20,6 +20,7 @@ from jlrp.analysis.terms import (
     Root,
     Term,
     Terms,
+    View,
     factors_of,
     refined,
     strides_of,
@@ -189,9 +190,36 @@ class Softmaxes:
         if not along:  # a sum of what was selected from it
             return None
         (made, *_) = function.made_by
-        term = self.terms.read(made.outputs[0]).only
-        if term is None or len(term.factors) != 1:
-            return None
+        return self._axes_along(made.outputs[0], function, along)
+
+    def summed_axes(self, weights: Value, summed: Term) -> list[int] | None:
+        """The axes along which weights vary that a sum goes along."""
+        term = self.terms.read(weights).only
+        exponential = term and self._exponential(f.root for f in term.factors)
+        roots = [f.root for f in term.factors] if term else []
+        for root in (exponential, *roots, weights):
+            along = [
+                (size, abs(f.inner[k]))
+                for f in summed.factors
+                if f.root is root
+                for k, size in enumerate(summed.inner)
+            ]
+            if exponential is not None and along:
+                return self._axes_along(weights, root, along)  # type: ignore[arg-type]
+        return None
+
+    def _axes_along(
+        self, value: Value, root: Root, along: Sequence[tuple[int, int]]
+    ) -> list[int] | None:
+        """The axes of a value that go along some digits of a root of it."""
+        if value is root:
+            view = View.whole(value.shape)
+        else:
+            term = self.terms.read(value).only
+            views = [f.view for f in term.factors if f.root is root] if term else []
+            if len(views) != 1:
+                return None
+            (view,) = views
 
         def is_summed(digit: tuple[int, int]) -> bool:
             stride = abs(digit[1])
@@ -201,8 +229,7 @@ class Softmaxes:
                 if t and stride
             )
 
-        axes = enumerate(term.factors[0].view.axes)
-        return [i for i, axis in axes if any(map(is_summed, axis))]
+        return [i for i, axis in enumerate(view.axes) if any(map(is_summed, axis))]
 
     def _axes(
         self, end: Value, function: Function, summed: Term
