@@ -119,13 +119,12 @@ def _standing(
     if end.shape != out.shape:
         return None
     name = replace(quotient, primitive=p.copy_p, params={}, inputs=(end,))
+    # Between the quotient and what is before it: positions say what comes first.
+    step = 1 / (len(made) + 1)
     for k, equation in enumerate((*made, name)):
         last = equation is name
-        equation.position = (  # type: ignore[assignment]
-            quotient.position
-            if last
-            else quotient.position - 1 + (k + 1) / (len(made) + 1)
-        )
+        behind = 0 if last else (k + 1) * step - 1
+        equation.position = quotient.position + behind  # type: ignore[assignment]
         equation.scope, equation.regions = quotient.scope, quotient.regions
         equation.source_infos = quotient.source_infos
         if not last:
