@@ -171,12 +171,6 @@ def batch_norm_start(steps: list[Step]) -> int | None:
     return before if before >= 0 and steps[before].kind == "shift" else first
 
 
-def is_fixed(program: Program, constant: Atom | None) -> bool:
-    """Whether a constant is the same for all parameters: counts, literals."""
-    inputs = set(program.inputs) | set(program.constants)
-    return inputs.isdisjoint(_constant_ancestors(constant))
-
-
 def _constant_ancestors(atom: Atom | None):
     stack, seen = [atom], set()
     while stack:

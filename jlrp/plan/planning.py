@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jlrp.analysis.activity import flow, with_carries
+from jlrp.analysis.dataflow import Passage, reached
 from jlrp.analysis.stopped import Stop
 from jlrp.errors import SelectorError
 from jlrp.ir.loops import Body
@@ -118,32 +118,36 @@ def wanted(op: Operation, parameters: frozenset[Value]) -> tuple[Value, ...]:
     return tuple(dict.fromkeys(v for v in read if v in parameters))  # type: ignore
 
 
+class _Parameters(Passage):
+    """Which values are made of parameters: floats of some programs, not active ones."""
+
+    def __init__(self, programs: Iterable[Program]) -> None:
+        active = frozenset[Value]().union(*(program.active for program in programs))
+        self._may_be = lambda v: is_float(v) and v not in active
+        super().__init__(lambda _, v: self._may_be(v))
+
+    def forward(self, program: Program, starts: Mapping[Any, bool]) -> dict[Any, bool]:
+        starts = {v: flag for v, flag in starts.items() if self._may_be(v)}
+        return super().forward(program, starts)
+
+
 def parameters_of(program: Program, starts: Iterable[Value]) -> frozenset[Value]:
     """The floats that depend on some parameters, and carry no relevance."""
-
-    def passes(equation: Equation) -> list[bool]:
-        return [is_float(v) and v not in program.active for v in equation.outputs]
-
-    starts = [v for v in starts if is_float(v) and v not in program.active]
-    return frozenset(flow(program, starts, passes))
+    return frozenset(reached(_Parameters([program]), program, starts))
 
 
 def parameters_inside(
     bodies: Sequence[Body], equation: Equation, parameters: frozenset[Value]
 ) -> list[frozenset[Value]]:
     """The same of each body: a carry depends on them if any iteration makes it so."""
+    flow = _Parameters(body.program for body in bodies)
     flags = [atom in parameters for atom in bodies[0].operands(equation)]
-    while True:
-        found, grown = [], flags
-        for body in bodies:
-            chosen = zip(body.program.inputs, flags, strict=True)
-            inside = parameters_of(body.program, [v for v, flag in chosen if flag])
-            made = [a in inside for a in body.program.outputs]  # type: ignore
-            grown = with_carries(body, grown, made)
-            found.append(inside)
-        if grown == flags:
-            return found
-        flags = grown
+    flags = flow.settled(bodies, flags)
+    starts = [dict(zip(b.program.inputs, flags, strict=True)) for b in bodies]
+    return [
+        frozenset(flow.forward(body.program, inside))
+        for body, inside in zip(bodies, starts, strict=True)
+    ]
 
 
 def plan_body(
