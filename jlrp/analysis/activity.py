@@ -41,7 +41,8 @@ class Levels(Flow[int]):
 
     def transfer(self, equation: Equation, operands: list[int]) -> Sequence[int]:
         if equation.bodies:
-            outs = self.through(equation, operands)
+            chosen = min(self.deciding(equation, operands), CHOSEN)
+            outs = [max(chosen, out) for out in self.through(equation, operands)]
         elif (sources := _taken_from(equation)) is not None:  # the others choose
             chosen = min(max(operands), CHOSEN)
             outs = [max(chosen, *(operands[i] for i in part)) for part in sources]

@@ -94,7 +94,11 @@ class Flow(Generic[T]):
         found = []
         for body in bodies_of(equation):
             inputs = self.settled([body], operands[body.first :], rounds)
-            found.append(self.outputs(body.program, inputs))
+            outs = list(self.outputs(body.program, inputs))
+            if not length and body.n_carries:  # it may run no time at all
+                carry = inputs[body.n_constants : body.n_constants + body.n_carries]
+                outs[: body.n_carries] = map(self.join, carry, outs)
+            found.append(outs)
         return [reduce(self.join, column) for column in zip(*found, strict=True)]
 
     def deciding(self, equation: Equation, operands: Sequence[T]) -> T:
