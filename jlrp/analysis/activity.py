@@ -14,8 +14,9 @@ from typing import TypeVar
 import jax.numpy as jnp
 from jax.extend.core import primitives as p
 
+from jlrp.ir.families import choosing, taken_from
 from jlrp.ir.loops import Body, bodies_of
-from jlrp.ir.primitives import STEERING, choosing, taken_from
+from jlrp.ir.primitives import STEERING
 from jlrp.ir.program import (
     CARRIED,
     CHOSEN,
