@@ -12,10 +12,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from jlrp.analysis.dataflow import Flow
+from jlrp.ir.families import choosing, taken_from
 from jlrp.ir.fixpoint import settled
 from jlrp.ir.jax_compat import is_inexact
 from jlrp.ir.loops import Body, bodies_of
-from jlrp.ir.primitives import STEERING, choosing, taken_from
+from jlrp.ir.primitives import STEERING
 from jlrp.ir.program import (
     CARRIED,
     CHOSEN,

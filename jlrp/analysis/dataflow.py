@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from jax.extend.core import primitives as p
 
+from jlrp.ir.families import taken_from
 from jlrp.ir.fixpoint import settled
 from jlrp.ir.loops import Body, bodies_of
-from jlrp.ir.primitives import taken_from
 from jlrp.ir.program import Atom, Equation, Program, Value
 
 T = TypeVar("T")

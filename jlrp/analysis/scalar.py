@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.ir.primitives import is_inexact, present
+from jlrp.ir.homogeneity import is_inexact
+from jlrp.ir.primitives import present
 from jlrp.ir.program import Atom, Equation, Literal, Value
 
 Scalar = np.ndarray | np.generic | float | bool | None

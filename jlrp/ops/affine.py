@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from jax.extend.core import primitives as p
 
-from jlrp.ir.primitives import ELEMENTWISE, rounds
+from jlrp.ir.families import rounds
+from jlrp.ir.primitives import ELEMENTWISE
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.promise import is_complex
 

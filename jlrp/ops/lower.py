@@ -28,7 +28,7 @@ from jlrp.analysis.stopped import (
     is_adding,
     stopped_operands,
 )
-from jlrp.ir.primitives import family_at
+from jlrp.ir.families import family_at
 from jlrp.ir.program import Equation, Program, Value, between
 from jlrp.ops.activation import Regions
 from jlrp.ops.affine import (
