@@ -18,7 +18,7 @@ import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.dataflow import Dependence
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
 from jlrp.ir import jax_compat
 from jlrp.ir.primitives import NO_RELEVANCE, STEERING, SUMS_BY_NAME
 from jlrp.ir.program import (

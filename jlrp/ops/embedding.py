@@ -18,7 +18,7 @@ import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.dataflow import Flow, Passage, dependent, reached
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
 from jlrp.errors import InputError
 from jlrp.ir.loops import bodies_of
 from jlrp.ir.primitives import MOVES

@@ -19,7 +19,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.analysis.activity import Levels, active_parts
 from jlrp.analysis.dataflow import Passage, dependent, reached
-from jlrp.analysis.sign import signs
+from jlrp.analysis.intervals import is_nonnegative
 from jlrp.analysis.stopped import (
     Choice,
     Stop,
@@ -69,7 +69,6 @@ class _Builder:
         self.opaque = opaque
         self.view = view
         self.regions = Regions(program, opaque, outer)
-        self.signs = signs(program)
         self.products, self.averages = products(
             program, self.regions, view.find_signals, handed
         )
@@ -213,7 +212,7 @@ class _Builder:
         facts = set()
         if affine.has_shift:
             facts.add("offset")
-        if self.signs.get(affine.start) in (0, 1):
+        if is_nonnegative(affine.start):
             facts.add("nonnegative")
         return replace(operation, affine=affine, facts=frozenset(facts))
 

@@ -11,13 +11,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from jlrp.analysis.dataflow import Passage, reached
+from jlrp.analysis.intervals import vanishes_below_zero
 from jlrp.analysis.stopped import Stop
 from jlrp.errors import SelectorError
 from jlrp.ir.loops import Body
 from jlrp.ir.program import Equation, Program, Value, computing
 from jlrp.ops.base import Operation
 from jlrp.ops.captures import Asked, Entries, Masked, entries
-from jlrp.ops.rectified import vanishes_below_zero
 from jlrp.plan.residuals import (
     KeepWhere,
     Policy,
@@ -298,12 +298,17 @@ def read_by(step: Step) -> tuple[Value, ...]:
 
 
 def _marked_rectified(program: Program, steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Mark the affine operations of whose output only the positive part is read."""
+    """Mark the affine operations of whose output only the positive part is read.
+
+    Where all readers are activations that are zero below zero, no relevance that comes
+    back as a multiplier reaches a negative entry: rules that treat the two signs apart
+    need one of them.
+    """
     others = {*program.explained, *program.outputs}
     rectifying: set[Value] = set()
     for step in steps:
-        region = step.operation.region
-        if type(step.rule) is Pass and region and vanishes_below_zero(region):
+        region = step.operation.region if type(step.rule) is Pass else None
+        if region is not None and vanishes_below_zero(region.end, region.start):
             rectifying.update(step.operation.inputs)
         else:
             others.update(step.operation.inputs)
