@@ -24,16 +24,18 @@ X = jnp.asarray(RNG.uniform(0.15, 0.85, size=(4, 4)))  # in the domain of all fu
 Y = jnp.asarray(RNG.normal(size=(4, 4)))
 W = jnp.asarray(RNG.normal(size=(4, 4)))
 EXISTING = {v for v in vars(p).values() if isinstance(v, Primitive)}
-ACTIVATIONS = table.where(lambda row: row.activation)
-CONSTANTS = table.where(lambda row: row.stops)
+ACTIVATIONS = table.primitives_where(lambda row: row.activation)
+CONSTANTS = table.primitives_where(lambda row: row.stops)
 # Calls have a family for the bodies that are not looked into.
-CARRIES = table.where(lambda row: row.family and row.kind != "call") - ACTIVATIONS
+CARRIES = (
+    table.primitives_where(lambda row: row.family and row.kind != "call") - ACTIVATIONS
+)
 
 # The table.
 
 
 def test_every_primitive_listed_exists():
-    assert table.where(lambda row: True) <= EXISTING | {straight_through_p}
+    assert table.primitives_where(lambda row: True) <= EXISTING | {straight_through_p}
 
 
 def test_no_primitive_has_two_rows():
@@ -60,11 +62,13 @@ def test_kinds_and_natures_are_known():
 
 def test_every_primitive_of_jax_has_a_row():
     """Fails when a new JAX adds one."""
-    assert {v.name for v in EXISTING - table.where(lambda row: True)} == set()
+    assert {
+        v.name for v in EXISTING - table.primitives_where(lambda row: True)
+    } == set()
 
 
 def test_calls_are_looked_into():
-    calls = table.where(lambda row: row.kind == "call")
+    calls = table.primitives_where(lambda row: row.kind == "call")
     assert set(jax_compat._BODY_PARAMETER) <= calls
 
 

@@ -16,7 +16,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.ir.families import choosing, taken_from
 from jlrp.ir.loops import Body, bodies_of
-from jlrp.ir.primitives import STEERING
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import (
     CARRIED,
     CHOSEN,
@@ -107,8 +107,8 @@ def levels_in(program: Program, starts: Levels, carries: Carries) -> dict[Value,
 
 def _taken_from(equation: Equation) -> list[set[int]] | None:
     """For each output, the operands whose numbers it may be; None: all of them."""
-    steering = STEERING.get(equation.primitive)
-    if steering is None:
+    steering = traits(equation).steering
+    if not steering:
         return taken_from(equation)
     return [{i for i in range(len(equation.inputs)) if i not in steering}]
 

@@ -210,6 +210,11 @@ class Traits:
         return self.movement and self.elementwise and self.ratio == "same"
 
     @property
+    def view(self) -> bool:
+        """The same numbers, in another shape, order or dtype, or repeated."""
+        return self.layout or self.identity
+
+    @property
     def stops(self) -> bool:
         """Whether it carries no relevance, and ``how`` says why."""
         return self.kind == "no relevance"

@@ -21,29 +21,8 @@ from jax.extend.core import primitives as p
 from jlrp.analysis.scalar import scalar_of
 from jlrp.errors import InputError
 from jlrp.ir.loops import bodies_of
-from jlrp.ir.primitives import MOVES
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value, between
-
-ARITHMETIC = {
-    p.abs_p,
-    p.add_p,
-    p.add_jaxvals_p,
-    p.and_p,
-    p.clamp_p,
-    p.div_p,
-    p.max_p,
-    p.min_p,
-    p.mul_p,
-    p.neg_p,
-    p.or_p,
-    p.rem_p,
-    p.select_n_p,
-    p.shift_left_p,
-    p.shift_right_arithmetic_p,
-    p.shift_right_logical_p,
-    p.sub_p,
-    p.xor_p,
-}
 
 
 @dataclass(frozen=True)
@@ -81,18 +60,18 @@ def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedd
         (out, *others) = equation.outputs
         if not origins or others:
             continue
-        prim = equation.primitive
+        prim, row = equation.primitive, traits(equation)
         if prim is p.eq_p:
             if _is_one_hot(equation, carried, dependent):
                 carried[out] = origins
-        elif prim in _CONTRACTIONS and not _is_float(out):
+        elif row.contraction and not _is_float(out):
             continue
-        elif prim not in MOVES | ARITHMETIC | _CONTRACTIONS:
+        elif row.codes is None and not row.contraction:
             continue
         elif _is_float(out) and _stays_float(equation, carried):
             if _keeps_codes(equation, carried):
                 carried[out] = origins
-        elif is_integer(out) or (out.dtype == np.bool_ and prim in MOVES):
+        elif is_integer(out) or (out.dtype == np.bool_ and row.codes == "moves"):
             carried[out] = origins
         elif _is_float(out) and _enters(equation, dependent):
             found[out] = origins
@@ -102,9 +81,6 @@ def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedd
         end: _embedding(end, [v for v in sources if v in origins], frozenset(carried))
         for end, origins in found.items()
     }
-
-
-_CONTRACTIONS = {p.dot_general_p, p.conv_general_dilated_p}
 
 
 def _is_float(atom: Atom) -> bool:
@@ -143,18 +119,20 @@ def _is_counted(program: Program, source: Value, sources: Sequence[Value]) -> bo
         operands = [a for a in equation.inputs if a in moved]
         if not operands:
             continue
-        prim, others = equation.primitive, set(equation.inputs) - moved
-        if prim in _COUNTING or (prim in _FACTORS and dependent.isdisjoint(others)):
+        row, others = traits(equation), set(equation.inputs) - moved
+        multiplies = row.contraction or row.scaling
+        if _counts(equation) or (multiplies and dependent.isdisjoint(others)):
             counted = True
-        elif prim in _FACTORS:
+        elif multiplies:
             return False
-        elif prim in MOVES - {p.concatenate_p}:
+        elif row.codes == "moves":
             moved.update(equation.outputs)
     return counted
 
 
-_COUNTING = {p.concatenate_p, p.cumsum_p, p.reduce_sum_p}
-_FACTORS = _CONTRACTIONS | {p.mul_p, p.div_p}
+def _counts(equation: Equation) -> bool:
+    """Whether booleans are summed by it, or stand beside numbers."""
+    return equation.primitive in (p.concatenate_p, p.cumsum_p, p.reduce_sum_p)
 
 
 def _stays_float(equation: Equation, carried: dict[Value, Any]) -> bool:
@@ -164,24 +142,13 @@ def _stays_float(equation: Equation, carried: dict[Value, Any]) -> bool:
 
 def _keeps_codes(equation: Equation, carried: dict[Value, Any]) -> bool:
     """Whether floats that may be codes are only moved, or meet integer literals."""
-    if equation.primitive in MOVES:
+    row = traits(equation)
+    if row.codes == "moves":
         return True
     others = [a for a in equation.inputs if a not in carried and a.dtype != np.bool_]
     numbers = [scalar_of(a) for a in others]
-    return equation.primitive in _CLAMPING and all(
-        n is not None and float(n).is_integer() for n in numbers
-    )
-
-
-_CLAMPING = {
-    p.add_p,
-    p.add_jaxvals_p,
-    p.clamp_p,
-    p.max_p,
-    p.min_p,
-    p.select_n_p,
-    p.sub_p,
-}
+    clamps = row.addition or row.clipping or equation.primitive is p.select_n_p
+    return clamps and all(n is not None and float(n).is_integer() for n in numbers)
 
 
 def _refuse_inside_bodies(
@@ -213,9 +180,9 @@ def is_integer(atom: Atom) -> bool:
 def _enters(equation: Equation, dependent: set[Atom]) -> bool:
     """Whether a float output is an integer's own embedding."""
     prim = equation.primitive
-    if prim is p.convert_element_type_p or prim in _CONTRACTIONS:
+    if prim is p.convert_element_type_p or traits(prim).contraction:
         return True
-    if prim in (p.gather_p, p.dynamic_slice_p):
+    if traits(prim).fetches:
         (fetched, *_) = equation.inputs
         return fetched not in dependent
     # A one-hot code's numbers are constants; among others an integer only chooses.
@@ -237,9 +204,11 @@ def _varies(atom: Atom) -> bool:
     while isinstance(atom, Value) and atom.producer is not None:
         if atom.producer.primitive is p.iota_p:
             return True
-        if atom.producer.primitive not in (
-            MOVES - {p.concatenate_p, p.gather_p, p.dynamic_update_slice_p}
-        ):
+        row, joins = traits(atom.producer), atom.producer.primitive in _JOINS
+        if row.codes != "moves" or joins:
             return int(np.prod(atom.shape)) > 1
         (atom, *_) = atom.producer.inputs
     return int(np.prod(atom.shape)) > 1
+
+
+_JOINS = (p.concatenate_p, p.gather_p, p.dynamic_update_slice_p)
