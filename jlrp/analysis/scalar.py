@@ -6,83 +6,12 @@ an unknown is zero, which proves f(0) = 0 for activations with parameters (PReLU
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from jax.extend.core import primitives as p
 
 from jlrp.ir.homogeneity import is_inexact
-from jlrp.ir.primitives import present
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Value
-
-Scalar = np.ndarray | np.generic | float | bool | None
-
-_UNARY: dict[Any, Callable[..., Any]] = {
-    p.abs_p: np.abs,
-    p.acosh_p: np.arccosh,
-    p.bessel_i1e_p: lambda x: 0.0 if x == 0 else None,
-    p.erf_inv_p: lambda x: 0.0 if x == 0 else None,
-    p.cbrt_p: np.cbrt,
-    p.ceil_p: np.ceil,
-    p.copy_p: lambda x: x,
-    p.cos_p: np.cos,
-    p.cosh_p: np.cosh,
-    p.erf_p: lambda x: math.erf(x),
-    p.erfc_p: lambda x: math.erfc(x),
-    p.exp2_p: np.exp2,
-    p.exp_p: np.exp,
-    p.expm1_p: np.expm1,
-    p.floor_p: np.floor,
-    p.is_finite_p: np.isfinite,
-    p.log1p_p: np.log1p,
-    p.log_p: np.log,
-    p.logistic_p: lambda x: 1 / (1 + np.exp(-x)),
-    p.neg_p: np.negative,
-    p.not_p: np.logical_not,
-    p.rsqrt_p: lambda x: 1 / np.sqrt(x),
-    p.sign_p: np.sign,
-    p.sin_p: np.sin,
-    p.sinh_p: np.sinh,
-    p.sqrt_p: np.sqrt,
-    p.square_p: np.square,
-    p.stop_gradient_p: lambda x: x,
-    p.tan_p: np.tan,
-    p.tanh_p: np.tanh,
-    p.asin_p: np.arcsin,
-    p.asinh_p: np.arcsinh,
-    p.atan_p: np.arctan,
-    p.atanh_p: np.arctanh,
-}
-for _name, _function in {  # newer than the oldest JAX supported
-    "log2_p": np.log2,
-    "one_minus_square_p": lambda x: 1 - x * x,
-}.items():
-    if hasattr(p, _name):
-        _UNARY[getattr(p, _name)] = _function
-_BINARY: dict[Any, Callable[..., Any]] = {
-    p.add_p: np.add,
-    p.add_jaxvals_p: np.add,
-    p.and_p: np.logical_and,
-    p.atan2_p: np.arctan2,
-    p.div_p: np.divide,
-    p.eq_p: np.equal,
-    p.ge_p: np.greater_equal,
-    p.gt_p: np.greater,
-    p.le_p: np.less_equal,
-    p.lt_p: np.less,
-    p.max_p: np.maximum,
-    p.min_p: np.minimum,
-    p.mul_p: np.multiply,
-    p.ne_p: np.not_equal,
-    p.or_p: np.logical_or,
-    p.pow_p: np.power,
-    p.rem_p: np.fmod,
-    p.sub_p: np.subtract,
-}
-_POLYNOMIAL = present("polynomial")
-_SHAPE_ONLY = {p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p}
+from jlrp.ir.traits import Scalar
 
 
 def evaluate_scalar(equation: Equation, x: list[Scalar], rounds: bool = True) -> Scalar:
@@ -90,55 +19,20 @@ def evaluate_scalar(equation: Equation, x: list[Scalar], rounds: bool = True) ->
 
     Casts to another floating dtype are left out if it does not ``rounds``.
     """
-    prim = equation.primitive
-    with np.errstate(all="ignore"):
-        if prim is p.mul_p and None in x:
-            known = [v for v in x if v is not None]
-            return 0.0 if any(v == 0 for v in known) else None
-        if prim is p.div_p and x[0] is not None and x[1] is None:
-            return 0.0 if x[0] == 0 else None
-        if prim is p.select_n_p:
-            if x[0] is not None:
-                return x[1 + int(np.asarray(x[0]))]
-            return x[1] if all(v is not None and v == x[1] for v in x[1:]) else None
-        if prim in (p.igamma_p, p.regularized_incomplete_beta_p) and x[-1] is not None:
-            return 0.0 if x[-1] == 0 else None
-        if prim is p.igammac_p and x[-1] is not None:
-            return 1.0 if x[-1] == 0 else None
-        if prim in _POLYNOMIAL and x[0] is not None and x[0] == 0:
-            return x[1]
-        if any(v is None for v in x):
-            return None
-        if prim in _POLYNOMIAL:
-            total, power = np.float64(0), np.float64(1)
-            for coefficient in x[1:]:
-                total, power = total + coefficient * power, power * x[0]  # type: ignore
-            return total
-        if prim in _SHAPE_ONLY:
-            return x[0]
-        if prim is p.convert_element_type_p:
-            if not rounds and is_inexact(equation.outputs[0]):
-                return x[0]
-            return np.asarray(x[0]).astype(equation.params["new_dtype"])
-        if prim is p.integer_pow_p:
-            return np.float64(x[0]) ** equation.params["y"]
-        if prim is p.clamp_p:
-            low, value, high = x
-            return np.minimum(np.maximum(value, low), high)  # type: ignore[arg-type]
-        if (unary := _UNARY.get(prim)) is not None:
-            return unary(x[0])
-        if (binary := _BINARY.get(prim)) is not None:
-            return binary(*x)
-    return None
+    row = traits(equation)
+    if row.identity and not rounds and is_inexact(equation.outputs[0]):
+        return x[0]
+    return row.value(x, equation.params)
 
 
 def is_elementwise(value: Value) -> bool:
     """Whether a value was made element by element, comparisons included."""
     equation = value.producer
+    row = None if equation is None else traits(equation)
     return (
-        equation is not None
-        and _known_to(equation)
-        and equation.primitive not in _SHAPE_ONLY
+        row is not None
+        and row.evaluate is not None
+        and not row.layout
         and all(a.shape in ((), value.shape) for a in equation.inputs)
     )
 
@@ -187,7 +81,11 @@ def _known(value: Value, memo: dict[Value, Scalar], rounds: bool = True) -> Scal
             stack.pop()
             continue
         equation = v.producer
-        if equation is None or len(equation.outputs) > 1 or not _known_to(equation):
+        if (
+            equation is None
+            or len(equation.outputs) > 1
+            or traits(equation).evaluate is None
+        ):
             memo[stack.pop()] = None
             continue
         operands = [a for a in equation.inputs if isinstance(a, Value)]
@@ -200,15 +98,3 @@ def _known(value: Value, memo: dict[Value, Scalar], rounds: bool = True) -> Scal
         ]
         memo[stack.pop()] = evaluate_scalar(equation, x, rounds)
     return memo[value]
-
-
-def _known_to(equation: Equation) -> bool:
-    prim = equation.primitive
-    return (
-        prim in _UNARY
-        or prim in _BINARY
-        or prim in _SHAPE_ONLY
-        or prim in (p.select_n_p, p.convert_element_type_p, p.integer_pow_p, p.clamp_p)
-        or prim in (p.igamma_p, p.igammac_p, p.regularized_incomplete_beta_p)
-        or prim in _POLYNOMIAL
-    )

@@ -12,52 +12,24 @@ import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.scalar import Scalar, scalar_of
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
 
 Sign = int | None  # +1: never negative, -1: never positive, 0: zero, None: unknown
 
-_NONNEGATIVE = {
-    p.abs_p,
-    p.cosh_p,
-    p.exp2_p,
-    p.exp_p,
-    p.logistic_p,
-    p.rsqrt_p,
-    p.sqrt_p,
-    p.square_p,
-    p.erfc_p,
-}
-_SIGN_PRESERVING = {  # f(x) has the sign of x, element for element or moved
-    p.asinh_p,
-    p.atan_p,
-    p.atanh_p,
-    p.broadcast_in_dim_p,
-    p.cbrt_p,
-    p.convert_element_type_p,
-    p.copy_p,
+_SIGN_PRESERVING = {  # a part of the numbers, or sums of them, has their sign
     p.cumsum_p,
     p.cummax_p,
     p.cummin_p,
     p.dynamic_slice_p,
-    p.erf_p,
-    p.expm1_p,
-    p.log1p_p,
     p.reduce_max_p,
     p.reduce_min_p,
-    p.reduce_precision_p,
     p.reduce_sum_p,
     p.reduce_window_max_p,
     p.reduce_window_sum_p,
-    p.reshape_p,
     p.rev_p,
-    p.sign_p,
-    p.sinh_p,
     p.slice_p,
     p.sort_p,
-    p.squeeze_p,
-    p.stop_gradient_p,
-    p.tanh_p,
-    p.transpose_p,
 }
 _JOINS = {p.add_p, p.add_jaxvals_p, p.concatenate_p, p.dynamic_update_slice_p}
 
@@ -85,12 +57,15 @@ def signs(program: Program) -> dict[Value, int]:
 
 def _equation_sign(equation: Equation, sign_of: Callable[[Atom], Sign]) -> Sign:
     prim, x = equation.primitive, equation.inputs
-    if prim in _NONNEGATIVE:
+    row, params = traits(equation), equation.params
+    if row.activation and row.range_with(params)[0] >= 0:
         return +1
-    if prim in _SIGN_PRESERVING:
+    if row.view or prim in _SIGN_PRESERVING:
+        return sign_of(x[0])
+    if row.monotone_with(params) == +1 and row.value([0.0], params) == 0:
         return sign_of(x[0])
     if prim is p.integer_pow_p:
-        return +1 if equation.params["y"] % 2 == 0 else sign_of(x[0])
+        return sign_of(x[0])  # an odd one
     if prim is p.neg_p:
         return _negated(sign_of(x[0]))
     if prim is p.sub_p:

@@ -749,9 +749,3 @@ def documented() -> Iterator[Row]:
     for each in TABLE.values():
         if not each.internal:
             yield Row(each.name, each.kind, each.how)
-
-
-def present(*names: str) -> tuple[Any, ...]:
-    """The primitives among these names that the installed JAX has."""
-    found = (getattr(p, f"{name}_p", None) for name in names)
-    return tuple(primitive for primitive in found if primitive is not None)
