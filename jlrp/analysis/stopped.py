@@ -198,7 +198,7 @@ def choices_of(
     """What x decides in some equations, and among what made their constants."""
     for equation in (*equations, *_choosing(program, constants)):
         prim = equation.primitive
-        steering = traits(prim).steering
+        steering = traits(equation).steering
         operands = [a for i, a in enumerate(equation.inputs) if i in steering]
         if any(program.level(a) != INDEPENDENT for a in operands):
             yield Choice("predicate" if prim is p.select_n_p else "index", equation)
@@ -206,7 +206,7 @@ def choices_of(
             yield Choice("predicate", equation)
         elif prim is p.while_p and _decides_how_often(program, equation):
             yield Choice("trip count", equation)
-        elif traits(prim).scaling and any(map(program.is_dead, equation.inputs)):
+        elif traits(equation).scaling and any(map(program.is_dead, equation.inputs)):
             yield Choice("factor", equation)
 
 

@@ -107,7 +107,7 @@ class Declared:
 
     def _behind(self, eqn: Any, operands: Sequence[int]) -> int:
         prim, highest = eqn.primitive, max(operands)
-        row = traits(prim)
+        row = traits(eqn)
         if row.rounding and prim in self.stops:
             return _ROUNDED
         to_integers = not any(jax_compat.is_inexact(v.aval) for v in eqn.outvars)

@@ -180,9 +180,9 @@ def is_integer(atom: Atom) -> bool:
 def _enters(equation: Equation, dependent: set[Atom]) -> bool:
     """Whether a float output is an integer's own embedding."""
     prim = equation.primitive
-    if prim is p.convert_element_type_p or traits(prim).contraction:
+    if prim is p.convert_element_type_p or traits(equation).contraction:
         return True
-    if traits(prim).fetches:
+    if traits(equation).fetches:
         (fetched, *_) = equation.inputs
         return fetched not in dependent
     # A one-hot code's numbers are constants; among others an integer only chooses.

@@ -80,7 +80,7 @@ class _Spread:
 
     def _passed(self, equation: Equation, env: Mapping[Value, Array]) -> Array:
         prim, shape = equation.primitive, equation.outputs[0].shape
-        row = traits(prim)
+        row = traits(equation)
         carried = [env[a] for a in equation.inputs if a in env]  # type: ignore[operator]
         if row.fetches and equation.inputs[0] not in env:
             return self._fetched(equation, env)

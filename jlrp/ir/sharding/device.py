@@ -240,9 +240,9 @@ class Device:
             *both, sizes = operands
             sums = all(axes <= o.varies for o in both) and not axes & sizes.varies
             return sums and _sums_no_groups(shard.equation.params)
-        if traits(prim).addition:
+        if traits(shard.equation).addition:
             return any(self.is_partial(o, axes) for o in operands)
-        if traits(prim).scaling:
+        if traits(shard.equation).scaling:
             of = [o for o in operands if axes & o.varies]
             divides = prim is p.div_p and of != [operands[0]]
             return len(of) == 1 and not divides and self.is_partial(of[0], axes)
