@@ -28,13 +28,11 @@ def evaluate_scalar(equation: Equation, x: list[Scalar], rounds: bool = True) ->
 def is_elementwise(value: Value) -> bool:
     """Whether a value was made element by element, comparisons included."""
     equation = value.producer
-    row = None if equation is None else traits(equation)
-    return (
-        row is not None
-        and row.evaluate is not None
-        and not row.layout
-        and all(a.shape in ((), value.shape) for a in equation.inputs)
-    )
+    if equation is None:
+        return False
+    row = traits(equation)
+    shaped = all(a.shape in ((), value.shape) for a in equation.inputs)
+    return row.evaluate is not None and not row.layout and shaped
 
 
 def scalar_of(atom: Atom, memo: dict[Value, Scalar] | None = None) -> Scalar:
