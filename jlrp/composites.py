@@ -810,7 +810,7 @@ def _fits(rule: Rule, op: Operation) -> bool:
 
 
 def _is_kernel(op: Operation) -> bool:
-    return traits(op.primitive).kernel
+    return traits(op).kernel
 
 
 def missing_rule(op: Operation) -> str:
@@ -829,7 +829,7 @@ def missing_rule(op: Operation) -> str:
             'or pass fallback="stop" (its relevance is absorbed, and the ledger says '
             "so)."
         )
-    if traits(op.primitive).kind == "collective":
+    if traits(op).kind == "collective":
         return (
             f"No form for the collective `{name}`, at {op.where()}: what other devices "
             "compute is not in this program. Call jlrp.relevance around the shard_map, "

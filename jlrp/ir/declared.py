@@ -39,7 +39,7 @@ class Declared:
 
     def keeps(self, eqn: Any) -> bool:
         """Whether a call is one operation, with the derivative declared for it."""
-        if eqn.primitive not in (p.custom_vjp_call_p, p.custom_jvp_call_p):
+        if not traits(eqn).has_derivative:
             return False
         if self.always or jax_compat.derives(eqn, self.kernels):
             return True

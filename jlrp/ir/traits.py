@@ -216,6 +216,11 @@ class Traits:
         return self.layout or self.identity
 
     @cached_property
+    def has_derivative(self) -> bool:
+        """Whether it is a call for which the user declared a derivative."""
+        return self.kind == "call" and self.family is not None
+
+    @cached_property
     def stops(self) -> bool:
         """Whether it carries no relevance, and ``how`` says why."""
         return self.kind == "no relevance"

@@ -148,7 +148,7 @@ def is_elementwise(op: Operation) -> bool:
     (x,), (y,) = op.inputs, op.outputs
     if x.shape != y.shape:
         return False
-    if op.region is not None or op.nature == "custom" or op.primitive in _UNSEEN:
+    if op.region is not None or op.nature == "custom" or traits(op).has_derivative:
         return True
     moving: set[Atom] = {x}
     for equation in op.equations:
@@ -162,9 +162,6 @@ def is_elementwise(op: Operation) -> bool:
             return False
         moving.add(out)
     return True
-
-
-_UNSEEN = (p.custom_jvp_call_p, p.custom_vjp_call_p)
 
 
 def _is_costly(region: Region) -> bool:
