@@ -7,6 +7,7 @@ not fit says which function it was, with what, and what to check.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -191,7 +192,7 @@ def takes(**checks: Check) -> Callable[[Public], Public]:
 
         @functools.wraps(public)
         def run(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
+            given = _bound(public.__qualname__, signature, args, kwargs)
             for name, value in given.items():
                 if name in checks:
                     checks[name](name, value)
@@ -208,6 +209,30 @@ def takes(**checks: Check) -> Callable[[Public], Public]:
         return run
 
     return decorate
+
+
+def _bound(
+    name: str, signature: inspect.Signature, args: Any, kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The arguments of a call by name.
+
+    Raises:
+      InputError: for a keyword that is none, too many arguments or too few.
+    """
+    try:
+        return signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        takes = [n for n in signature.parameters if n != "self"]
+        wrong = [n for n in kwargs if n not in takes]
+        if not wrong:
+            raise InputError(
+                f"{name}: {error}. It takes {', '.join(takes)}."
+            ) from error
+        near = difflib.get_close_matches(wrong[0], takes, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"{name} has no argument {wrong[0]}. {hint}It takes {', '.join(takes)}."
+        ) from error
 
 
 def optional(check: Check) -> Check:

@@ -16,7 +16,7 @@ from jlrp.analysis.activity import activate
 from jlrp.analysis.integers import with_numbers
 from jlrp.analysis.quantised import straighten
 from jlrp.arguments import check_array, leaves_of
-from jlrp.composites import Composite, assign
+from jlrp.composites import assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
 from jlrp.interpreter import (
     Delivered,
@@ -35,6 +35,7 @@ from jlrp.ir.program import Equation, Program, Value, trace
 from jlrp.ops import captures
 from jlrp.ops.embedding import embeddings
 from jlrp.ops.lower import find_operations, stops
+from jlrp.options import Options
 from jlrp.plan import residuals, targets
 from jlrp.plan.planning import Plan, is_float, make_plan, no_path, parameters_of
 from jlrp.promise import Promise
@@ -43,34 +44,13 @@ from jlrp.rules import registered
 Array = jax.Array
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is asked for; static and hashable.
-
-    Attributes:
-      target: a static target; a traced one comes with the arguments.
-      capture: patterns of scopes and tags.
-      conditions: names of the values that masks are set on.
-      capture_steps: how many iterations of a while loop are recorded.
-    """
-
-    composite: Composite
-    target: Any = None
-    seed: str = "score"
-    fallback: str | None = None
-    wrt: tuple[str, ...] = ("x",)
-    capture: tuple[str, ...] = ()
-    conditions: tuple[str, ...] = ()
-    residuals: Any = "keep"
-    capture_steps: int | None = None
-
-
 class Request:
     """A traced function with its arguments and what of its output is explained.
 
     Args:
       params, x: pytrees of arrays, tracers or ``ShapeDtypeStruct``.
-      target: None for the static one of the options.
+      target: None for that of the options.
+      masked: names of the values that masks are set on.
     """
 
     def __init__(
@@ -80,8 +60,9 @@ class Request:
         x: Any,
         options: Options,
         target: Any = None,
+        masked: Sequence[str] = (),
     ):
-        self.options = options
+        self.options, self.masked = options, masked
         self.target = options.target if target is None else target
         scored = targets.scored(fn, self.target)
         as_differentiated = options.composite.view.as_differentiated
@@ -142,7 +123,7 @@ class Request:
         operations = find_operations(
             program, set(registered()), options.composite.view, _carries, found
         )
-        asked = self.parameters if "params" in options.wrt else ()
+        asked = self.parameters if "params" in options.asked else ()
         parameters = parameters_of(program, asked)
         policy = None if for_ledger else residuals.resolve(options.residuals)
         steps = assign(
@@ -156,7 +137,7 @@ class Request:
             at_names,
         )
         plan = make_plan(program, steps, at_names, parameters, policy)
-        for name in options.conditions:
+        for name in self.masked:
             if name not in plan.masks:
                 raise SelectorError(no_path(name))
         if plan.offloaded and not jax_compat.has_host_memory():
@@ -170,13 +151,13 @@ class Request:
         """What is asked for at names, in the whole program."""
         options = self.options
         self.conditions: dict[str, names.Place] = {}
-        if not options.capture and not options.conditions:
+        if not options.capture and not self.masked:
             return captures.Asked()
         named = names.places(self.program)
         found = names.matching(named, options.capture)
         names.check_steps(found, options.capture_steps)
         masked: dict[str, tuple[str, ...]] = {}
-        for mask, (name, place) in names.conditioned(named, options.conditions).items():
+        for mask, (name, place) in names.conditioned(named, self.masked).items():
             self.conditions[mask] = place
             masked[name] = (*masked.get(name, ()), mask)
         return captures.Asked(frozenset(found), masked, options.capture_steps)

@@ -11,14 +11,17 @@ PACKAGE = Path(__file__).parents[1] / "jlrp"
 # Low to high: what a file imports of the library is of its own level or a lower one.
 # The files of one level may import each other, without a cycle.
 LEVELS = {
-    "base": ["errors", "arguments", "promise", "tactics", "ir/jax_compat"],
+    "base": [
+        *["typing", "errors", "arguments", "fields", "promise", "tactics"],
+        "ir/jax_compat",
+    ],
     "ir": ["ir"],
     "analysis": ["analysis"],
     "ops": ["ops"],
     "rules": ["rules"],
     "plan": ["plan", "composites"],
-    "engine": ["interpreter", "request"],
-    "api": ["api", "auditing", "reports", "notices", "__init__"],
+    "engine": ["interpreter", "options", "request", "caching"],
+    "api": ["api", "reports", "notices", "__init__"],
     "apps": [
         *["baselines", "flow", "integrations", "jobs", "metrics", "plotting"],
         *["cli", "__main__"],
@@ -30,7 +33,9 @@ DEPENDENCIES = {"jax", "numpy"}
 
 # What an integration or a picture may import besides, inside its functions.
 FRAMEWORKS = {
-    "plotting": {"matplotlib"},
+    "plotting/drawing": {"matplotlib"},
+    "plotting/faithfulness": {"matplotlib"},
+    "plotting/flows": {"matplotlib"},
     "integrations/equinox": {"equinox"},
     "integrations/flax": {"flax"},
     "integrations/haiku": {"haiku"},

@@ -52,11 +52,15 @@ def versions() -> dict[str, str]:
 def described(value: Any) -> Any:
     """A value as JSON has it: readable, and the same in every process.
 
-    Numbers and strings are themselves. A function has its name, which says where it was
-    written and not what it does: that is in the program, which has its own digest.
+    Numbers, strings and lists of strings are themselves. A function has its name, which
+    says where it was written and not what it does: that is in the program, which has
+    its own digest.
     """
-    plain = value is None or isinstance(value, bool | int | str)
-    return value if plain else _text(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, tuple | list) and all(isinstance(v, str) for v in value):
+        return list(value)
+    return _text(value)
 
 
 def _text(value: Any) -> str:

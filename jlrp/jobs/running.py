@@ -241,8 +241,8 @@ def _step(explain: Any, reduce: Any, dtype: str, allow_nan: bool) -> Any:
             f"The first argument is a {type(explain).__name__}; it must be made by "
             "jlrp.explain(fn, ...) or loaded by jobs.load_artifact."
         )
-    if explain.wrt != ("x",):
-        raise JobError(f'A job needs an explainer with wrt="x", not {explain.wrt}.')
+    if explain.asked != ("x",):
+        raise JobError(f'A job needs an explainer with wrt="x", not {explain.wrt!r}.')
     return Step(explain, reduce, dtype, allow_nan)
 
 

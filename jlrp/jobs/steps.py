@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from jlrp.api import Explainer, Explanation
 from jlrp.arguments import check_array, first_lines, leaves_of, shapes_of, shown
 from jlrp.errors import JlrpError
+from jlrp.fields import options_of
 from jlrp.ir import jax_compat
 from jlrp.jobs.errors import JobError
 from jlrp.jobs.fingerprint import described
+from jlrp.options import Options
 from jlrp.plan import targets
 
 Array = jax.Array
@@ -105,16 +107,13 @@ class Step:
     @property
     def made_by(self) -> dict[str, Any]:
         """What the results depend on besides params and data, for the store."""
-        explainer = self.explainer
-        steps = explainer.capture_steps
+        options = options_of(Options).items()
         return {
-            **({} if steps is None else {"capture_steps": steps}),
-            "composite": described(explainer.composite),
-            "target": described(explainer.target),
-            "seed": explainer.seed,
-            "fallback": explainer.fallback,
-            "capture": list(explainer.capture),
-            "condition": described(explainer.condition),
+            **{
+                name: described(getattr(self.explainer, name))
+                for name, option in options
+                if option.changes_results
+            },
             "reduce": described(self.reduce),
             "dtype": self.dtype,
             **({"allow_nan": True} if self.allow_nan else {}),

@@ -184,11 +184,12 @@ class _Windows:
                 v: at.get(a, before) if a in at else _Seen()
                 for v, a in zip(body.program.inputs, operands, strict=True)
             }
-            for _ in range(2 if body.n_carries and runs > 1 else 1):
-                after = self.walk(inner, inside, times * runs)
+            after = self.walk(inner, inside, times * runs)
+            if body.n_carries and runs > 1:
                 for carry, out in zip(body.carries, body.program.outputs, strict=False):
                     if out in after:
                         inside[carry] = _grown(inside[carry], after[out], runs)
+                after = self.walk(inner, inside, times * runs)
             outs = zip(equation.outputs, body.program.outputs, strict=False)
             for value, out in outs:
                 if out in after:

@@ -68,7 +68,9 @@ def traced(target: Callable[[Any], Any], output: Any) -> tuple[Traced, list[Any]
 
 def joined(static: Any, traced: Any) -> Any:
     """The target of which these are the static and the traced part."""
-    return static.at(traced) if isinstance(static, Traced) else traced
+    if isinstance(static, Traced):
+        return static.at(traced)
+    return traced if static is None else static
 
 
 def check_kind(name: str, target: Any) -> None:

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlrp.caching import Call, Key
 from jlrp.interpreter import Numbers
 from jlrp.ir import jax_compat
 from jlrp.ir.program import Value
 from jlrp.notices import warn_of
 from jlrp.plan.planning import Plan, Step, is_float
-from jlrp.plan.targets import joined
 from jlrp.promise import Promise
-from jlrp.reports import Ledger, LedgerRow
-from jlrp.request import Options, Request
+from jlrp.reports.ledger import Ledger, LedgerRow
 from jlrp.rules.base import Propagation
-
-Array = jax.Array
-
-
-class Key(Protocol):
-    """What a compiled audit depends on; hashable."""
-
-    fn: Any
-    options: Options
+from jlrp.typing import Array, PyTree
 
 
 @dataclass(frozen=True)
@@ -81,11 +72,9 @@ class Audited:
     limits: tuple[float, ...]
 
 
-def ledger(
-    key: Key, params: Any, x: Any, traced_target: Any, masks: Mapping[str, Any]
-) -> Ledger:
-    """The ledger of ``key.fn(params, x)``, by one compiled program for its shapes."""
-    found = jax.device_get(_audited(key, params, x, traced_target, dict(masks)))
+def audited(call: Call) -> Ledger:
+    """The ledger of a call, by one compiled program for its shapes."""
+    found = jax.device_get(_audited(call.key, *call.arrays))
     seed, relevance, *amounts = found.amounts.tolist()
     rows, start = [], 0
     for row in found.rows:
@@ -103,10 +92,9 @@ def ledger(
 
 @partial(jax.jit, static_argnums=0)
 def _audited(
-    key: Key, params: Any, x: Any, traced_target: Any, masks: dict[str, Any]
+    key: Key, params: PyTree, x: PyTree, traced: PyTree, masks: dict[str, Array]
 ) -> Audited:
-    target = joined(key.options.target, traced_target)
-    request = Request(key.fn.call, params, x, key.options, target)
+    request = key.request(params, x, traced)
     plan = request.plan(for_ledger=True)
     warn_of(plan.stops)
     known: dict[str, Any] = {}
