@@ -30,15 +30,6 @@ from jlrp.reports.inspection import inspection
 from jlrp.request import Request, check_arrays
 from jlrp.typing import Array, Function, PyTree, Target
 
-__all__ = [
-    "Explainer",
-    "Explanation",
-    "audit",
-    "explain",
-    "inspect",
-    "relevance",
-]
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

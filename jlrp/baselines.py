@@ -22,6 +22,14 @@ from jlrp.metrics.removal import REMOVAL, Constant, Removal
 from jlrp.metrics.scoring import Callee, Function, Score, split_target
 from jlrp.plan import targets
 
+__all__ = [
+    "gradient",
+    "gradient_input",
+    "integrated_gradients",
+    "occlusion",
+    "smoothgrad",
+]
+
 Array = jax.Array
 
 

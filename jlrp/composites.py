@@ -59,6 +59,27 @@ from jlrp.rules import (
 )
 from jlrp.rules.control_flow import CONTROL_FLOW
 
+__all__ = [
+    "PRESETS",
+    "Composite",
+    "Depth",
+    "Pair",
+    "attnlrp",
+    "auto",
+    "cp_lrp",
+    "dynamic_lrp",
+    "epsilon",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
+    "epsilon_gamma_box",
+    "epsilon_plus",
+    "epsilon_plus_flat",
+    "excitation_backprop",
+    "gamma_by_depth",
+    "gradient_input",
+    "mamba_lrp",
+]
+
 T = TypeVar("T", bound=Callable[..., Any])
 Selector = str | Primitive | Callable[[Operation], bool] | tuple[Any, ...]
 

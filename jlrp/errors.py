@@ -1,5 +1,18 @@
 """The errors that jlrp raises: each says what, where, and the way out."""
 
+__all__ = [
+    "InputError",
+    "IntegrationError",
+    "JlrpError",
+    "JlrpWarning",
+    "MemoryLimitError",
+    "NoRelevanceError",
+    "RuleError",
+    "SelectorError",
+    "TargetError",
+    "UnsupportedPrimitiveError",
+]
+
 
 class JlrpError(Exception):
     """Base class of every error that jlrp raises on purpose."""

@@ -20,6 +20,10 @@ from jlrp.ir.names import Place, check_steps, conditioned, matching, places
 from jlrp.ir.program import trace
 from jlrp.plan import targets
 
+__all__ = [
+    "between",
+]
+
 OUTPUT, INPUT = "output", "input"
 
 

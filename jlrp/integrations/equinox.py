@@ -17,6 +17,10 @@ from jlrp.integrations._functions import (
 )
 from jlrp.integrations._names import named_class, scope, with_names
 
+__all__ = [
+    "module",
+]
+
 
 def module(
     model: Any,

@@ -19,6 +19,11 @@ from jlrp.integrations._functions import (
 )
 from jlrp.integrations._names import named_class, scope, with_names
 
+__all__ = [
+    "linen",
+    "nnx",
+]
+
 
 def linen(
     module: Any,

@@ -9,6 +9,10 @@ from typing import Any
 from jlrp.errors import IntegrationError
 from jlrp.integrations._functions import Function, framework
 
+__all__ = [
+    "transformed",
+]
+
 
 def transformed(
     transformed: Any,

@@ -14,6 +14,10 @@ from jlrp.integrations._functions import (
     inference_arguments,
 )
 
+__all__ = [
+    "model",
+]
+
 
 def model(
     model: Any,

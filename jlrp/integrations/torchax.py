@@ -16,6 +16,11 @@ from jlrp.errors import IntegrationError
 from jlrp.integrations._functions import Function, framework
 from jlrp.integrations._names import scope
 
+__all__ = [
+    "load",
+    "module",
+]
+
 _kept: list[Any] = []  # torch forgets an operator library when its object dies
 
 

@@ -20,30 +20,47 @@ from jlrp.ir.own_primitives import custom_relevance_p
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
 from jlrp.promise import Promise
-from jlrp.rules.base import Array as Array
-from jlrp.rules.base import Context, Propagation
-from jlrp.rules.base import Rule as Rule
-from jlrp.rules.elementwise import NativeGradient as NativeGradient
-from jlrp.rules.elementwise import Pass as Pass
-from jlrp.rules.embedding import SumFeatures as SumFeatures
-from jlrp.rules.gradient import Gradient as Gradient
-from jlrp.rules.gradient import Stop as Stop
-from jlrp.rules.kernel import AlphaBeta as AlphaBeta
-from jlrp.rules.kernel import Gamma as Gamma
-from jlrp.rules.kernel import GammaMontavon as GammaMontavon
-from jlrp.rules.kernel import WSquare as WSquare
-from jlrp.rules.kernel import ZBox as ZBox
-from jlrp.rules.kernel import ZPlus as ZPlus
-from jlrp.rules.linalg import Euler as Euler
-from jlrp.rules.linear import Epsilon as Epsilon
-from jlrp.rules.linear import Flat as Flat
-from jlrp.rules.linear import Zero as Zero
-from jlrp.rules.movement import Follow as Follow
-from jlrp.rules.product import Absolute as Absolute
-from jlrp.rules.product import Gate as Gate
-from jlrp.rules.product import Selective as Selective
-from jlrp.rules.product import Uniform as Uniform
-from jlrp.rules.rounding import StraightThrough as StraightThrough
+from jlrp.rules.base import Context, Propagation, Rule
+from jlrp.rules.elementwise import NativeGradient, Pass
+from jlrp.rules.embedding import SumFeatures
+from jlrp.rules.gradient import Gradient, Stop
+from jlrp.rules.kernel import AlphaBeta, Gamma, GammaMontavon, WSquare, ZBox, ZPlus
+from jlrp.rules.linalg import Euler
+from jlrp.rules.linear import Epsilon, Flat, Zero
+from jlrp.rules.movement import Follow
+from jlrp.rules.product import Absolute, Gate, Selective, Uniform
+from jlrp.rules.rounding import StraightThrough
+
+__all__ = [
+    "Absolute",
+    "AlphaBeta",
+    "Context",
+    "Epsilon",
+    "Euler",
+    "Flat",
+    "Follow",
+    "Gamma",
+    "GammaMontavon",
+    "Gate",
+    "Gradient",
+    "NativeGradient",
+    "Operation",
+    "Pass",
+    "Promise",
+    "Propagation",
+    "Rule",
+    "Selective",
+    "Stop",
+    "StraightThrough",
+    "SumFeatures",
+    "Uniform",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+    "Zero",
+    "register_rule",
+    "unregister_rule",
+]
 
 RelevanceFunction = Callable[..., Any]
 
