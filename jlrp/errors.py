@@ -31,7 +31,7 @@ class TargetError(JlrpError, ValueError):
 
 
 class RuleError(JlrpError, ValueError):
-    """A parameter of a rule is not in its range."""
+    """A rule has a parameter that is not allowed, or reads what it does not declare."""
 
 
 class SelectorError(JlrpError, ValueError):

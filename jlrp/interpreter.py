@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
+from jlrp.errors import RuleError
 from jlrp.ir import jax_compat
 from jlrp.ir.program import (
     Atom,
@@ -269,7 +270,12 @@ class Promised:
 
     def __getitem__(self, value: Value) -> Array:
         if value not in self._plan.promised:
-            raise KeyError(value)  # what a rule reads and does not declare
+            made = value.producer
+            raise RuleError(
+                "A rule reads a value that its needs(op) does not name, "
+                + (f"an output of {made.primitive.name}" if made else "an input")
+                + (f" at {made.where()}." if made else ".")
+            )
         if value not in self._made:
             self._make([value])
         return self._made[value]

@@ -350,7 +350,7 @@ def request_of(fn, x, name, **options):
 
 @all_presets
 def test_each_rule_reads_only_what_it_declares(name):
-    """A rule that reads anything else raises KeyError: each step sees its own only."""
+    """Reading anything else is a RuleError: each step sees its own only."""
     request, plan = request_of(model, X, name)
 
     def explain(arguments):

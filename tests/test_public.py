@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import jlrp
+
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 PUBLIC = re.findall(r"^\| `(jlrp[\w.]*)`", (REFERENCE / "public.md").read_text(), re.M)
@@ -145,3 +147,60 @@ def test_public_names_are_in_the_reference(module):
             entry = rf"auto\w+:: (?:{re.escape(module)}\.)?{name}\b"
             inherited = f"automodule:: {getattr(value, '__module__', '')}\n"
             assert re.search(entry, PAGES) or inherited in PAGES, f"{module}.{name}"
+
+
+# Every error is one of jlrp's.
+
+
+ALLOWED = {
+    # What the language asks for: of an abstract method, and of a command.
+    "NotImplementedError",
+    "click.ClickException",
+    "click.UsageError",
+}
+
+
+def foreign_raises(tree):
+    """What is raised and is no error of jlrp, nor one that was caught."""
+    ours = {name for name in ERRORS if issubclass(ERRORS[name], jlrp.JlrpError)}
+    caught = {
+        handler.name
+        for handler in ast.walk(tree)
+        if isinstance(handler, ast.ExceptHandler)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            name = ast.unparse(error)
+            known = name.split(".")[-1].lstrip("_") in ours
+            if not known and name not in caught | ALLOWED:
+                yield node.lineno, name
+
+
+ERRORS = {
+    name: value
+    for module in ("jlrp.errors", "jlrp.jobs")
+    for name, value in vars(importlib.import_module(module)).items()
+    if inspect.isclass(value) and issubclass(value, Exception)
+}
+FILES = sorted((ROOT / "jlrp").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_error_is_one_of_jlrps(path):
+    tree = ast.parse(path.read_text())
+    assert not list(foreign_raises(tree))
+    abstract = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    for function in abstract:
+        for node in ast.walk(function):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                if ast.unparse(node.exc) == "NotImplementedError":
+                    assert function.body[-1] is node and len(function.body) <= 2
+
+
+def test_that_other_errors_are_found():
+    code = "try: f()\nexcept OSError as e: raise e\nraise ValueError\nraise X.y\n"
+    assert [name for _, name in foreign_raises(ast.parse(code))] == [
+        "ValueError",
+        "X.y",
+    ]

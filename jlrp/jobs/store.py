@@ -76,7 +76,7 @@ class Store:
         """Append to the log of done blocks; returns when it is on the disk."""
         line = f"\n{json.dumps(record)}\n".encode()
         if os.write(self._log, line) < len(line):
-            raise OSError("the log was cut off: the disk is full")
+            raise JobError("the log was cut off: the disk is full")
         os.fsync(self._log)
 
     def done(self) -> Iterator[dict[str, Any]]:
@@ -278,7 +278,7 @@ def _create_array(
             {**_location(path), "metadata": metadata}, create=True, delete_existing=True
         )
     except ValueError as error:
-        raise OSError(str(error)) from error
+        raise JobError(f"{path} cannot be written: {reason(error)}.") from error
 
 
 def _opened(path: Path) -> Any:
