@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class HeldFunction:
     for a field) counts as the same while it is the same method of the same object.
     """
 
-    def __init__(self, call: Any):
+    def __init__(self, call: Callable[..., PyTree]):
         self.call, self.held = call, arrays_of(call)
         try:
             hash(call)
@@ -135,7 +135,9 @@ def _apart(
     return None, target
 
 
-def _traced(target: Any, output: PyTree) -> tuple[targets.Traced, list[Array]]:
+def _traced(
+    target: Callable[[PyTree], PyTree], output: PyTree
+) -> tuple[targets.Traced, list[Array]]:
     """A target function as it is now; traced before, if all that it reads is known."""
     state = state_of(target)
     if state is None:
@@ -167,7 +169,7 @@ _targets: dict[
 ] = {}
 
 
-def _oldest_out(cache: dict[Hashable, Any]) -> None:
+def _oldest_out(cache: dict[Hashable, PyTree]) -> None:
     while len(cache) > 256:
         del cache[next(iter(cache))]
 

@@ -20,6 +20,7 @@ from jlrp import jobs
 from jlrp.fields import Option, options_of
 from jlrp.jobs import pictures
 from jlrp.options import InspectOptions, Options
+from jlrp.typing import PyTree
 
 Words = Mapping[str, Any]  # of the command line, as click reads them
 Command = Callable[..., None]
@@ -72,7 +73,7 @@ def _reports(command: Command) -> Command:
     """Errors of jlrp in one line, and exit code 1."""
 
     @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: object, **kwargs: object) -> None:
         try:
             command(*args, **kwargs)
         except jlrp.JlrpError as error:
@@ -184,7 +185,9 @@ def explain(function: str | None, **options: Any) -> None:
         if refused:
             option = refused[0].replace("_", "-")
             raise click.UsageError(f"An artifact has its --{option} in it.")
-        explainer: Any = jobs.load_artifact(options["artifact"])
+        explainer: jlrp.Explainer | jobs.Artifact = jobs.load_artifact(
+            options["artifact"]
+        )
     else:
         explainer = _explainer(function, options)
     buckets = options["buckets"] and _buckets(options["buckets"], options["pad"])
@@ -329,7 +332,7 @@ def _explainer(function: str, options: Words) -> jlrp.Explainer:
     return jlrp.explain(fn, target=fixed, **given)
 
 
-def _params(path: str | None) -> Any:
+def _params(path: str | None) -> PyTree:
     return {} if path is None else jobs.load_params(path)
 
 
@@ -359,7 +362,7 @@ def _target(target: str | None) -> Any:
     return _source(target)
 
 
-def _reduction(how: str | None) -> Any:
+def _reduction(how: str | None) -> Callable[[PyTree], PyTree] | None:
     if how is None:
         return None
     if how == "channels":

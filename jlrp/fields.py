@@ -197,7 +197,7 @@ def _with_keywords(kind: Any, body: Callable[..., object]) -> Callable[..., obje
 
 
 def with_arguments(
-    text: str | None, options: Mapping[str, Option[Any, Any]]
+    text: str | None, options: Mapping[str, Option[object, object]]
 ) -> str | None:
     """A docstring whose section ``Args:`` ends with the options."""
     if text is None:  # python -OO

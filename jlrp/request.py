@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -40,8 +40,7 @@ from jlrp.plan import residuals, targets
 from jlrp.plan.planning import Plan, is_float, make_plan, no_path, parameters_of
 from jlrp.promise import Promise
 from jlrp.rules import registered
-
-Array = jax.Array
+from jlrp.typing import Array, Function, PyTree, Target
 
 
 class Request:
@@ -55,11 +54,11 @@ class Request:
 
     def __init__(
         self,
-        fn: Callable[..., Any],
-        params: Any,
-        x: Any,
+        fn: Function,
+        params: PyTree,
+        x: PyTree,
         options: Options,
-        target: Any = None,
+        target: Target = None,
         masked: Sequence[str] = (),
     ):
         self.options, self.masked = options, masked
@@ -85,12 +84,12 @@ class Request:
         self.scores = self.program.outputs[: self.n_scores]
 
     @property
-    def given(self) -> Any:
+    def given(self) -> PyTree:
         """All arrays that come from outside."""
         return self.arguments, self.target, list(self.program.constants.values())
 
     @contextlib.contextmanager
-    def at(self, given: Any) -> Iterator[None]:
+    def at(self, given: PyTree) -> Iterator[None]:
         """With other arrays from outside; not for longer, since they may be tracers."""
         before = self.given
         try:
@@ -99,12 +98,12 @@ class Request:
         finally:
             self._take(before)
 
-    def _take(self, given: Any) -> None:
+    def _take(self, given: PyTree) -> None:
         self.arguments, self.target, constants = given
         names = self.program.constants
         self.program.constants = dict(zip(names, constants, strict=True))
 
-    def output_like(self) -> Any:
+    def output_like(self) -> PyTree:
         """The output, as values of the program."""
         leaves = self.program.outputs[self.n_scores :]
         return jax.tree.unflatten(self.output_tree, leaves)
@@ -165,8 +164,8 @@ class Request:
     def run(
         self,
         plan: Plan,
-        arguments: Sequence[Any],
-        masks: Mapping[str, Any],
+        arguments: Sequence[Array],
+        masks: Mapping[str, Array],
         observe: Observer | None = None,
     ) -> Explained:
         """Both passes, on these arguments."""
@@ -179,7 +178,7 @@ class Request:
         delivered = reverse(plan, numbers, seeds, observe)
         return Explained(self, plan, numbers, outputs, seeds, delivered)
 
-    def _seeds(self, outputs: Sequence[Any]) -> dict[Value, Promise]:
+    def _seeds(self, outputs: Sequence[Array]) -> dict[Value, Promise]:
         scores = [jax_compat.at_least_float32(out) for out in outputs[: self.n_scores]]
         starts = targets.seeds(scores, self.target, self.batch, self.options.seed)
         seeds: dict[Value, Promise] = {}
@@ -197,20 +196,20 @@ class Explained:
     request: Request
     plan: Plan
     numbers: Numbers
-    outputs: Sequence[Any]
+    outputs: Sequence[Array]
     seeds: Mapping[Value, Promise]
     delivered: Delivered
 
-    def output(self) -> Any:
+    def output(self) -> PyTree:
         leaves = self.outputs[self.request.n_scores :]
         return jax.tree.unflatten(self.request.output_tree, leaves)
 
-    def relevance(self) -> Any:
+    def relevance(self) -> PyTree:
         pairs = zip(self.request.sources, self.delivered.sources, strict=True)
         leaves = [self._resolved(source, promise) for source, promise in pairs]
         return jax.tree.unflatten(self.request.x_tree, leaves)
 
-    def captured(self) -> dict[str, Any]:
+    def captured(self) -> dict[str, Array | list[Array]]:
         """One array for each name; a list if the name has several values."""
         return {
             name: arrays[0] if len(arrays) == 1 else arrays
@@ -226,10 +225,10 @@ class Explained:
     def _captured(self) -> captures.Captured:
         return captured(self.plan, self.delivered, self.numbers)
 
-    def _resolved(self, value: Value, promise: Promise | None) -> Any:
+    def _resolved(self, value: Value, promise: Promise | None) -> PyTree:
         return resolved(value, promise, self.numbers)
 
-    def parameters(self) -> Any:
+    def parameters(self) -> PyTree:
         """Relevance of the parameters: each times its multiplier."""
         request = self.request
         n_params = request.params_tree.num_leaves
@@ -277,7 +276,7 @@ def _why_none(program: Program) -> str:
     )
 
 
-def check_arrays(params: Any, x: Any, abstract: bool = False) -> None:
+def check_arrays(params: PyTree, x: PyTree, abstract: bool = False) -> None:
     """Refuse what cannot be explained, before any work is done.
 
     Raises:
@@ -298,7 +297,7 @@ def check_arrays(params: Any, x: Any, abstract: bool = False) -> None:
             )
 
 
-def batch_of(x: Any) -> int | None:
+def batch_of(x: PyTree) -> int | None:
     """The size of the leading axis of x, if all its leaves share one.
 
     A single vector is one example with features, not a batch of numbers.

@@ -36,6 +36,9 @@ FRAMEWORKS = {
     "plotting/drawing": {"matplotlib"},
     "plotting/faithfulness": {"matplotlib"},
     "plotting/flows": {"matplotlib"},
+    "plotting/images": {"matplotlib"},
+    "plotting/inside": {"matplotlib"},
+    "plotting/words": {"matplotlib"},
     "integrations/equinox": {"equinox"},
     "integrations/flax": {"flax"},
     "integrations/haiku": {"haiku"},
@@ -52,8 +55,11 @@ MODULES = [path.relative_to(PACKAGE).with_suffix("").as_posix() for path in FILE
 
 
 def walk(node, into_functions):
+    """A tree; without what an import of the file does not run."""
     yield node
-    if into_functions or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+    later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    later |= isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    if into_functions or not later:
         for child in ast.iter_child_nodes(node):
             yield from walk(child, into_functions)
 

@@ -17,8 +17,9 @@ from jlrp.ir import jax_compat
 from jlrp.metrics.looping import for_a_loop
 from jlrp.metrics.parts import PARTS, POOLS, Parts, pooled, sizes
 from jlrp.metrics.removal import REMOVAL, Inpaint, Removal
-from jlrp.metrics.scoring import SCORES, Callee, Function, Score, split_target
+from jlrp.metrics.scoring import SCORES, Callee, Score, split_target
 from jlrp.plan import targets
+from jlrp.typing import Function, PyTree, Target
 
 Array = jax.Array
 
@@ -114,16 +115,16 @@ def _trapezoids(curve: Array, at: Array) -> Array:
 )
 def curves(
     fn: Function,
-    params: Any,
-    x: Any,
-    relevance: Any,
+    params: PyTree,
+    x: PyTree,
+    relevance: PyTree,
     *,
     parts: Parts,
     removal: Removal | Inpaint,
     steps: int = 20,
     pool: str = "sum",
     score: str = "probability",
-    target: Any = None,
+    target: Target = None,
 ) -> Curves:
     """Remove parts of x by their relevance and watch the score: one compiled program.
 
@@ -193,7 +194,12 @@ def curves(
 
 @partial(jax.jit, static_argnums=0)
 def _curves(
-    options: Any, params: Any, x: Any, relevance: Any, labels: Any, target: Any
+    options: Any,
+    params: PyTree,
+    x: PyTree,
+    relevance: PyTree,
+    labels: PyTree,
+    target: PyTree,
 ) -> Curves:
     score, removal, count, steps, pool = options
     multipliers = score.multipliers(params, x, target)

@@ -7,9 +7,8 @@ on how a program is written: a loop counts as what it unrolls to, axes lie in an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from jax.extend.core import primitives as p
 
@@ -126,8 +125,8 @@ class _Windows:
         return self.convolutions
 
     def walk(
-        self, operations: Sequence[Operation], known: Mapping[Any, _Seen], times: int
-    ) -> dict[Any, _Seen]:
+        self, operations: Sequence[Operation], known: Mapping[Value, _Seen], times: int
+    ) -> dict[Value, _Seen]:
         at = dict(known)
         for op in reversed(operations):
             before = _merged(at[v] for v in op.inputs if v in at)
@@ -172,7 +171,7 @@ class _Windows:
         return after
 
     def through(
-        self, op: Operation, at: dict[Any, _Seen], before: _Seen, times: int
+        self, op: Operation, at: dict[Value, _Seen], before: _Seen, times: int
     ) -> None:
         """A loop: its last iteration sees most. A branch: all of its cases."""
         (equation,) = op.equations
@@ -350,7 +349,7 @@ class _Again:
 
     kernels: dict[Operation, int] = field(default_factory=dict)
     again: int = 0
-    numbers: dict[Any, int] = field(default_factory=dict)  # of a spelling
+    numbers: dict[Hashable, int] = field(default_factory=dict)  # of a spelling
     known: dict[Value, int] = field(default_factory=dict)  # the number of a value
 
     def found(self, operations: Sequence[Operation]) -> set[Operation]:
@@ -360,9 +359,9 @@ class _Again:
     def walk(
         self,
         operations: Sequence[Operation],
-        known: Mapping[Any, int],
+        known: Mapping[Atom, int],
         body: Body | None,
-    ) -> dict[Any, int]:
+    ) -> dict[Atom, int]:
         at = dict(known)
         for op in reversed(operations):
             bits = 0
@@ -378,15 +377,15 @@ class _Again:
         return at
 
     def through(
-        self, op: Operation, body: Body, inner: list[Operation], at: Mapping[Any, int]
+        self, op: Operation, body: Body, inner: list[Operation], at: Mapping[Atom, int]
     ) -> int:
         """The bits that a loop or branch adds; a loop by its first two iterations."""
         operands = body.operands(op.equations[0])
         pairs = list(zip(body.program.inputs, operands, strict=True))
-        inside = {v: at.get(a, 0) for v, a in pairs}
+        inside: dict[Atom, int] = {v: at.get(a, 0) for v, a in pairs}
         for constant, outside in pairs[: body.n_constants]:
             self.known[constant] = self.number(outside)
-        after: dict[Any, int] = {}
+        after: dict[Atom, int] = {}
         for _ in range(1 + bool(body.n_carries)):
             after = self.walk(inner, inside, body)
             for carry, out in zip(body.carries, body.program.outputs, strict=False):
@@ -415,7 +414,7 @@ class _Again:
                 )
         return self.known[atom]
 
-    def spelled(self, value: Value) -> Any:
+    def spelled(self, value: Value) -> Hashable:
         equation = value.producer
         if equation is None:
             return value

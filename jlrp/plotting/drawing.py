@@ -5,14 +5,21 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jlrp import arguments
 from jlrp.errors import InputError, IntegrationError
+from jlrp.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 COLOURS = "RdBu_r"
 ROBUST = 99.0  # percentile of |relevance| that has the full colour
@@ -29,16 +36,16 @@ class Picture:
       terminal: text with ANSI colours that says the same, if there is any.
     """
 
-    draw: Callable[[], Any]
+    draw: Callable[[], Figure]
     description: str
     markup: str | None = None
     terminal: str | None = None
 
-    def figure(self) -> Any:
+    def figure(self) -> Figure:
         """A new ``matplotlib.figure.Figure``."""
         return self.draw()
 
-    def save(self, path: Any, dpi: int = 120) -> None:
+    def save(self, path: str | Path, dpi: int = 120) -> None:
         """Write it to a file, of the type that the name ends in; html is text."""
         if str(path).endswith((".html", ".htm")):
             with open(path, "w", encoding="utf-8") as file:
@@ -93,7 +100,7 @@ def ink_of(share: float) -> str:
     return "#fff" if abs(share) > 0.6 else "#000"
 
 
-def finite(array: Any, name: str) -> np.ndarray:
+def finite(array: ArrayLike | Sequence[float], name: str) -> np.ndarray:
     arguments.concrete(name, array)
     array = np.asarray(array, np.float64)
     if array.size == 0 or not np.isfinite(array).all():
@@ -104,18 +111,21 @@ def finite(array: Any, name: str) -> np.ndarray:
     return array
 
 
-def check_values(name: str, given: Mapping[Any, Any], kind: type, of: str) -> None:
+def check_values(name: str, given: Mapping[str, object], kind: type, of: str) -> None:
     for key, value in given.items():
         arguments.instance(kind, of=of)(f"{name}[{key!r}]", value)
 
 
-def colour_bar(figure: Any, shown: Any, axes: Any) -> None:
+def colour_bar(figure: Figure, shown: AxesImage, axes: Axes | list[Axes]) -> None:
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, extend="both")
     bar.set_label("relevance")
-    bar.solids.set_alpha(1)
+    if bar.solids is not None:
+        bar.solids.set_alpha(1)
 
 
-def axes_of(rows: int, columns: int, size: tuple[float, float], ticks: bool = False):
+def axes_of(
+    rows: int, columns: int, size: tuple[float, float], ticks: bool = False
+) -> tuple[Figure, np.ndarray]:
     """A figure that no window manager knows, and its axes by row and column."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,12 +18,15 @@ from jlrp.plotting.drawing import (
     hex_colour,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @takes(
     found=arguments.mapping,
     score=arguments.text,
 )
-def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
+def curves(found: Mapping[str, Curves], *, score: str = "score") -> Picture:
     """Perturbation curves of several methods, with the area between.
 
     Args:
@@ -37,7 +40,7 @@ def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
         raise InputError("found is empty; give the curves of at least one method.")
     check_values("found", found, Curves, "jlrp.metrics.Curves")
 
-    def draw() -> Any:
+    def draw() -> Figure:
         figure, axes = axes_of(1, len(found), (3.0 * len(found) + 0.5, 2.9), ticks=True)
         top = max(float(np.mean(c.morf, 0).max()) for c in found.values())
         top = max(top, *(float(np.mean(c.lerf, 0).max()) for c in found.values()))
@@ -63,7 +66,7 @@ def curves(found: Mapping[str, Any], *, score: str = "score") -> Picture:
 @takes(
     found=arguments.mapping,
 )
-def randomisation(found: Mapping[str, Any]) -> Picture:
+def randomisation(found: Mapping[str, Randomisation]) -> Picture:
     """The sanity check: similarity of relevance while layers are randomised.
 
     Args:
@@ -80,7 +83,7 @@ def randomisation(found: Mapping[str, Any]) -> Picture:
         for name, checked in found.items()
     }
 
-    def draw() -> Any:
+    def draw() -> Figure:
         figure, axes = axes_of(1, 1, (7.5, 3.4), ticks=True)
         from matplotlib import colormaps
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from jlrp.plotting.drawing import (
     finite,
     hex_colour,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @takes(
@@ -51,7 +55,7 @@ def flow(edges: Mapping[tuple[str, str], float], *, title: str = "") -> Picture:
         arriving[to] += float(amount)
     strongest = sorted(edges.items(), key=lambda edge: -abs(edge[1]))
 
-    def draw() -> Any:
+    def draw() -> Figure:
         figure, axes = axes_of(1, 1, (6.5, 1.0 + 0.62 * len(places)))
         ax = axes[0][0]
         ax.set_axis_off()
@@ -85,7 +89,7 @@ def _from_the_top(edges: Mapping[tuple[str, str], float]) -> dict[str, int]:
     return {name: len(names) - 1 - i for i, name in enumerate(ordered)}
 
 
-def _draw_flow(ax: Any, top: int, bottom: int, amount: float, largest: float) -> None:
+def _draw_flow(ax: Axes, top: int, bottom: int, amount: float, largest: float) -> None:
     """A line between neighbours, an arc past those between."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +20,12 @@ from jlrp.plotting.drawing import (
     finite,
     scale_of,
 )
+from jlrp.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 
 @takes(
@@ -31,8 +37,8 @@ from jlrp.plotting.drawing import (
     robust=arguments.number(0, 100),
 )
 def heatmap(
-    relevance: Any,
-    image: Any = None,
+    relevance: ArrayLike,
+    image: ArrayLike | None = None,
     *,
     title: str = "",
     channel_axis: int | None = -1,
@@ -76,18 +82,18 @@ def heatmap(
         )
     limit = scale_of(np.stack(maps), robust)
 
-    def draw() -> Any:
+    def draw() -> Figure:
         columns = len(maps) + (background is not None)
         figure, axes = axes_of(1, columns, (3.2 * columns + 0.8, 3.3))
         axes = list(axes[0])
         if background is not None:
             axes[0].imshow(background, cmap="gray")
             axes[0].set_title("image")
-        shown: Any = None
+        drawn = []
         for ax, one, name in zip(axes[-len(maps) :], maps, names, strict=True):
-            shown = _draw_map(ax, one, limit, background)
+            drawn.append(_draw_map(ax, one, limit, background))
             ax.set_title(name)
-        colour_bar(figure, shown, axes)
+        colour_bar(figure, drawn[-1], axes)
         return figure
 
     total = channels.sum(-1)
@@ -105,8 +111,8 @@ def heatmap(
     robust=arguments.number(0, 100),
 )
 def comparison(
-    rows: Mapping[str, Mapping[str, Any]],
-    images: Mapping[str, Any] | None = None,
+    rows: Mapping[str, Mapping[str, ArrayLike]],
+    images: Mapping[str, ArrayLike] | None = None,
     *,
     channel_axis: int | None = -1,
     robust: float = ROBUST,
@@ -143,7 +149,7 @@ def comparison(
         for name, image in (images or {}).items()
     }
 
-    def draw() -> Any:
+    def draw() -> Figure:
         first = int(bool(shown))
         columns = len(methods) + first
         figure, grid = axes_of(len(maps), columns, (2.1 * columns, 2.15 * len(maps)))
@@ -179,18 +185,22 @@ def _channels_last(array: np.ndarray, channel_axis: int | None) -> np.ndarray:
     )
 
 
-def _image(image: Any, channel_axis: int | None, name: str = "image") -> np.ndarray:
+def _image(
+    image: ArrayLike, channel_axis: int | None, name: str = "image"
+) -> np.ndarray:
     """Colours or greys in 0 to 1, channels last."""
-    image = finite(image, name)
-    if image.ndim == 3:
-        image = _channels_last(image, channel_axis)
-    if image.ndim == 3 and image.shape[-1] not in (3, 4):
-        image = image.mean(-1)
-    low, high = image.min(), image.max()
-    return (image - low) / (high - low or 1.0)
+    pixels = finite(image, name)
+    if pixels.ndim == 3:
+        pixels = _channels_last(pixels, channel_axis)
+    if pixels.ndim == 3 and pixels.shape[-1] not in (3, 4):
+        pixels = pixels.mean(-1)
+    low, high = pixels.min(), pixels.max()
+    return (pixels - low) / (high - low or 1.0)
 
 
-def _draw_map(ax: Any, relevance: Any, limit: float, image: Any) -> Any:
+def _draw_map(
+    ax: Axes, relevance: np.ndarray, limit: float, image: np.ndarray | None
+) -> AxesImage:
     """A map, over the grey image where it is white."""
     if image is None:
         return ax.imshow(relevance, cmap=COLOURS, vmin=-limit, vmax=limit)

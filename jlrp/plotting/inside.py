@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,13 +20,17 @@ from jlrp.plotting.drawing import (
     ink_of,
     scale_of,
 )
+from jlrp.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @takes(
     relevance=arguments.mapping,
     title=arguments.text,
 )
-def layers(relevance: Mapping[str, Any], *, title: str = "") -> Picture:
+def layers(relevance: Mapping[str, ArrayLike], *, title: str = "") -> Picture:
     """What relevance passes each named place, such as ``Explanation.captured``.
 
     Two bars each: the sum for, and the sum against.
@@ -44,7 +48,7 @@ def layers(relevance: Mapping[str, Any], *, title: str = "") -> Picture:
     positive = [float(np.maximum(r, 0).sum()) for r in values.values()]
     negative = [float(np.minimum(r, 0).sum()) for r in values.values()]
 
-    def draw() -> Any:
+    def draw() -> Figure:
         figure, axes = axes_of(1, 1, (6.5, 0.9 + 0.34 * len(values)), ticks=True)
         ax, at = axes[0][0], np.arange(len(values))
         ax.barh(at, positive, color=hex_colour(1.0), label="for")
@@ -68,7 +72,7 @@ def layers(relevance: Mapping[str, Any], *, title: str = "") -> Picture:
     title=arguments.text,
 )
 def heads(
-    relevance: Mapping[str, Any], *, head_axis: int = -2, title: str = ""
+    relevance: Mapping[str, ArrayLike], *, head_axis: int = -2, title: str = ""
 ) -> Picture:
     """What relevance passes each attention head: a row per layer, a column per head.
 
@@ -101,7 +105,7 @@ def heads(
         row[: len(one)] = one
     limit = scale_of(np.concatenate(list(sums.values())), 100)
 
-    def draw() -> Any:
+    def draw() -> Figure:
         size = (1.9 + 0.62 * columns, 1.2 + 0.42 * len(sums))
         figure, axes = axes_of(1, 1, size, ticks=True)
         ax = axes[0][0]

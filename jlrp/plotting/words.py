@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,11 @@ from jlrp.plotting.drawing import (
     ink_of,
     scale_of,
 )
+from jlrp.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def _words(name: str, value: Any) -> None:
@@ -39,7 +44,11 @@ def _words(name: str, value: Any) -> None:
     robust=arguments.number(0, 100),
 )
 def tokens(
-    words: Sequence[str], relevance: Any, *, title: str = "", robust: float = 100.0
+    words: Sequence[str],
+    relevance: ArrayLike,
+    *,
+    title: str = "",
+    robust: float = 100.0,
 ) -> Picture:
     """A strip of tokens on the colour of their relevance, for terminal, HTML and file.
 
@@ -68,7 +77,7 @@ def tokens(
     shown = [_visible(word) for word in words]
     strip = list(zip(shown, relevance, strict=True))
 
-    def draw() -> Any:
+    def draw() -> Figure:
         rows = 1 + sum(len(word) + 2 for word in words) // 80  # at least as many
         figure, axes = axes_of(1, 1, (9, 0.25 + 0.3 * rows))
         return _draw_words(figure, axes[0][0], strip, limit, title, 1 / rows)
@@ -101,7 +110,7 @@ def tokens(
     robust=arguments.number(0, 100),
 )
 def pairs(
-    examples: Mapping[str, tuple[Sequence[str], Sequence[str], Any]],
+    examples: Mapping[str, tuple[Sequence[str], Sequence[str], ArrayLike]],
     *,
     columns: int = 2,
     robust: float = 100.0,
@@ -137,7 +146,7 @@ def pairs(
         i, j = divmod(int(relevance.argmax()), len(others))
         strongest.append(f"{words[i]} - {others[j]} ({relevance[i, j]:.2g})")
 
-    def draw() -> Any:
+    def draw() -> Figure:
         rows = -(-len(checked) // columns)
         figure, grid = axes_of(rows, columns, (5.6 * columns, 1.75 * rows))
         for ax in grid.flat:
@@ -159,12 +168,17 @@ def _visible(word: str) -> str:
 
 
 def _draw_words(
-    figure: Any, ax: Any, strip: Any, limit: float, title: str, row: float
-) -> Any:
+    figure: Figure,
+    ax: Axes,
+    strip: Sequence[tuple[str, float]],
+    limit: float,
+    title: str,
+    row: float,
+) -> Figure:
     """Words side by side, on a new line where the figure ends."""
     ax.set_axis_off()
     ax.set_title(title, loc="left", fontsize=9)
-    renderer = figure.canvas.get_renderer()
+    renderer = figure.canvas.get_renderer()  # type: ignore  (Agg's has one)
     left, line, width = 0.0, 1.0, ax.get_window_extent(renderer).width
     for word, r in strip:
         text = ax.text(
@@ -186,7 +200,11 @@ def _draw_words(
 
 
 def _draw_pairs(
-    ax: Any, words: Sequence[str], others: Sequence[str], relevance: Any, limit: float
+    ax: Axes,
+    words: Sequence[str],
+    others: Sequence[str],
+    relevance: np.ndarray,
+    limit: float,
 ) -> None:
     """Two rows of words, spread over the same width, and lines between them."""
     places = []

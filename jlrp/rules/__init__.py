@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jax.extend.core import Primitive
@@ -30,6 +29,7 @@ from jlrp.rules.linear import Epsilon, Flat, Zero
 from jlrp.rules.movement import Follow
 from jlrp.rules.product import Absolute, Gate, Selective, Uniform
 from jlrp.rules.rounding import StraightThrough
+from jlrp.typing import ArrayLike
 
 __all__ = [
     "Absolute",
@@ -62,7 +62,7 @@ __all__ = [
     "unregister_rule",
 ]
 
-RelevanceFunction = Callable[..., Any]
+RelevanceFunction = Callable[..., Sequence[ArrayLike | None]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,10 +125,10 @@ class ByItself(Rule):
         return Custom(lambda r, x, y, **_: function(r, x, y)).propagate(op, r, ctx)
 
 
-_registered: dict[Any, Rule] = {custom_relevance_p: ByItself()}
+_registered: dict[Primitive, Rule] = {custom_relevance_p: ByItself()}
 
 
-def register_rule(primitive: Any, rule: Rule | RelevanceFunction) -> None:
+def register_rule(primitive: Primitive, rule: Rule | RelevanceFunction) -> None:
     """Give a primitive a rule; it is then an operation by itself.
 
     Args:
@@ -159,12 +159,12 @@ def register_rule(primitive: Any, rule: Rule | RelevanceFunction) -> None:
     _registered[primitive] = rule
 
 
-def unregister_rule(primitive: Any) -> None:
+def unregister_rule(primitive: Primitive) -> None:
     """Take back ``register_rule``; without such a rule, nothing happens."""
     _registered.pop(primitive, None)
 
 
-def registered() -> dict[Any, Rule]:
+def registered() -> dict[Primitive, Rule]:
     """The primitives with a rule of their own, and these rules."""
     return dict(_registered)
 

@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import Primitive
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.scalar import at_zero, scalar_of, slope_at_infinity
@@ -209,7 +209,7 @@ def _quotient(function: Callable[[Array], Array], x: Array, y: Array) -> Array:
 
 
 # g(0) = 0 with slope 1 there: g(a) / a is taken by itself, times the ratio of a.
-_UNIT_SLOPE: dict[Any, Callable[[Array], Array]] = {
+_UNIT_SLOPE: dict[Primitive, Callable[[Array], Array]] = {
     p.asin_p: lax.asin,
     p.asinh_p: lax.asinh,
     p.atan_p: lax.atan,
@@ -323,7 +323,7 @@ class _Ratios:
         return lax.mul(inner, lax.integer_pow(self.value(a), y - 1))
 
 
-_COMBINE: dict[Any, Callable[..., Array | None]] = {
+_COMBINE: dict[Primitive, Callable[..., Array | None]] = {
     p.add_jaxvals_p: _Ratios.sum,
     p.add_p: _Ratios.sum,
     p.convert_element_type_p: _Ratios.same,
