@@ -1,5 +1,9 @@
 """The public functions: relevance, explain, inspect, audit."""
 
+# JAX types its functions in part.
+# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -49,7 +53,7 @@ class Explanation:
 
     relevance: PyTree
     output: PyTree
-    captured: Mapping[str, PyTree] = field(default_factory=dict)
+    captured: Mapping[str, PyTree] = field(default_factory=dict[str, PyTree])
     params: PyTree = None
     loop_axes: tuple[tuple[str, tuple[int, ...]], ...] = field(
         default=(), metadata={"static": True}

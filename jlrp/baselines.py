@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -210,7 +209,7 @@ def occlusion(
     )
 
 
-def _like(x: Any, baseline: Any) -> PyTree:
+def _like(x: PyTree, baseline: PyTree) -> PyTree:
     """A baseline for each leaf of x."""
     if jax.tree.structure(baseline).num_leaves == 1 and np.ndim(baseline) == 0:
         return jax.tree.map(lambda leaf: jnp.full_like(leaf, baseline), x)
@@ -232,8 +231,8 @@ def _run(
     params: PyTree,
     x: PyTree,
     target: Target,
-    traced: tuple[Any, ...] = (),
-    static: tuple[Any, ...] = (),
+    traced: tuple[PyTree, ...] = (),
+    static: tuple[object, ...] = (),
 ) -> PyTree:
     """Refuse what does not fit, then run ``method`` compiled."""
     if method is not _occluded:
@@ -252,7 +251,11 @@ def _run(
 
 @partial(jax.jit, static_argnums=0)
 def _compiled(
-    key: Any, params: PyTree, x: PyTree, target: PyTree, traced: Sequence[PyTree]
+    key: tuple[Callable[..., PyTree], Score, tuple[object, ...]],
+    params: PyTree,
+    x: PyTree,
+    target: PyTree,
+    traced: Sequence[PyTree],
 ) -> PyTree:
     method, score, static = key
     multipliers = score.multipliers(params, x, target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -103,11 +102,9 @@ def call_of(
     )
 
 
-def all_options(options: RuleOptions, **changes: Any) -> Options:
+def all_options(options: RuleOptions, **changes: None) -> Options:
     """Those options, those of others at their defaults."""
-    given: dict[str, Any] = {
-        name: getattr(options, name) for name in options_of(type(options))
-    }
+    given = {name: getattr(options, name) for name in options_of(type(options))}
     return Options(**{**given, **changes})
 
 

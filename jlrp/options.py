@@ -6,10 +6,14 @@ the explainer; an option of the command, if a command line can say it; and part 
 a job records.
 """
 
+# JAX types its functions in part.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import jax.numpy as jnp
 
@@ -26,7 +30,7 @@ Conditions = Mapping[str, ArrayLike] | None
 Residuals = str | KeepWhere | Callable[..., object]
 
 
-def masks_of(condition: Conditions) -> dict[str, Array]:
+def masks_of(condition: object) -> dict[str, Array]:
     """The masks by name, as arrays.
 
     Raises:
@@ -38,11 +42,13 @@ def masks_of(condition: Conditions) -> dict[str, Array]:
         raise InputError(
             f"condition maps names of scopes or tags to masks; got {shown(condition)}."
         )
-    for name, mask in condition.items():
+    masks: dict[str, Array] = {}
+    for name, mask in cast("Mapping[object, ArrayLike]", condition).items():
         check_array(f"condition[{name!r}]", mask)
         if not isinstance(name, str):
             raise InputError(f"condition has the key {name!r}; names are strings.")
-    return {name: jnp.asarray(mask) for name, mask in condition.items()}
+        masks[name] = jnp.asarray(mask)
+    return masks
 
 
 def _composite(name: str, given: str | Composite) -> Composite:
@@ -74,19 +80,25 @@ def _capture(name: str, given: str | Iterable[str]) -> tuple[str, ...]:
     return _words(name, given, "globs of name scopes and tags")
 
 
-def _words(name: str, given: str | Iterable[str], meaning: str) -> tuple[str, ...]:
-    words = (given,) if isinstance(given, str) else given
-    is_list = isinstance(words, Iterable) and not hasattr(words, "dtype")
-    if not is_list or isinstance(words, bytes | Mapping):
-        raise InputError(f"{name} is {shown(given)}; give strings: {meaning}.")
-    words = tuple(words)
-    if not all(isinstance(word, str) for word in words):
-        raise InputError(f"{name} has {shown(given)}; give strings: {meaning}.")
+def _words(name: str, given: object, meaning: str) -> tuple[str, ...]:
+    if isinstance(given, str):
+        return (given,)
+    text, is_array = shown(given), hasattr(given, "dtype")
+    if (
+        is_array
+        or not isinstance(given, Iterable)
+        or isinstance(given, bytes | Mapping)
+    ):
+        raise InputError(f"{name} is {text}; give strings: {meaning}.")
+    found = tuple(cast("Iterable[object]", given))
+    words = tuple(word for word in found if isinstance(word, str))
+    if len(words) < len(found):
+        raise InputError(f"{name} has {text}; give strings: {meaning}.")
     return words
 
 
-def _number_of(what: str) -> Callable[[str, int | None], int | None]:
-    def read(name: str, given: int | None) -> int | None:
+def _number_of(what: str) -> Callable[[str, object], int | None]:
+    def read(name: str, given: object) -> int | None:
         if given is None:
             return None
         if not isinstance(given, int) or isinstance(given, bool) or given < 1:

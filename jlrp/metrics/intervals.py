@@ -88,7 +88,7 @@ def interval(
             raise InputError(
                 f"groups has shape {groups.shape}, values {values.shape}: one each."
             )
-        names, member = np.unique(groups, return_inverse=True)
+        _, member = np.unique(groups, return_inverse=True)
         values = np.bincount(member, values) / np.bincount(member)
     random = np.random.default_rng(seed)
     draws = random.integers(0, values.size, (resamples, values.size))

@@ -1,5 +1,8 @@
 """Localisation: whether relevance lies where it is known to belong."""
 
+# JAX types its functions in part.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import jax

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -194,7 +194,7 @@ def curves(
 
 @partial(jax.jit, static_argnums=0)
 def _curves(
-    options: Any,
+    options: tuple[Score, Removal, int, int, str],
     params: PyTree,
     x: PyTree,
     relevance: PyTree,
@@ -229,7 +229,7 @@ def _ranks(key: Array, present: Array) -> Array:
     return jnp.argsort(order, axis=-1).astype(jnp.int32)
 
 
-def _filling(removal: Any, x: Array) -> Any:
+def _filling(removal: Removal, x: Array) -> Callable[[Array], Array]:
     """What is put at removed places; computed once, if it does not depend on them."""
     if isinstance(removal, Inpaint):
 

@@ -1,9 +1,12 @@
 """What takes the place of a removed part.
 
 A removal is a function of x that returns what x has where nothing is left of it, an
-array like x. Any function will do; these are values, so that programs compiled for them
-are found again.
+array like x. Every function will do; these are values, so that programs compiled for
+them are found again.
 """
+
+# JAX types its functions in part.
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +102,12 @@ class _Normal:
 
 @partial(jax.jit, static_argnums=0)
 def _infidelity(
-    options: Any, params: PyTree, x: Array, relevance: Array, target: PyTree, key: Array
+    options: tuple[Score, Callee, bool, int],
+    params: PyTree,
+    x: Array,
+    relevance: Array,
+    target: PyTree,
+    key: Array,
 ) -> Array:
     score, perturb, contributions, samples = options
     multipliers = score.multipliers(params, x, target)
@@ -184,7 +188,12 @@ def sensitivity(
 
 @partial(jax.jit, static_argnums=0)
 def _sensitivity(
-    options: Any, params: PyTree, x: Array, target: PyTree, radius: Array, key: Array
+    options: tuple[Callee, Callee, Target, int],
+    params: PyTree,
+    x: Array,
+    target: PyTree,
+    radius: Array,
+    key: Array,
 ) -> Array:
     method, callee, static, samples = options
     target = static if target is None else target

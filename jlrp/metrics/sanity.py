@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +115,11 @@ def randomisation(
 
 @partial(jax.jit, static_argnums=0)
 def _similarity(
-    options: Any, params: PyTree, x: PyTree, target: PyTree, reference: Array
+    options: tuple[Callee, Callee, Target, str, bool],
+    params: PyTree,
+    x: PyTree,
+    target: PyTree,
+    reference: Array,
 ) -> Array:
     method, callee, static, how, absolute = options
     target = static if target is None else target

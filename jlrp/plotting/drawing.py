@@ -1,5 +1,8 @@
 """The picture that all functions return, its colours and its axes."""
 
+# matplotlib types its functions in part.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import base64

@@ -1,5 +1,8 @@
 """Relevance that named values hand to each other."""
 
+# matplotlib types its functions in part.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -51,7 +51,7 @@ def heatmap(
       relevance: float (height, width, channels), in the order that ``channel_axis``
         says, or (height, width) with None. Channels are summed.
       image: what to show beside it and, in grey, under it; shape of relevance or
-        (height, width). Any range.
+        (height, width), in whatever range.
       title: of the figure.
       channel_axis: which axis holds channels.
       per_channel: one map for each channel instead of their sum.

@@ -5,6 +5,9 @@ A rule is a frozen, hashable, printable value. Composites assign rules to operat
 ``register_rule`` gives one to a primitive of one's own.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
+# (JAX types its functions in part; what users give is checked whatever its type says)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -29,7 +32,7 @@ from jlrp.rules.linear import Epsilon, Flat, Zero
 from jlrp.rules.movement import Follow
 from jlrp.rules.product import Absolute, Gate, Selective, Uniform
 from jlrp.rules.rounding import StraightThrough
-from jlrp.typing import ArrayLike
+from jlrp.typing import Array, ArrayLike
 
 __all__ = [
     "Absolute",
@@ -88,7 +91,7 @@ class Custom(Rule):
         (equation,) = op.equations
         y = [ctx.read(v) for v in equation.outputs]
         arriving = dict(zip(op.outputs, r, strict=True))
-        relevance = []
+        relevance: list[Array] = []
         for out, number in zip(equation.outputs, y, strict=True):
             promise = arriving.get(out) or Promise()
             relevance.append(promise.resolve(number))
@@ -100,7 +103,7 @@ class Custom(Rule):
                 f"relevances for {len(x)} operands; return one each, None for none."
             )
         by_operand = dict(zip(equation.inputs, handed, strict=True))
-        promises = []
+        promises: list[Promise | None] = []
         for v in op.inputs:
             share = by_operand.get(v)
             if share is not None:
@@ -121,8 +124,14 @@ class ByItself(Rule):
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
-        function = op.equations[0].params["rule"]
-        return Custom(lambda r, x, y, **_: function(r, x, y)).propagate(op, r, ctx)
+        function: RelevanceFunction = op.equations[0].params["rule"]
+
+        def rule(
+            r: list[Array], x: list[Array], y: list[Array], **_: object
+        ) -> Sequence[ArrayLike | None]:
+            return function(r, x, y)
+
+        return Custom(rule).propagate(op, r, ctx)
 
 
 _registered: dict[Primitive, Rule] = {custom_relevance_p: ByItself()}

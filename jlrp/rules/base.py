@@ -1,5 +1,8 @@
 """What a rule is, what it may ask for, and what it gives back."""
 
+# JAX types its functions in part.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +45,7 @@ class Propagation:
     causes: Callable[[], Causes] = dict
     shares: Sequence[Array | None] | None = None
     constants: Callable[[Sequence[Value]], Sequence[Array]] | None = None
-    captured: Mapping[int, Captured] = field(default_factory=dict)
+    captured: Mapping[int, Captured] = field(default_factory=dict[int, Captured])
 
 
 class Context(Protocol):
