@@ -25,14 +25,9 @@ from jlrp.errors import (
     SelectorError,
     UnsupportedPrimitiveError,
 )
+from jlrp.ir.families import why_missing
 from jlrp.ir.loops import Body
-from jlrp.ir.primitives import (
-    COLLECTIVES,
-    COLLECTIVES_BY_NAME,
-    KERNELS,
-    KINDS,
-    why_missing,
-)
+from jlrp.ir.primitives import COLLECTIVES, COLLECTIVES_BY_NAME, KERNELS, KINDS
 from jlrp.ir.program import Program, Value
 from jlrp.ops.base import Operation, View, with_inner
 from jlrp.ops.captures import Asked

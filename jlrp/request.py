@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp.analysis.activity import activate
+from jlrp.analysis.activity import Levels, activate
+from jlrp.analysis.dataflow import dependent
 from jlrp.analysis.integers import with_numbers
 from jlrp.analysis.quantised import straighten
 from jlrp.arguments import check_array, leaves_of
@@ -113,14 +114,15 @@ class Request:
         program, options = self.program, self.options
         found = embeddings(program, self.sources)
         entries = {end: embedding.sources for end, embedding in found.items()}
-        activate(program, self.sources, self.scores, _carries, entries)
+        levels = Levels(_carries)
+        activate(program, self.sources, self.scores, levels, entries)
         reached = program.active | program.entered
         if reached.isdisjoint(self.sources):
             raise NoRelevanceError(_why_none(program))
         at_names = self._at_names()
         captures.split_at(program, at_names)
         operations = find_operations(
-            program, set(registered()), options.composite.view, _carries, found
+            program, set(registered()), options.composite.view, levels, found
         )
         asked = self.parameters if "params" in options.asked else ()
         parameters = parameters_of(program, asked)
@@ -262,13 +264,13 @@ def _carries(equation: Equation) -> bool:
 
 
 def _why_none(program: Program) -> str:
-    reached = set(program.sources)
-    stops = []
-    for equation in program.equations:
-        if not reached.isdisjoint(equation.inputs):
-            reached.update(equation.outputs)
-            if (reason := NO_RELEVANCE.get(equation.primitive)) is not None:
-                stops.append(f"{equation} ({reason})")
+    reached = dependent(program, program.sources)
+    stops = [
+        f"{equation} ({NO_RELEVANCE[equation.primitive]})"
+        for equation in program.equations
+        if equation.primitive in NO_RELEVANCE
+        and not reached.isdisjoint(equation.inputs)
+    ]
     why = f" Paths from x end at: {'; '.join(stops[:3])}." if stops else ""
     return (
         "The explained output does not depend on x through floating-point values."

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import is_elementwise, scalar_of
+from jlrp.analysis.intervals import is_elementwise, scalar_of
 from jlrp.ir.program import Atom, Equation, Program, Value
 
 _COMPARED = {p.eq_p, p.ge_p, p.gt_p, p.le_p, p.lt_p, p.ne_p}

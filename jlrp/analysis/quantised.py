@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
 from jlrp.ir import jax_compat
 from jlrp.ir.own_primitives import straight_through_p
 from jlrp.ir.primitives import ELEMENTWISE, NO_RELEVANCE

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.activity import with_carries
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.dataflow import Dependence
+from jlrp.analysis.intervals import scalar_of
 from jlrp.ir import jax_compat
-from jlrp.ir.loops import bodies_of
 from jlrp.ir.primitives import NO_RELEVANCE, STEERING, SUMS_BY_NAME
 from jlrp.ir.program import (
     CARRIED,
@@ -219,10 +218,8 @@ def choices_of(
         operands = [a for i, a in enumerate(equation.inputs) if i in steering]
         if any(program.level(a) != INDEPENDENT for a in operands):
             yield Choice("predicate" if prim is p.select_n_p else "index", equation)
-        elif prim is p.cond_p and program.level(equation.inputs[0]) != INDEPENDENT:
-            yield Choice("predicate", equation)
-        elif prim is p.while_p and _decides_how_often(program, equation):
-            yield Choice("trip count", equation)
+        elif equation.bodies and _decides(program, equation):
+            yield Choice("predicate" if prim is p.cond_p else "trip count", equation)
         elif prim in (p.mul_p, p.div_p) and any(map(program.is_dead, equation.inputs)):
             yield Choice("factor", equation)
 
@@ -246,22 +243,7 @@ def _is_float(atom: Atom) -> bool:
     return jax_compat.is_inexact(atom)
 
 
-def _decides_how_often(program: Program, equation: Equation) -> bool:
-    """Whether the condition of a ``while_loop`` reads what depends on x."""
-    condition, _ = equation.bodies
-    n_condition = equation.params["cond_nconsts"]
-    (body,) = bodies_of(equation)
-    flags = [program.level(a) != INDEPENDENT for a in body.operands(equation)]
-    while (grown := with_carries(body, flags, _reached(body.program, flags))) != flags:
-        flags = grown
-    of_condition = [program.level(a) != INDEPENDENT for a in equation.inputs]
-    of_condition[n_condition:] = flags[body.n_constants :]
-    return any(_reached(condition, of_condition))
-
-
-def _reached(body: Program, flags: Sequence[bool]) -> list[bool]:
-    found = {v for v, flag in zip(body.inputs, flags, strict=True) if flag}
-    for equation in body.equations:
-        if not found.isdisjoint(equation.inputs):
-            found.update(equation.outputs)
-    return [a in found for a in body.outputs]
+def _decides(program: Program, equation: Equation) -> bool:
+    """Whether x chooses a branch, or how often a loop runs."""
+    from_x = [program.level(a) != INDEPENDENT for a in equation.inputs]
+    return Dependence().deciding(equation, from_x)

@@ -91,7 +91,7 @@ class Rewriting:
             position=len(self.new.equations),
         )
         for value in kept.outputs:
-            value.producer = kept
+            value.producer, value.interval = kept, None
         self.new.equations.append(kept)
         return kept
 

@@ -15,14 +15,10 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
+from jlrp.analysis.intervals import at_zero, is_elementwise, scalar_of
 from jlrp.analysis.missing import elementwise_sources, replaces, tested_by
-from jlrp.analysis.scalar import at_zero, is_elementwise, scalar_of
-from jlrp.ir.primitives import (
-    ELEMENTWISE,
-    LINEAR_UNARY,
-    rounds,
-    why_missing,
-)
+from jlrp.ir.families import rounds, why_missing
+from jlrp.ir.primitives import ELEMENTWISE, LINEAR_UNARY
 from jlrp.ir.program import Equation, Program, Value, between
 from jlrp.promise import is_complex
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from jax.extend.core import primitives as p
 
-from jlrp.ir.primitives import ELEMENTWISE, rounds
+from jlrp.ir.families import rounds
+from jlrp.ir.primitives import ELEMENTWISE
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.promise import is_complex
 
@@ -169,12 +170,6 @@ def batch_norm_start(steps: list[Step]) -> int | None:
     while before >= 0 and steps[before].kind == "move":
         before -= 1
     return before if before >= 0 and steps[before].kind == "shift" else first
-
-
-def is_fixed(program: Program, constant: Atom | None) -> bool:
-    """Whether a constant is the same for all parameters: counts, literals."""
-    inputs = set(program.inputs) | set(program.constants)
-    return inputs.isdisjoint(_constant_ancestors(constant))
 
 
 def _constant_ancestors(atom: Atom | None):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
 from jlrp.ir.loops import bodies_of
 from jlrp.ir.primitives import MOVEMENT
 from jlrp.ir.program import Atom, Equation, Program, Value

@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
-from jlrp.ir.primitives import body_of
+from jlrp.ir.homogeneity import body_of
 from jlrp.ir.program import Equation
 from jlrp.promise import safe_divide
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.activity import Carries, active_parts, flow
-from jlrp.analysis.sign import signs
+from jlrp.analysis.activity import Levels, active_parts
+from jlrp.analysis.dataflow import Passage, dependent, reached
+from jlrp.analysis.intervals import is_nonnegative
 from jlrp.analysis.stopped import (
     Choice,
     Stop,
@@ -27,7 +28,7 @@ from jlrp.analysis.stopped import (
     is_adding,
     stopped_operands,
 )
-from jlrp.ir.primitives import family_at
+from jlrp.ir.families import family_at
 from jlrp.ir.program import Equation, Program, Value, between
 from jlrp.ops.activation import Regions
 from jlrp.ops.affine import (
@@ -35,7 +36,6 @@ from jlrp.ops.affine import (
     affine_ending_at,
     batch_norm_start,
     is_core,
-    is_fixed,
     scale_chain,
 )
 from jlrp.ops.average import Handed
@@ -58,18 +58,17 @@ class _Builder:
         program: Program,
         opaque: set[Any],
         view: View,
-        carries: Carries,
+        levels: Levels,
         embeddings: Mapping[Value, Embedding],
         outer: Regions | None = None,
         handed: Iterable[Handed] = (),
     ):
         self.program = program
-        self.carries = carries
+        self.levels = levels
         self.embeddings = embeddings
         self.opaque = opaque
         self.view = view
         self.regions = Regions(program, opaque, outer)
-        self.signs = signs(program)
         self.products, self.averages = products(
             program, self.regions, view.find_signals, handed
         )
@@ -78,10 +77,16 @@ class _Builder:
     def unmapped(self) -> set[Value]:
         """The values that a source reaches through no affine operation."""
 
-        def passes(equation: Equation) -> list[bool]:
-            return [not is_core(self.program, equation)] * len(equation.outputs)
+        def passes(equation: Equation, _: Value) -> bool:
+            return not is_core(self.program, equation)
 
-        return flow(self.program, self.program.sources, passes)
+        return reached(Passage(passes), self.program, self.program.sources)
+
+    @cached_property
+    def varying(self) -> set[Value]:
+        """The values that are not the same for all arguments, as counts are."""
+        program = self.program
+        return dependent(program, (*program.inputs, *program.constants))
 
     def ending_at(self, value: Value) -> Operation:
         equation = value.producer
@@ -108,13 +113,13 @@ class _Builder:
         """A loop or branch; what its bodies hold are operations in turn."""
         found = []
         peel = self.view.peel_first and not self.unmapped.isdisjoint(equation.inputs)
-        for parts in active_parts(self.program, equation, self.carries, peel):
+        for parts in active_parts(self.program, equation, self.levels, peel):
             for body in parts:
                 inner = _Builder(
                     body.program,
                     self.opaque,
                     self.view,
-                    self.carries,
+                    self.levels,
                     {},
                     self.regions,
                     self.averages.handed.get(equation, ()),
@@ -193,7 +198,7 @@ class _Builder:
             return 0
         fixed = 0
         for index, step in enumerate(steps):
-            if step.kind == "shift" or not is_fixed(self.program, step.constant):
+            if step.kind == "shift" or step.constant in self.varying:
                 break
             if step.kind == "scale":
                 fixed = index + 1
@@ -207,7 +212,7 @@ class _Builder:
         facts = set()
         if affine.has_shift:
             facts.add("offset")
-        if self.signs.get(affine.start) in (0, 1):
+        if is_nonnegative(affine.start):
             facts.add("nonnegative")
         return replace(operation, affine=affine, facts=frozenset(facts))
 
@@ -385,14 +390,14 @@ def find_operations(
     program: Program,
     opaque: set[Any],
     view: View,
-    carries: Carries,
+    levels: Levels,
     embeddings: Mapping[Value, Embedding],
 ) -> list[Operation]:
     """The operations that relevance passes, from the outputs back to the sources.
 
     ``opaque`` primitives have a rule of their own: each is an operation by itself.
     """
-    builder = _Builder(program, opaque, view, carries, embeddings)
+    builder = _Builder(program, opaque, view, levels, embeddings)
     found = marked_by_position(builder.operations())
     before, _ = affine_before(found, {})
     return with_depths(found, before, max(before.values(), default=0))

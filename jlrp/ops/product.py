@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
 from jlrp.ir.primitives import PRODUCTS_BY_NAME, family_of
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.activation import Regions

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.affine import reshape_groups, varying_axes
 

@@ -14,7 +14,7 @@ import math
 
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
 from jlrp.ir.primitives import ELEMENTWISE
 from jlrp.ir.program import Atom, Equation, Program, Value
 

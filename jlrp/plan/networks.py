@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
 
 from jax.extend.core import primitives as p
 
+from jlrp.ir.fixpoint import settled
 from jlrp.ir.loops import Body
 from jlrp.ir.program import Atom, Value
 from jlrp.ops.affine import reshape_groups
@@ -379,21 +382,23 @@ class _Again:
     def through(
         self, op: Operation, body: Body, inner: list[Operation], at: Mapping[Atom, int]
     ) -> int:
-        """The bits that a loop or branch adds; a loop by its first two iterations."""
+        """The bits that a loop or branch adds."""
         operands = body.operands(op.equations[0])
         pairs = list(zip(body.program.inputs, operands, strict=True))
         inside: dict[Atom, int] = {v: at.get(a, 0) for v, a in pairs}
         for constant, outside in pairs[: body.n_constants]:
             self.known[constant] = self.number(outside)
-        after: dict[Atom, int] = {}
-        for _ in range(1 + bool(body.n_carries)):
+
+        def behind(carry: Sequence[int]) -> list[int]:
+            inside.update(zip(body.carries, carry, strict=True))
             after = self.walk(inner, inside, body)
-            for carry, out in zip(body.carries, body.program.outputs, strict=False):
-                inside[carry] |= after.get(out, 0)
-        bits = 0
-        for out in body.program.outputs:
-            bits |= after.get(out, 0)
-        return bits
+            return [after.get(out, 0) for out in body.program.outputs]
+
+        def step(carry: Sequence[int]) -> list[int]:
+            return behind(carry)[: body.n_carries]
+
+        carry = [inside[v] for v in body.carries]
+        return reduce(or_, behind(settled(step, carry, or_)), 0)
 
     def bit_of(self, kernel: Atom, body: Body | None) -> int:
         """The bit of a kernel; 0 for one that changes with every iteration."""

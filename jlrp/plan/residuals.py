@@ -20,7 +20,7 @@ from jax.extend.core import Var
 from jax.extend.core import primitives as p
 
 from jlrp import arguments
-from jlrp.analysis.activity import everything, flow
+from jlrp.analysis.dataflow import dependent
 from jlrp.errors import InputError
 from jlrp.ir import jax_compat
 from jlrp.ir.loops import Body
@@ -256,7 +256,7 @@ def within(policy: Policy, body: Body) -> Policy:
         return policy
 
     def stacked(program: Program, needed: Sequence[Value]) -> Saves:
-        varying = flow(program, (*body.carries, *body.slices), everything)
+        varying = dependent(program, (*body.carries, *body.slices))
         kept, _ = kept_and_promised(program, needed, (), promise)
         found = {v for v in kept if v in varying and v not in body.slices}
         size = sum(map(size_of, found))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
-from jlrp.analysis.activity import everything, flow
+from jlrp.analysis.dataflow import dependent
 from jlrp.ir.jax_compat import Jaxpr
 from jlrp.ir.loops import Body
 from jlrp.ir.program import Atom, Equation, Literal, Value, computing
@@ -275,7 +275,7 @@ class _Part:
     @cached_property
     def _varying(self) -> set[Value]:
         body = self.body
-        return flow(body.program, (*body.carries, *body.slices), everything)
+        return dependent(body.program, (*body.carries, *body.slices))
 
     @cached_property
     def stacked(self) -> list[Value | Equation]:

@@ -19,7 +19,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import at_zero, scalar_of, slope_at_infinity
+from jlrp.analysis.intervals import at_zero, scalar_of, slope_at_infinity
 from jlrp.ir.primitives import ELEMENTWISE, NONLINEAR_UNARY
 from jlrp.ir.program import Atom, Equation, Literal, Value
 from jlrp.ops.activation import Region

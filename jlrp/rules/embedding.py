@@ -11,7 +11,8 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
-from jlrp.ir.primitives import STEERING, is_inexact
+from jlrp.ir.homogeneity import is_inexact
+from jlrp.ir.primitives import STEERING
 from jlrp.ir.program import Atom, Equation, Value
 from jlrp.ops.base import Operation
 from jlrp.ops.embedding import ARITHMETIC, Embedding

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import primitives as p
 
-from jlrp.ir.primitives import body_degree, groups_of, is_inexact
+from jlrp.ir.families import groups_of
+from jlrp.ir.homogeneity import body_degree, is_inexact
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
 from jlrp.ops.decompositions import bound, n_factors, spelled

@@ -5,12 +5,14 @@ JAX knows it too, where it checks replication; here it is found for every body.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Sequence
 
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
-from jlrp.ir.jax_compat import JaxAtom, Jaxpr, JaxprEqn, Params
+from jlrp.ir.fixpoint import settled, through_jaxpr
+from jlrp.ir.jax_compat import Jaxpr, JaxprEqn, Params
 
 Axes = frozenset[str]
 NOWHERE: Axes = frozenset()
@@ -55,7 +57,7 @@ def variation(eqn: JaxprEqn, operands: Sequence[Axes]) -> list[Axes]:
             (goes_on,) = _variations(condition, [*first, *carry])
             return [a | goes_on for a in _variations(body, [*constants, *carry])]
 
-        return _settled(again, carry)
+        return settled(again, carry, operator.or_)
     return [everywhere] * len(eqn.outvars)
 
 
@@ -63,30 +65,13 @@ def of_scan(eqn: JaxprEqn, operands: Sequence[Axes]) -> list[Axes]:
     ((body, _),) = jax_compat.bodies(eqn)
     c, n = jax_compat.scan_counts(eqn.params)
     constants, carry, slices = operands[:c], operands[c : c + n], operands[c + n :]
-    carry = _settled(
-        lambda carry: _variations(body, [*constants, *carry, *slices])[:n], carry
+    carry = settled(
+        lambda carry: _variations(body, [*constants, *carry, *slices])[:n],
+        carry,
+        operator.or_,
     )
     return [*carry, *_variations(body, [*constants, *carry, *slices])[n:]]
 
 
-def _settled(
-    again: Callable[[Sequence[Axes]], list[Axes]], carry: Sequence[Axes]
-) -> list[Axes]:
-    carry = list(carry)
-    while True:
-        grown = [a | b for a, b in zip(carry, again(carry), strict=True)]
-        if grown == carry:
-            return carry
-        carry = grown
-
-
 def _variations(jaxpr: Jaxpr, inputs: Sequence[Axes]) -> list[Axes]:
-    known: dict[JaxAtom, Axes] = dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def of(atom: JaxAtom) -> Axes:
-        return NOWHERE if jax_compat.is_literal(atom) else known.get(atom, NOWHERE)
-
-    for eqn in jaxpr.eqns:
-        outs = variation(eqn, [of(a) for a in eqn.invars])
-        known.update(zip(eqn.outvars, outs, strict=True))
-    return [of(a) for a in jaxpr.outvars]
+    return through_jaxpr(jaxpr, inputs, variation, NOWHERE)
