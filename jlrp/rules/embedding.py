@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,8 @@ from jlrp.ir.program import Atom, Equation, Value
 from jlrp.ops.base import Operation
 from jlrp.ops.embedding import Embedding
 from jlrp.promise import Promise
-from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.base import Causes, Context, Propagation, Rule, refuse
+from jlrp.typing import Array, ArrayLike, DTypeLike
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class _Spread:
     moves them, arithmetic passes them on, a gather hands each row its index's number.
     """
 
-    def __init__(self, embedding: Embedding, numbers: Mapping[Value, Any], dtype: Any):
+    def __init__(
+        self, embedding: Embedding, numbers: Mapping[Value, Array], dtype: DTypeLike
+    ):
         self.embedding, self.numbers, self.dtype = embedding, numbers, dtype
 
     def __call__(self, *carried: Array) -> Array:
@@ -96,7 +98,7 @@ class _Spread:
 
     def _stand_in(
         self, atom: Atom, index: int, equation: Equation, env: Mapping[Value, Array]
-    ) -> Any:
+    ) -> ArrayLike:
         """The number carried by an operand; indices and predicates as they are."""
         if isinstance(atom, Value) and atom in env:
             return env[atom]
