@@ -27,7 +27,7 @@ from jlrp.errors import (
 )
 from jlrp.ir.families import why_missing
 from jlrp.ir.loops import Body
-from jlrp.ir.primitives import COLLECTIVES, COLLECTIVES_BY_NAME, KERNELS, KINDS
+from jlrp.ir.primitives import KINDS, traits
 from jlrp.ir.program import Program, Value
 from jlrp.ops.base import Operation, View, with_inner
 from jlrp.ops.captures import Asked
@@ -810,7 +810,7 @@ def _fits(rule: Rule, op: Operation) -> bool:
 
 
 def _is_kernel(op: Operation) -> bool:
-    return op.primitive.name in KERNELS
+    return traits(op).kernel
 
 
 def missing_rule(op: Operation) -> str:
@@ -829,7 +829,7 @@ def missing_rule(op: Operation) -> str:
             'or pass fallback="stop" (its relevance is absorbed, and the ledger says '
             "so)."
         )
-    if op.primitive in COLLECTIVES or name in COLLECTIVES_BY_NAME:
+    if traits(op).kind == "collective":
         return (
             f"No form for the collective `{name}`, at {op.where()}: what other devices "
             "compute is not in this program. Call jlrp.relevance around the shard_map, "

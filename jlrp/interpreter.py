@@ -16,6 +16,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import (
     Atom,
     Equation,
@@ -251,10 +252,6 @@ def _finite(scores: Array) -> Array:
     return lax.clamp(-largest, scores, largest)
 
 
-# Linear, but JAX has no transpose for them (scatter: unless indices are unique).
-_NOT_TRANSPOSED = (p.scatter_p,)
-
-
 class Promised:
     """Activations that the forward pass did not keep, made again when asked for.
 
@@ -471,7 +468,7 @@ class Numbers:
             (shape,), (cotangent,) = shapes, cotangents
             linear = partial(linear_part, op.affine, numbers=self)
             return list(jax.linear_transpose(linear, shape)(cotangent))
-        if any(e.primitive in _NOT_TRANSPOSED for e in op.equations):
+        if not all(traits(e).transposes for e in op.equations):
             zeros = [jnp.zeros_like(shape) for shape in shapes]
             _, pull = jax.vjp(lambda *x: self.apply(op, x), *zeros)
             return list(pull(self._filled(op, cotangents)))

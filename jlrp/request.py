@@ -31,7 +31,7 @@ from jlrp.interpreter import (
 )
 from jlrp.ir import jax_compat, names
 from jlrp.ir.declared import Declared
-from jlrp.ir.primitives import KERNELS, NO_RELEVANCE
+from jlrp.ir.primitives import names_where, primitives_where, traits
 from jlrp.ir.program import Equation, Program, Value, trace
 from jlrp.ops import captures
 from jlrp.ops.embedding import embeddings
@@ -274,22 +274,22 @@ class Explained:
 
 def _declared(always: bool) -> Declared:
     """Which derivatives are taken; a primitive's registered rule goes before them."""
-    kernels = frozenset(KERNELS) - {primitive.name for primitive in registered()}
-    stops = frozenset(NO_RELEVANCE).difference(registered())
+    kernels = names_where(lambda row: row.kernel)
+    kernels -= {primitive.name for primitive in registered()}
+    stops = primitives_where(lambda row: row.stops).difference(registered())
     return Declared(kernels, stops, always)
 
 
 def _carries(equation: Equation) -> bool:
-    return equation.primitive not in NO_RELEVANCE or equation.primitive in registered()
+    return not traits(equation).stops or equation.primitive in registered()
 
 
 def _why_none(program: Program) -> str:
     reached = dependent(program, program.sources)
     stops = [
-        f"{equation} ({NO_RELEVANCE[equation.primitive]})"
+        f"{equation} ({traits(equation).how})"
         for equation in program.equations
-        if equation.primitive in NO_RELEVANCE
-        and not reached.isdisjoint(equation.inputs)
+        if traits(equation).stops and not reached.isdisjoint(equation.inputs)
     ]
     why = f" Paths from x end at: {'; '.join(stops[:3])}." if stops else ""
     return (

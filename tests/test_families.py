@@ -24,16 +24,18 @@ X = jnp.asarray(RNG.uniform(0.15, 0.85, size=(4, 4)))  # in the domain of all fu
 Y = jnp.asarray(RNG.normal(size=(4, 4)))
 W = jnp.asarray(RNG.normal(size=(4, 4)))
 EXISTING = {v for v in vars(p).values() if isinstance(v, Primitive)}
-ACTIVATIONS = table.where(lambda row: row.activation)
-CONSTANTS = table.where(lambda row: row.stops)
+ACTIVATIONS = table.primitives_where(lambda row: row.activation)
+CONSTANTS = table.primitives_where(lambda row: row.stops)
 # Calls have a family for the bodies that are not looked into.
-CARRIES = table.where(lambda row: row.family and row.kind != "call") - ACTIVATIONS
+CARRIES = (
+    table.primitives_where(lambda row: row.family and row.kind != "call") - ACTIVATIONS
+)
 
 # The table.
 
 
 def test_every_primitive_listed_exists():
-    assert table.where(lambda row: True) <= EXISTING | {straight_through_p}
+    assert table.primitives_where(lambda row: True) <= EXISTING | {straight_through_p}
 
 
 def test_no_primitive_has_two_rows():
@@ -60,11 +62,13 @@ def test_kinds_and_natures_are_known():
 
 def test_every_primitive_of_jax_has_a_row():
     """Fails when a new JAX adds one."""
-    assert {v.name for v in EXISTING - table.where(lambda row: True)} == set()
+    assert {
+        v.name for v in EXISTING - table.primitives_where(lambda row: True)
+    } == set()
 
 
 def test_calls_are_looked_into():
-    calls = table.where(lambda row: row.kind == "call")
+    calls = table.primitives_where(lambda row: row.kind == "call")
     assert set(jax_compat._BODY_PARAMETER) <= calls
 
 
@@ -436,6 +440,72 @@ RULES = {
     "half": (lambda r, x, y, **params: [r[0] / 2], lambda h: (h**3 + 1) / h / 2),
     "Stop": (rules.Stop(), lambda h: h * 0),
 }
+
+
+# A row of its own: all that jlrp asks of an elementwise primitive.
+
+
+softsign = fresh_primitive(
+    "softsign", lambda x: x / (1 + jnp.abs(x)), lambda x: (1 + jnp.abs(x)) ** -2
+)
+bell = fresh_primitive("bell", lambda x: 1 / (1 + x**2), lambda x: -2 * x / (1 + x**2))
+
+
+def add_row(monkeypatch, row):
+    monkeypatch.setitem(table.TABLE, row.name, row)
+
+
+def n_dots(fn):
+    """How many dots the z+ rule takes: with one sign half the products."""
+    composite = jlrp.Composite([("dense", rules.ZPlus())], base=EXACT)
+    relevance = functools.partial(jlrp.relevance, fn, target=0, composite=composite)
+    return str(jax.make_jaxpr(relevance)(W, X)).count("dot_general[")
+
+
+def test_a_new_elementwise_primitive_is_one_row(monkeypatch):
+    def fn(w, x):
+        return softsign.bind(x @ w) @ w
+
+    with pytest.raises(jlrp.UnsupportedPrimitiveError, match="`softsign`"):
+        jlrp.relevance(fn, W, X, 0)
+    add_row(
+        monkeypatch,
+        table.elementwise(
+            softsign,
+            lambda x: x / (1 + np.abs(x)),
+            monotone=+1,
+            range=(-1, 1),
+            ratio="own",
+        ),
+    )
+    # f(0) = 0, so that relevance passes, by f(x) / x with f'(0) as the limit at 0.
+    x = X.at[0].set(0.0)
+    ours = jlrp.relevance(fn, W, x, 0, composite=EXACT)
+    ratio = 1 / (1 + np.abs(x @ W))
+    np.testing.assert_allclose(
+        ours, x * ((W[:, 0] * ratio) @ W.T), rtol=1e-10, atol=1e-14
+    )
+    report = jlrp.inspect(fn, W, X, 0, composite="epsilon")
+    kinds = {op.kind: op.rule for op in report.operations}
+    assert kinds["activation"] == "Pass()"
+    assert report.coverage.uncovered == report.coverage.fallback == 0
+
+
+def test_the_sign_of_a_new_primitive_is_in_its_row(monkeypatch):
+    columns = {"no sign": {}, "range": {"range": (0, 1)}}
+    found = {}
+    for name, known in columns.items():
+        add_row(monkeypatch, table.elementwise(bell, **known))
+        found[name] = n_dots(lambda w, x: bell.bind(x) @ w)
+    found["logistic"] = n_dots(lambda w, x: jax.nn.sigmoid(x) @ w)
+    assert found["range"] == found["logistic"] < found["no sign"]
+
+    function = lambda x: x / (1 + np.abs(x))  # noqa: E731
+    columns = {"no sign": {}, "monotone": {"monotone": +1}}
+    for name, known in columns.items():
+        add_row(monkeypatch, table.elementwise(softsign, function, **known))
+        found[name] = n_dots(lambda w, x: softsign.bind(x**2) @ w)
+    assert found["monotone"] < found["no sign"]
 
 
 def test_a_primitive_without_a_rule_is_named():

@@ -16,7 +16,7 @@ from jlrp.ir.families import choosing, taken_from
 from jlrp.ir.fixpoint import settled
 from jlrp.ir.jax_compat import is_inexact
 from jlrp.ir.loops import Body, bodies_of
-from jlrp.ir.primitives import STEERING
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import (
     CARRIED,
     CHOSEN,
@@ -60,8 +60,8 @@ class Levels(Flow[int]):
 
 def _taken_from(equation: Equation) -> list[set[int]] | None:
     """For each output, the operands whose numbers it may be; None: all of them."""
-    steering = STEERING.get(equation.primitive)
-    if steering is None:
+    steering = traits(equation).steering
+    if not steering:
         return taken_from(equation)
     return [{i for i in range(len(equation.inputs)) if i not in steering}]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jlrp.analysis.dataflow import Dependence, reached
 from jlrp.ir import jax_compat
-from jlrp.ir.primitives import MOVES
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value
 from jlrp.ir.rewriting import (
     Rewriting,
@@ -54,7 +54,7 @@ def _needed(program: Program, integers: Sequence[Value]) -> set[Value]:
         operands = [equation.inputs[i] for i in number_operands(equation)]
         found = {a for a in operands if a in from_x}
         needed |= found  # type: ignore[arg-type]
-        computed |= bool(found) and equation.primitive not in MOVES
+        computed |= bool(found) and traits(equation).codes != "moves"
     return needed if computed else set()
 
 

@@ -22,7 +22,7 @@ from jax.extend.core import primitives as p
 from jlrp.ir.jax_compat import is_inexact
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Value
-from jlrp.ir.traits import REALS, Scalar
+from jlrp.ir.traits import REALS, Scalar, Traits
 
 Interval = tuple[Any, Any]  # the least and the greatest number; of a point, one scalar
 Transfer = Callable[[Equation, Sequence[Interval], Value], Interval]
@@ -131,7 +131,7 @@ def _find(
             stack.pop()
             continue
         equation = value.producer
-        transfer = equation and _transfer_of(equation.primitive)
+        transfer = equation and _transfer_of(equation.primitive, traits(equation))
         if transfer is None:
             remember(stack.pop(), REALS)
             continue
@@ -172,9 +172,8 @@ def _is_complex(value: Value) -> bool:
 
 
 @functools.cache
-def _transfer_of(primitive: Any) -> Transfer | None:
+def _transfer_of(primitive: Any, row: Traits) -> Transfer | None:
     """None: nothing is known of its values, whatever its operands are."""
-    row = traits(primitive)
     if primitive in _TRANSFERS:
         return _TRANSFERS[primitive]
     if row.comparison:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -30,6 +31,20 @@ def rounds(equation: Equation) -> bool:
 
 
 _DIGITS = jnp.finfo(jnp.bfloat16).nmant  # casts to it are taken as exact
+
+
+def rearranges(equation: Equation) -> bool:
+    """Whether it gives the same numbers, each once, in another shape, order or dtype.
+
+    A broadcast along axes of size 1 does, as ``reshape`` would.
+    """
+    source, out = equation.inputs[0], equation.outputs[0]
+    return traits(equation).view and math.prod(source.shape) == math.prod(out.shape)
+
+
+def keeps_order(equation: Equation) -> bool:
+    """The same where their order in memory is kept: element i stays element i."""
+    return rearranges(equation) and equation.primitive is not p.transpose_p
 
 
 def positions(atoms: Sequence[Any], among: Collection[Any]) -> list[int]:

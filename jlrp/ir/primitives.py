@@ -289,7 +289,7 @@ def _last_at_zero(value: float) -> Callable[..., Scalar]:
 
 def _times(a: Any, b: Any) -> Scalar:
     if a is not None and b is not None:
-        return a * b
+        return np.multiply(a, b)
     known = b if a is None else a
     return 0.0 if known is not None and known == 0 else None
 
@@ -725,7 +725,7 @@ TABLE.update((each.name, each) for each in ROWS)
 # Queries.
 
 
-def where(has: Callable[[Traits], Any]) -> frozenset[Any]:
+def primitives_where(has: Callable[[Traits], Any]) -> frozenset[Any]:
     """The primitives of the installed JAX whose row has a property."""
     found = (each for each in TABLE.values() if each.primitive is not None)
     return frozenset(each.primitive for each in found if has(each))
@@ -734,11 +734,6 @@ def where(has: Callable[[Traits], Any]) -> frozenset[Any]:
 def names_where(has: Callable[[Traits], Any]) -> frozenset[str]:
     """The names of the primitives whose row has a property."""
     return frozenset(each.name for each in TABLE.values() if has(each))
-
-
-def family_of(primitive: Any) -> Family | None:
-    """The family of a primitive, whatever its operands."""
-    return traits(primitive).family
 
 
 class Row(NamedTuple):
@@ -754,36 +749,3 @@ def documented() -> Iterator[Row]:
     for each in TABLE.values():
         if not each.internal:
             yield Row(each.name, each.kind, each.how)
-
-
-# For readers that still ask for sets.
-
-ELEMENTWISE = where(lambda row: row.carries_elementwise)
-LINEAR_UNARY = where(lambda row: row.elementwise and row.movement and not row.adds)
-NONLINEAR_UNARY = where(lambda row: row.activation)
-MOVES = where(lambda row: row.codes == "moves")
-MOVEMENT = where(lambda row: row.movement)
-MOVEMENT_BY_NAME = names_where(lambda row: row.movement and row.primitive is None)
-SUMS = where(lambda row: row.kind in ("sum", "add"))
-SUMS_BY_NAME = names_where(
-    lambda row: row.kind in ("sum", "add") and row.primitive is None
-)
-SELECTION = where(lambda row: row.kind == "selection")
-PRODUCTS = where(lambda row: row.kind == "product")
-PRODUCTS_BY_NAME = names_where(lambda row: row.kind == "product" and not row.primitive)
-RANDOM = where(lambda row: row.random)
-NO_RELEVANCE = {
-    each.primitive: each.how for each in ROWS if each.stops and each.primitive
-}
-COLLECTIVES = where(lambda row: row.kind == "collective")
-COLLECTIVES_BY_NAME = names_where(
-    lambda row: row.kind == "collective" and not row.primitive
-)
-KERNELS = names_where(lambda row: row.kernel)
-STEERING = {each.primitive: each.steering for each in ROWS if each.steering}
-
-
-def present(*names: str) -> tuple[Any, ...]:
-    """The primitives among these names that the installed JAX has."""
-    found = (getattr(p, f"{name}_p", None) for name in names)
-    return tuple(primitive for primitive in found if primitive is not None)

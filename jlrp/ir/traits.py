@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -80,7 +81,7 @@ Positions = range
 REALS = (-np.inf, np.inf)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Traits:
     """All that is known of one primitive.
 
@@ -170,46 +171,56 @@ class Traits:
     random: bool = False
     kernel: bool = False
 
-    @property
+    @cached_property
     def nature(self) -> str | None:
         """How relevance is derived; None if it carries none."""
         return self.family and self.family.nature
 
-    @property
+    @cached_property
     def activation(self) -> bool:
         """Whether it is a function of one value that is not linear."""
         return self.kind == "activation"
 
-    @property
+    @cached_property
     def carries_elementwise(self) -> bool:
         """Whether it is elementwise, and relevance goes through it."""
         return self.elementwise and (self.activation or self.family is not None)
 
-    @property
+    @cached_property
     def movement(self) -> bool:
         return self.nature == "movement"
 
-    @property
+    @cached_property
     def addition(self) -> bool:
         """The sum or difference of two operands."""
         return self.kind == "add"
 
-    @property
+    @cached_property
     def scaling(self) -> bool:
         """The elementwise product or quotient of two operands."""
         return self.elementwise and self.nature == "product"
 
-    @property
+    @cached_property
     def clipping(self) -> bool:
         """An elementwise choice of the larger or smaller operand."""
         return self.elementwise and self.nature == "selection"
 
-    @property
+    @cached_property
     def identity(self) -> bool:
         """The same number, but for its dtype."""
         return self.movement and self.elementwise and self.ratio == "same"
 
-    @property
+    @cached_property
+    def view(self) -> bool:
+        """The same numbers, in another shape, order or dtype, or repeated."""
+        return self.layout or self.identity
+
+    @cached_property
+    def has_derivative(self) -> bool:
+        """Whether it is a call for which the user declared a derivative."""
+        return self.kind == "call" and self.family is not None
+
+    @cached_property
     def stops(self) -> bool:
         """Whether it carries no relevance, and ``how`` says why."""
         return self.kind == "no relevance"
@@ -232,13 +243,37 @@ class Traits:
 
 
 UNKNOWN = Traits(name="")
-TABLE: dict[str, Traits] = {}  # filled by primitives.py
+
+
+class _Table(dict[str, Traits]):
+    """Rows by name. What is found for a primitive is remembered: it is asked often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[Any, Traits] = {}
+
+    def __setitem__(self, name: str, row: Traits) -> None:
+        super().__setitem__(name, row)
+        self.found.clear()
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self.found.clear()
+
+    def find(self, primitive: Any) -> Traits:
+        row = self.get(primitive.name, UNKNOWN)
+        if row.primitive is not None and row.primitive is not primitive:
+            row = UNKNOWN
+        self.found[primitive] = row
+        return row
+
+
+TABLE = _Table()  # filled by primitives.py
 
 
 def traits(of: Any) -> Traits:
-    """The row of a primitive, or of an equation's; UNKNOWN if there is none."""
-    primitive = getattr(of, "primitive", of)
-    row = TABLE.get(primitive.name)
-    if row is None or (row.primitive is not None and row.primitive is not primitive):
-        return UNKNOWN
-    return row
+    """The row of an equation's primitive, or of one; UNKNOWN if there is none."""
+    try:
+        return TABLE.found[of.primitive]
+    except (AttributeError, KeyError):
+        return TABLE.find(getattr(of, "primitive", of))

@@ -21,29 +21,8 @@ from jlrp.analysis.dataflow import Flow, Passage, dependent, reached
 from jlrp.analysis.intervals import scalar_of
 from jlrp.errors import InputError
 from jlrp.ir.loops import bodies_of
-from jlrp.ir.primitives import MOVES
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value, between
-
-ARITHMETIC = {
-    p.abs_p,
-    p.add_p,
-    p.add_jaxvals_p,
-    p.and_p,
-    p.clamp_p,
-    p.div_p,
-    p.max_p,
-    p.min_p,
-    p.mul_p,
-    p.neg_p,
-    p.or_p,
-    p.rem_p,
-    p.select_n_p,
-    p.shift_left_p,
-    p.shift_right_arithmetic_p,
-    p.shift_right_logical_p,
-    p.sub_p,
-    p.xor_p,
-}
 
 
 @dataclass(frozen=True)
@@ -110,11 +89,12 @@ class _Codes(Flow[frozenset[Value]]):
         prim, (out,) = equation.primitive, equation.outputs
         if prim is p.eq_p:
             return self._is_one_hot(equation, codes)
-        if prim not in MOVES | ARITHMETIC:
+        codes_as = traits(equation).codes
+        if codes_as is None:
             return False
         if _is_float(out):
             return all(map(_is_float, codes)) and _keeps_codes(equation, codes)
-        return is_integer(out) or (out.dtype == np.bool_ and prim in MOVES)
+        return is_integer(out) or (out.dtype == np.bool_ and codes_as == "moves")
 
     def _is_one_hot(self, equation: Equation, codes: Sequence[Atom]) -> bool:
         """An integer compared with a row of constants; with one constant, a mask."""
@@ -126,16 +106,13 @@ class _Codes(Flow[frozenset[Value]]):
         prim, (out,) = equation.primitive, equation.outputs
         if not _is_float(out) or all(map(_is_float, codes)):
             return False
-        if prim is p.convert_element_type_p or prim in _CONTRACTIONS:
+        if prim is p.convert_element_type_p or traits(equation).contraction:
             return True
-        if prim in (p.gather_p, p.dynamic_slice_p):
+        if traits(equation).fetches:
             return equation.inputs[0] not in self.from_sources
         # A one-hot code's numbers are constants; among others an integer only chooses.
         chooses = prim is p.select_n_p
         return chooses and self.from_sources.isdisjoint(equation.inputs[1:])
-
-
-_CONTRACTIONS = {p.dot_general_p, p.conv_general_dilated_p}
 
 
 def _is_float(atom: Atom) -> bool:
@@ -164,46 +141,39 @@ def _possible_codes(program: Program, sources: Sequence[Value]) -> list[Value]:
 
 
 def _is_counted(program: Program, source: Value, sources: Sequence[Value]) -> bool:
-    moves = MOVES - {p.concatenate_p}
-    flow = Passage(lambda equation, _: equation.primitive in moves)
+    def moves(equation: Equation, _: object) -> bool:
+        return traits(equation).codes == "moves" and not _counts(equation)
+
+    flow = Passage(moves)
     moved, from_x = reached(flow, program, [source]), dependent(program, sources)
 
     def counts(equation: Equation) -> bool:
         others = set(equation.inputs) - moved
-        return equation.primitive in _COUNTING or from_x.isdisjoint(others)
+        return _counts(equation) or from_x.isdisjoint(others)
 
     counting = [
         counts(e)
         for e in program.equations
-        if e.primitive in _COUNTING | _FACTORS and not moved.isdisjoint(e.inputs)
+        if (_counts(e) or traits(e).contraction or traits(e).scaling)
+        and not moved.isdisjoint(e.inputs)
     ]
     return bool(counting) and all(counting)
 
 
-_COUNTING = {p.concatenate_p, p.cumsum_p, p.reduce_sum_p}
-_FACTORS = _CONTRACTIONS | {p.mul_p, p.div_p}
+def _counts(equation: Equation) -> bool:
+    """Whether booleans are summed by it, or stand beside numbers."""
+    return equation.primitive in (p.concatenate_p, p.cumsum_p, p.reduce_sum_p)
 
 
 def _keeps_codes(equation: Equation, codes: Sequence[Atom]) -> bool:
     """Whether floats that may be codes are only moved, or meet integer literals."""
-    if equation.primitive in MOVES:
+    row = traits(equation)
+    if row.codes == "moves":
         return True
     others = [a for a in equation.inputs if a not in codes and a.dtype != np.bool_]
     numbers = [scalar_of(a) for a in others]
-    return equation.primitive in _CLAMPING and all(
-        n is not None and float(n).is_integer() for n in numbers
-    )
-
-
-_CLAMPING = {
-    p.add_p,
-    p.add_jaxvals_p,
-    p.clamp_p,
-    p.max_p,
-    p.min_p,
-    p.select_n_p,
-    p.sub_p,
-}
+    clamps = row.addition or row.clipping or equation.primitive is p.select_n_p
+    return clamps and all(n is not None and float(n).is_integer() for n in numbers)
 
 
 def _refuse_inside_bodies(equation: Equation, codes: Sequence[Atom]) -> None:
@@ -235,9 +205,11 @@ def _varies(atom: Atom) -> bool:
     while isinstance(atom, Value) and atom.producer is not None:
         if atom.producer.primitive is p.iota_p:
             return True
-        if atom.producer.primitive not in (
-            MOVES - {p.concatenate_p, p.gather_p, p.dynamic_update_slice_p}
-        ):
+        row, joins = traits(atom.producer), atom.producer.primitive in _JOINS
+        if row.codes != "moves" or joins:
             return int(np.prod(atom.shape)) > 1
         (atom, *_) = atom.producer.inputs
     return int(np.prod(atom.shape)) > 1
+
+
+_JOINS = (p.concatenate_p, p.gather_p, p.dynamic_update_slice_p)

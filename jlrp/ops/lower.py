@@ -25,10 +25,10 @@ from jlrp.analysis.stopped import (
     Stop,
     choices_of,
     endings,
-    is_adding,
     stopped_operands,
 )
 from jlrp.ir.families import family_at
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value, between
 from jlrp.ops.activation import Regions
 from jlrp.ops.affine import (
@@ -125,7 +125,8 @@ class _Builder:
                     self.averages.handed.get(equation, ()),
                 )
                 found.append((body, inner.operations()))
-        kind = _LOOPS.get(equation.primitive, "unsupported")
+        loops = traits(equation).kind == "control flow"
+        kind = equation.primitive.name if loops else "unsupported"
         operation = Operation(
             kind,
             "loop" if found else "unsupported",
@@ -182,7 +183,8 @@ class _Builder:
             return None
         summed = steps[0].source.producer
         assert summed is not None
-        kind = _MEANS[summed.primitive]
+        kind = traits(summed).mean
+        assert kind is not None
         return self.group(kind, "linear", self.operands(summed), end)
 
     def _mean_steps(self, steps: list[Step]) -> int:
@@ -191,7 +193,7 @@ class _Builder:
         equation = summed.producer
         if (
             equation is None
-            or equation.primitive not in _MEANS
+            or traits(equation).mean is None
             or equation.primitive in self.opaque
             or not self.program.used_once(summed)
         ):
@@ -240,7 +242,6 @@ class _Builder:
 
     def addition(self, end: Value) -> Operation | None:
         """A sum of active values, flattened: ``(a + b) + c`` is one operation."""
-        sums = (p.add_p, p.add_jaxvals_p, p.sub_p)
         leaves: list[Value] = []
         offset = False
         stack = [end]
@@ -251,7 +252,7 @@ class _Builder:
             if (
                 inner
                 and equation is not None
-                and equation.primitive in sums
+                and traits(equation).addition
                 and equation.primitive not in self.opaque
                 and (value is end or self.activation(value) is None)
                 and (value is end or len(self.operands(equation)) > 1)
@@ -325,7 +326,7 @@ class _Builder:
         offset = nature in ("linear", "movement") and len(operands) < len(
             [a for a in equation.inputs if np.issubdtype(a.dtype, np.inexact)]
         )
-        facts = {"offset"} if offset and is_adding(equation) else ()
+        facts = {"offset"} if offset and traits(equation).adds else ()
         return Operation(
             kind,
             nature,
@@ -376,10 +377,6 @@ class _Builder:
     ) -> Operation:
         equations, constants = between(inputs, [end], self.program.active.__contains__)
         return Operation(kind, nature, tuple(inputs), (end,), equations, constants)
-
-
-_LOOPS = {p.scan_p: "scan", p.while_p: "while", p.cond_p: "cond"}
-_MEANS = {p.reduce_sum_p: "mean", p.reduce_window_sum_p: "avg_pool"}
 
 
 def _offset(steps: list[Step]) -> frozenset[str]:

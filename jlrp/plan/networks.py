@@ -15,6 +15,7 @@ from typing import Any
 
 from jax.extend.core import primitives as p
 
+from jlrp.ir.families import rearranges
 from jlrp.ir.fixpoint import settled
 from jlrp.ir.loops import Body
 from jlrp.ir.program import Atom, Value
@@ -257,22 +258,13 @@ def _cuts(op: Operation) -> bool:
     while value.producer is not None:
         equation = value.producer
         moved = [a for a in equation.inputs if isinstance(a, Value)]
-        if len(moved) != 1 or equation.primitive not in _MOVES:
+        if len(moved) != 1 or not rearranges(equation):
             return False
         cut |= equation.primitive is p.reshape_p and _splits(
             moved[0].shape, value.shape
         )
         value = moved[0]
     return cut and positions > 1
-
-
-_MOVES = (
-    p.convert_element_type_p,
-    p.copy_p,
-    p.reshape_p,
-    p.squeeze_p,
-    p.transpose_p,
-)
 
 
 def _splits(old: tuple[int, ...], new: tuple[int, ...]) -> bool:

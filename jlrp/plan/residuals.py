@@ -24,14 +24,7 @@ from jlrp.analysis.dataflow import dependent
 from jlrp.errors import InputError
 from jlrp.ir import jax_compat
 from jlrp.ir.loops import Body
-from jlrp.ir.primitives import (
-    ELEMENTWISE,
-    MOVEMENT,
-    MOVEMENT_BY_NAME,
-    NONLINEAR_UNARY,
-    PRODUCTS,
-    RANDOM,
-)
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value, computing, evaluate
 from jlrp.ops.base import Operation
 
@@ -64,9 +57,7 @@ def _runs_once(equation: Equation) -> bool:
     """Whether an equation is never run again: random numbers, what has effects."""
     inside = (e for body in equation.bodies for e in body.equations)
     return (
-        equation.primitive in RANDOM
-        or equation.has_effects
-        or any(map(_runs_once, inside))
+        traits(equation).random or equation.has_effects or any(map(_runs_once, inside))
     )
 
 
@@ -381,13 +372,7 @@ def _is_cheap(value: Value) -> bool:
     equation = value.producer
     if equation is None:
         return False
-    prim = equation.primitive
-    return prim in _CHEAP or prim.name in MOVEMENT_BY_NAME
-
-
-_CHEAP = {*ELEMENTWISE, *MOVEMENT, p.iota_p, p.stop_gradient_p}
-_CHEAP |= {p.eq_p, p.ge_p, p.gt_p, p.le_p, p.lt_p, p.ne_p, p.not_p, p.and_p, p.or_p}
-_CHEAP |= {p.reduce_sum_p, p.reduce_max_p, p.reduce_min_p}
+    return traits(equation).cheap
 
 
 def _least_kept(body: Body) -> float:
@@ -399,9 +384,10 @@ def _least_kept(body: Body) -> float:
     kept: set[Value] = set()
     for equation in program.equations:
         active = [a for a in equation.inputs if program.is_active(a)]
-        if equation.primitive in PRODUCTS and len(active) == 2:
+        row = traits(equation)
+        if row.nature == "product" and len(active) == 2:
             kept.update(active)  # type: ignore[arg-type]
-        elif equation.primitive in NONLINEAR_UNARY and active:
+        elif row.activation and active:
             kept.update(equation.outputs)
     return sum(size_of(v) for v in kept if v not in body.slices)
 

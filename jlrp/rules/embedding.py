@@ -13,10 +13,10 @@ from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
 from jlrp.ir.homogeneity import is_inexact
-from jlrp.ir.primitives import STEERING
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Value
 from jlrp.ops.base import Operation
-from jlrp.ops.embedding import ARITHMETIC, Embedding
+from jlrp.ops.embedding import Embedding
 from jlrp.promise import Promise
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 
@@ -80,13 +80,14 @@ class _Spread:
 
     def _passed(self, equation: Equation, env: Mapping[Value, Array]) -> Array:
         prim, shape = equation.primitive, equation.outputs[0].shape
+        row = traits(equation)
         carried = [env[a] for a in equation.inputs if a in env]  # type: ignore[operator]
-        if prim in (p.gather_p, p.dynamic_slice_p) and equation.inputs[0] not in env:
+        if row.fetches and equation.inputs[0] not in env:
             return self._fetched(equation, env)
         if prim is p.convert_element_type_p:
             return carried[0]
         chooses = prim is p.select_n_p and equation.inputs[0] not in env
-        if prim is p.eq_p or (prim in ARITHMETIC and not chooses):
+        if prim is p.eq_p or (row.codes == "computes" and not chooses):
             return sum(jnp.broadcast_to(t, shape) for t in carried)  # type: ignore
         args = [
             self._stand_in(a, i, equation, env) for i, a in enumerate(equation.inputs)
@@ -100,7 +101,7 @@ class _Spread:
         if isinstance(atom, Value) and atom in env:
             return env[atom]
         number = atom.number if not isinstance(atom, Value) else self.numbers[atom]
-        steers = index in STEERING.get(equation.primitive, ())
+        steers = index in traits(equation).steering
         return number if steers else jnp.zeros(jnp.shape(number), self.dtype)
 
     def _fetched(self, equation: Equation, env: Mapping[Value, Array]) -> Array:

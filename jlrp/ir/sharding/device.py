@@ -21,6 +21,7 @@ from jlrp.errors import UnsupportedPrimitiveError
 from jlrp.ir import jax_compat
 from jlrp.ir.declared import Declared
 from jlrp.ir.own_primitives import custom_relevance_p
+from jlrp.ir.primitives import traits
 from jlrp.ir.sharding.axes import (
     Array,
     gathered_p,
@@ -207,7 +208,7 @@ class Device:
                     return contract(jax_compat.unplaced(eqn.params), *whole)
                 if eqn.primitive.name == _RAGGED:
                     return self._ragged(eqn, operands, sorted(axes))
-                scales = eqn.primitive in _SCALES
+                scales = traits(eqn).scaling
                 totals = [
                     o.number if scales and not axes & o.varies else self.summed(o, axes)
                     for o in operands
@@ -239,13 +240,13 @@ class Device:
             *both, sizes = operands
             sums = all(axes <= o.varies for o in both) and not axes & sizes.varies
             return sums and _sums_no_groups(shard.equation.params)
-        if prim in _TERMS:
+        if traits(shard.equation).addition:
             return any(self.is_partial(o, axes) for o in operands)
-        if prim in _SCALES:
+        if traits(shard.equation).scaling:
             of = [o for o in operands if axes & o.varies]
             divides = prim is p.div_p and of != [operands[0]]
             return len(of) == 1 and not divides and self.is_partial(of[0], axes)
-        return prim in _LINEAR_MOVES and self.is_partial(operands[0], axes)
+        return _moves_linearly(shard.equation) and self.is_partial(operands[0], axes)
 
     # Collectives.
 
@@ -413,19 +414,11 @@ _CONTRACTIONS: dict[Any, Callable[..., Array]] = {
     p.conv_general_dilated_p: _convolution,
     p.reduce_sum_p: _sum,
 }
-# A sum over devices may be taken before each of these instead of behind it.
-_TERMS = (p.add_p, p.add_jaxvals_p, p.sub_p)
-_SCALES = (p.mul_p, p.div_p)
-_LINEAR_MOVES = (
-    p.broadcast_in_dim_p,
-    p.convert_element_type_p,
-    p.copy_p,
-    p.neg_p,
-    p.reduce_precision_p,
-    p.reshape_p,
-    p.squeeze_p,
-    p.transpose_p,
-)
+
+
+def _moves_linearly(eqn: Any) -> bool:
+    """Whether a sum over devices may be taken before it instead of behind it."""
+    return traits(eqn).view or eqn.primitive is p.neg_p
 
 
 def _is_masked(shard: Shard, axes: Axes) -> bool:
@@ -442,7 +435,7 @@ def _is_masked(shard: Shard, axes: Axes) -> bool:
 
 def _is_zero(shard: Shard) -> bool:
     while shard.equation is not None:
-        if shard.equation.primitive not in _LINEAR_MOVES:
+        if not _moves_linearly(shard.equation):
             return False
         (shard,) = shard.operands
     return not jax_compat.is_tracer(shard.number) and not np.any(
