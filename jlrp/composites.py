@@ -25,14 +25,9 @@ from jlrp.errors import (
     SelectorError,
     UnsupportedPrimitiveError,
 )
+from jlrp.ir.families import why_missing
 from jlrp.ir.loops import Body
-from jlrp.ir.primitives import (
-    COLLECTIVES,
-    COLLECTIVES_BY_NAME,
-    KERNELS,
-    KINDS,
-    why_missing,
-)
+from jlrp.ir.primitives import KINDS, traits
 from jlrp.ir.program import Program, Value
 from jlrp.ops.base import Operation, View, with_inner
 from jlrp.ops.captures import Asked
@@ -58,8 +53,30 @@ from jlrp.rules import (
     default_rule,
 )
 from jlrp.rules.control_flow import CONTROL_FLOW
+from jlrp.rules.kernel import Bound
 
-T = TypeVar("T", bound=Callable[..., Any])
+__all__ = [
+    "PRESETS",
+    "Composite",
+    "Depth",
+    "Pair",
+    "attnlrp",
+    "auto",
+    "cp_lrp",
+    "dynamic_lrp",
+    "epsilon",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
+    "epsilon_gamma_box",
+    "epsilon_plus",
+    "epsilon_plus_flat",
+    "excitation_backprop",
+    "gamma_by_depth",
+    "gradient_input",
+    "mamba_lrp",
+]
+
+T = TypeVar("T", bound="Callable[..., Composite]")
 Selector = str | Primitive | Callable[[Operation], bool] | tuple[Any, ...]
 
 
@@ -214,7 +231,7 @@ def _pairs(pairs: Any) -> list[Pair]:
     return found
 
 
-def _check_selector(selector: Any) -> None:
+def _check_selector(selector: object) -> None:
     if isinstance(selector, tuple):
         for part in selector:
             _check_selector(part)
@@ -254,7 +271,7 @@ def _parameters(**checks: arguments.Check) -> Callable[[T], T]:
     """Parameters of a preset, checked by their names."""
 
     def refused(check: arguments.Check) -> arguments.Check:
-        def checked(name: str, value: Any) -> None:
+        def checked(name: str, value: object) -> None:
             try:
                 check(name, value)
             except InputError as error:
@@ -302,8 +319,8 @@ def epsilon_plus_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Compos
 
 @_parameters(epsilon=_AMOUNT, gamma=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_gamma_box(
-    low: Any,
-    high: Any,
+    low: Bound,
+    high: Bound,
     epsilon: float = 1e-6,
     gamma: float = 0.25,
     stabilizer: float = 1e-6,
@@ -644,7 +661,7 @@ def resolve(composite: str | Composite, name: str = "composite") -> Composite:
     return PRESETS[composite]()
 
 
-def _refuse_what_is_near(composite: Any, argument: str) -> None:
+def _refuse_what_is_near(composite: object, argument: str) -> None:
     """Say how what was given becomes a composite."""
     name = getattr(composite, "__name__", None)
     if name in PRESETS and PRESETS[name] is composite:
@@ -684,7 +701,7 @@ def matches(selector: Selector, op: Operation) -> bool:
     return fnmatch.fnmatchcase(op.scope, selector)
 
 
-def _says(predicate: Callable[[Operation], Any], op: Operation) -> bool:
+def _says(predicate: Callable[[Operation], object], op: Operation) -> bool:
     try:
         return bool(predicate(op))
     except JlrpError:
@@ -815,7 +832,7 @@ def _fits(rule: Rule, op: Operation) -> bool:
 
 
 def _is_kernel(op: Operation) -> bool:
-    return op.primitive.name in KERNELS
+    return traits(op).kernel
 
 
 def missing_rule(op: Operation) -> str:
@@ -834,7 +851,7 @@ def missing_rule(op: Operation) -> str:
             'or pass fallback="stop" (its relevance is absorbed, and the ledger says '
             "so)."
         )
-    if op.primitive in COLLECTIVES or name in COLLECTIVES_BY_NAME:
+    if traits(op).kind == "collective":
         return (
             f"No form for the collective `{name}`, at {op.where()}: what other devices "
             "compute is not in this program. Call jlrp.relevance around the shard_map, "

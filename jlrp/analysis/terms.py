@@ -30,9 +30,9 @@ import jax
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import Scalar, scalar_of
+from jlrp.analysis.intervals import scalar_of
+from jlrp.ir.families import rounds
 from jlrp.ir.jax_compat import is_inexact
-from jlrp.ir.primitives import rounds
 from jlrp.ir.program import (
     Atom,
     Equation,
@@ -316,7 +316,6 @@ class Terms:
         self._readings: dict[Value, Reading] = {}
         self._given: Mapping[Value, Reading] = {}
         self._functions: dict[Any, Function] = {}
-        self._scalars: dict[Value, Scalar] = {}
         self._numbers: dict[Any, int] = {}
         self.remembered: dict[Any, Any] = {}  # what recognisers made of readings
 
@@ -399,7 +398,7 @@ class Terms:
         """The one number that an atom is known to consist of."""
         if isinstance(atom, Value) and self.program.is_active(atom):
             return None
-        known = scalar_of(atom, self._scalars)
+        known = scalar_of(atom)
         if known is None or np.iscomplexobj(known):
             return None
         return float(known)
@@ -408,7 +407,7 @@ class Terms:
         """The numbers of a short index, if they are known; in one row."""
         if math.prod(atom.shape) > _LONGEST:
             return None
-        number = scalar_of(atom, self._scalars)
+        number = scalar_of(atom)
         if number is not None:
             return np.full(math.prod(atom.shape), number)
         if isinstance(atom, Literal):

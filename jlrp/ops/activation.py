@@ -21,24 +21,17 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
+from jlrp.analysis.intervals import at_zero, is_elementwise, scalar_of, value_at
 from jlrp.analysis.missing import elementwise_sources, replaces, tested_by
-from jlrp.analysis.scalar import at_zero, is_elementwise, scalar_of, value_at
 from jlrp.analysis.terms import Terms, moved, moves_all
 from jlrp.analysis.terms import View as AxisView
-from jlrp.ir.primitives import (
-    ELEMENTWISE,
-    LINEAR_UNARY,
-    rounds,
-    why_missing,
-)
+from jlrp.ir.families import rounds, why_missing
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value, between
 from jlrp.ops.affine import core_of, scale_chain
 from jlrp.ops.mean import is_mean
 from jlrp.ops.softmax import Softmaxes
 from jlrp.promise import is_complex
-
-_SHIFTS = {p.add_p, p.add_jaxvals_p, p.sub_p}
-_SHIFTS_AND_SCALES = _SHIFTS | {p.mul_p, p.div_p}
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ class Regions:
         if moves_all(equation):
             (source, *_) = self.program.active_inputs(equation) or (None,)
             return None if source is None or is_complex(source) else source
-        if equation.primitive not in ELEMENTWISE:
+        if not traits(equation).carries_elementwise:
             return None
         operands = self.program.active_inputs(equation)
         if not operands or any(a.shape != value.shape for a in operands):
@@ -272,7 +265,8 @@ class Regions:
         assert equation is not None
         if self._adds_dead(equation):
             return True
-        if equation.primitive not in _SHIFTS_AND_SCALES:
+        row = traits(equation)
+        if not row.addition and not row.scaling:
             return False
         operands = self.program.active_inputs(equation)
         others = [a for a in equation.inputs if a is not above]
@@ -290,7 +284,7 @@ class Regions:
         masked = equation.primitive is p.select_n_p and self.program.is_parameter(
             equation.inputs[0]
         )
-        if equation.primitive not in _SHIFTS and not masked:
+        if not traits(equation).addition and not masked:
             return False
         alone = len(self.program.active_inputs(equation)) == 1
         return alone and any(map(self.program.is_dead, equation.inputs))
@@ -309,8 +303,8 @@ def _is_nonlinear(
         return varies[1]
     if prim is p.select_n_p:
         return varies[0]
-    linear = (p.add_p, p.add_jaxvals_p, p.sub_p)
-    return prim in ELEMENTWISE and prim not in linear and prim not in LINEAR_UNARY
+    row = traits(equation)
+    return row.carries_elementwise and row.nature not in ("linear", "movement")
 
 
 def _is_monomial(start: Value, region: Sequence[Equation]) -> bool:
@@ -320,24 +314,12 @@ def _is_monomial(start: Value, region: Sequence[Equation]) -> bool:
     def is_power(equation: Equation) -> bool:
         if equation.primitive is p.pow_p:
             return equation.inputs[1] not in inside
-        return equation.primitive in _POWERS or moves_all(equation)
+        row = traits(equation)
+        return row.scaling or row.degree is not None or moves_all(equation)
 
     return all(is_power(e) for e in region)
 
 
-_POWERS = {
-    p.abs_p,
-    p.cbrt_p,
-    p.convert_element_type_p,
-    p.copy_p,
-    p.integer_pow_p,
-    p.mul_p,
-    p.div_p,
-    p.neg_p,
-    p.rsqrt_p,
-    p.sqrt_p,
-    p.square_p,
-}
 _COMPARED = {p.ge_p, p.gt_p, p.le_p, p.lt_p}
 _SPREADING = {p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p}
 

@@ -15,23 +15,11 @@ from dataclasses import dataclass
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.terms import Terms
-from jlrp.ir.primitives import ELEMENTWISE, rounds
+from jlrp.ir.families import rounds
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.contraction import Dot, as_dot, cut_of_dot, is_fixed
 from jlrp.promise import is_complex
-
-CORES = {p.dot_general_p: "dense", p.conv_general_dilated_p: "conv"}
-_MOVES = {
-    p.broadcast_in_dim_p,
-    p.convert_element_type_p,
-    p.copy_p,
-    p.reduce_precision_p,
-    p.reshape_p,
-    p.squeeze_p,
-    p.transpose_p,
-}
-_SHIFTS = {p.add_p, p.add_jaxvals_p, p.sub_p}
-_SCALES = {p.mul_p, p.div_p}
 
 
 @dataclass(frozen=True)
@@ -73,7 +61,7 @@ class Affine:
 
     @property
     def kind(self) -> str:
-        return CORES[self.core.primitive]
+        return traits(self.core).linear_kind
 
     @property
     def equations(self) -> tuple[Equation, ...]:
@@ -90,7 +78,7 @@ def is_core(program: Program, equation: Equation) -> bool:
     One whose kernel is made of literals inside of the program (a resize, a filter bank,
     a sum as a dot with ones) is a fixed map, and no layer.
     """
-    if equation.primitive not in CORES or is_complex(equation.outputs[0]):
+    if not traits(equation).contraction or is_complex(equation.outputs[0]):
         return False  # rules that look at kernels look at their signs
     kernels = [a for a in equation.inputs if not program.is_active(a)]
     return len(kernels) == 1 and not is_fixed(program, kernels[0])
@@ -103,22 +91,22 @@ def step_of(program: Program, equation: Equation) -> Step | None:
         return None
     (source,) = operands
     (out,) = equation.outputs
-    prim = equation.primitive
-    if prim in _MOVES:
+    prim, row = equation.primitive, traits(equation)
+    if row.view:
         if rounds(equation):
             return None
         same_size = math.prod(source.shape) == math.prod(out.shape)
         return Step(equation, "move", source) if same_size else None
     if prim is p.neg_p:
         return Step(equation, "scale", source)
-    if prim not in _SHIFTS | _SCALES or source.shape != out.shape:
+    if not (row.addition or row.scaling) or source.shape != out.shape:
         return None
     others = [a for a in equation.inputs if a is not source]
     if len(others) != 1 or (prim is p.div_p and equation.inputs[1] is source):
         return None
     if not program.is_parameter(others[0]):
         return None  # a mask made from x is no part of a kernel
-    kind = "shift" if prim in _SHIFTS else "scale"
+    kind = "shift" if row.addition else "scale"
     return Step(equation, kind, source, others[0])
 
 
@@ -221,7 +209,7 @@ def _unmoved(atom: Atom | None) -> Atom | None:
     while (
         isinstance(atom, Value)
         and atom.producer is not None
-        and atom.producer.primitive in _MOVES
+        and traits(atom.producer).view
     ):
         atom = atom.producer.inputs[0]
     return atom
@@ -358,7 +346,7 @@ def varying_axes(atom: Atom | None, rank: int) -> frozenset[int]:
         inner = varying_axes(operand, len(operand.shape))
         moved = _reshaped_axes(operand.shape, atom.shape, inner)
         return axes if moved is None else moved & axes
-    if prim in ELEMENTWISE and prim is not p.select_n_p:
+    if traits(equation).carries_elementwise and prim is not p.select_n_p:
         parts = [varying_axes(a, rank) for a in equation.inputs if a.shape]
         return frozenset().union(*parts) & axes
     return axes

@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
-from jlrp.analysis.terms import Terms, moves_all
+from jlrp.analysis.intervals import scalar_of
+from jlrp.analysis.terms import Terms
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value
 
-_SCALES = (p.mul_p, p.div_p)
-MEANS = {
-    p.dot_general_p: "mean",
-    p.reduce_sum_p: "mean",
-    p.reduce_window_sum_p: "avg_pool",
-}
+
+def mean_kind(equation: Equation) -> str:
+    """The kind of a sum that is divided by its count."""
+    return traits(equation).mean or "mean"
 
 
 def weight_of(program: Program, equation: Equation) -> float | None:
@@ -61,24 +60,16 @@ def is_mean(terms: Terms, value: Value) -> bool:
             return math.isclose(scale * weight * count_of(made), 1.0, rel_tol=1e-5)
         if len(operands) != 1:
             return False
-        if made.primitive in _SCALES:
+        if traits(made).scaling:
             others = [a for a in made.inputs if a is not operands[0]]
             known: Any = scalar_of(others[0]) if others else None
             inverts = made.primitive is p.div_p and made.inputs[1] is operands[0]
             if known is None or inverts or not np.all(known):
                 return False
             scale *= float(known) if made.primitive is p.mul_p else 1 / float(known)
-        elif not moves_all(made) and not _is_unchanged(made):
+        elif not traits(made).view:
             return False
         (value,) = operands
         if not program.used_once(value):
             return False
     return False
-
-
-def _is_unchanged(equation: Equation) -> bool:
-    return equation.primitive in (
-        p.broadcast_in_dim_p,
-        p.convert_element_type_p,
-        p.copy_p,
-    )

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
 from jlrp.analysis.terms import Terms
-from jlrp.ir.primitives import PRODUCTS_BY_NAME, family_of, rounds
+from jlrp.ir.families import rounds
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.activation import Regions
 from jlrp.ops.average import Averages, Handed, Part, averages
@@ -26,9 +27,6 @@ from jlrp.ops.mean import weight_of
 from jlrp.ops.signal import is_selective, signal_among
 from jlrp.ops.softmax import may_be_minus_infinity
 from jlrp.ops.statistic import statistic_of
-
-_PRODUCTS = {p.mul_p, p.div_p, p.dot_general_p, p.conv_general_dilated_p}
-_ADDS = (p.add_p, p.add_jaxvals_p, p.sub_p)
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,7 @@ def _part(part: Part) -> Product:
 
 
 def _is_product(program: Program, regions: Regions, equation: Equation) -> bool:
-    by_name = equation.primitive.name in PRODUCTS_BY_NAME
-    if equation.primitive not in _PRODUCTS and not by_name:
+    if traits(equation).nature != "product":
         return False
     if equation.primitive in regions.opaque:
         return False
@@ -174,7 +171,7 @@ def _products_below(program: Program, regions: Regions, value: Value) -> list[Eq
             break
         if _is_product(program, regions, equation):
             return [equation]
-        if equation.primitive in _ADDS and len(program.active_inputs(equation)) == 2:
+        if traits(equation).addition and len(program.active_inputs(equation)) == 2:
             return _products_of_contraction(program, regions, value)
         source = _transparent(program, equation)
         if weight_of(program, equation) is not None:  # a contraction, written out
@@ -205,15 +202,19 @@ def _products_of_contraction(
     return [product for products in found for product in products]
 
 
+def _is_transparent(equation: Equation) -> bool:
+    kept = equation.primitive in (p.neg_p, p.slice_p)
+    return kept or traits(equation).view
+
+
 def _transparent(program: Program, equation: Equation) -> Value | None:
     """What an equation moves beside constants, or scales by a number."""
     operands = program.active_inputs(equation)
     if len(operands) != 1:
         return None
-    family = family_of(equation.primitive)
-    if family is not None and family.nature == "movement" and not rounds(equation):
+    if traits(equation).nature == "movement" and not rounds(equation):
         return operands[0]
-    if equation.primitive in (p.mul_p, p.div_p) and equation.inputs[0] is operands[0]:
+    if traits(equation).scaling and equation.inputs[0] is operands[0]:
         return operands[0] if scalar_of(equation.inputs[1]) is not None else None
     if equation.primitive is p.mul_p and scalar_of(equation.inputs[0]) is not None:
         return operands[0]
@@ -261,15 +262,14 @@ def _handed_on(program: Program, regions: Regions, equation: Equation) -> Value 
     """The value that an equation moves, selects from, scales, shifts or normalises."""
     operands = program.active_inputs(equation)
     if len(operands) == 1:
-        family = family_of(equation.primitive)
-        moves = family is not None and family.nature in ("movement", "selection")
+        moves = traits(equation).nature in ("movement", "selection")
         scales = (
             _scales(equation, operands[0])
             or _is_literal_shift(equation)
             or _places(regions.terms, equation)
         )
         return operands[0] if moves or scales else None
-    if equation.primitive in (p.mul_p, p.div_p):
+    if traits(equation).scaling:
         statistic = statistic_of(regions.terms, equation)
         if statistic is not None:
             signal = equation.inputs[1 - statistic]
@@ -286,7 +286,7 @@ def _scales(equation: Equation, operand: Value) -> bool:
         # By itself: it is a product of two values.
         return bool(others) and (not contracting or _is_code(others[0]))
     divides = equation.primitive is p.div_p and equation.inputs[1] is operand
-    return equation.primitive in (p.mul_p, p.div_p) and not divides
+    return traits(equation).scaling and not divides
 
 
 def _places(terms: Terms, equation: Equation) -> bool:
@@ -315,8 +315,7 @@ def _is_code(atom: Atom) -> bool:
         source = equation.inputs[0]
         if equation.primitive is p.convert_element_type_p and source.dtype == np.bool_:
             return True
-        family = family_of(equation.primitive)
-        if family is None or family.nature != "movement":
+        if traits(equation).nature != "movement":
             return False
         atom = source
     return False

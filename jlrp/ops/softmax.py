@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
 from jlrp.analysis.terms import (
     Factor,
     Function,
@@ -26,11 +26,11 @@ from jlrp.analysis.terms import (
     strides_of,
     varying_axes,
 )
+from jlrp.ir.primitives import primitives_where, traits
 from jlrp.ir.program import Atom, Equation, Program, Value
 
-_MASKS = {p.add_p, p.add_jaxvals_p, p.sub_p, p.select_n_p, p.mul_p, p.div_p}
-_EXPONENTIALS = (p.exp_p, p.exp2_p, p.pow_p)
-_SHIFTS = (p.add_p, p.add_jaxvals_p, p.sub_p)
+_MOVES = primitives_where(lambda row: row.view) | {p.stop_gradient_p}
+_MASKS = primitives_where(lambda row: row.addition or row.scaling) | {p.select_n_p}
 _SELECTIONS = (p.top_k_p, p.approx_top_k_p, p.sort_p, p.gather_p)
 
 
@@ -76,7 +76,7 @@ class Softmaxes:
         divides = prim is p.div_p and self.program.is_active(made.inputs[1])
         if divides or (prim is p.mul_p and any(map(_inverts, made.inputs))):
             return self._quotient(end) or self._of_segments(end)
-        if prim in _SHIFTS:
+        if traits(made).addition:
             return self._log_softmax(made) or self._logsumexp(end)
         return self._logsumexp(end) if prim is p.log_p else None
 
@@ -143,7 +143,7 @@ class Softmaxes:
         scores = self._exponent(function)
         while scores is not None and scores.producer is not None:
             made = scores.producer
-            if made.primitive not in _SHIFTS:
+            if not traits(made).addition:
                 break
             unshifted, shift = made.inputs
             if made.primitive is not p.sub_p and not self.program.is_active(unshifted):
@@ -433,18 +433,6 @@ def may_be_minus_infinity(program: Program, scores: Value) -> bool:
                 return True
         (value,) = operands
     return False
-
-
-_MOVES = {
-    p.broadcast_in_dim_p,
-    p.convert_element_type_p,
-    p.copy_p,
-    p.reduce_precision_p,
-    p.reshape_p,
-    p.squeeze_p,
-    p.stop_gradient_p,
-    p.transpose_p,
-}
 
 
 def _inverts(atom: Atom) -> bool:

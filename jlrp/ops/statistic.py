@@ -14,31 +14,23 @@ import math
 
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
 from jlrp.analysis.terms import Terms
-from jlrp.ir.primitives import ELEMENTWISE
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.contraction import is_learned
 from jlrp.ops.mean import weight_of
 
-_REDUCTIONS = {p.reduce_sum_p, p.reduce_max_p, p.reduce_min_p, p.reduce_prod_p}
-_MOVES = {
-    p.broadcast_in_dim_p,
-    p.reshape_p,
-    p.squeeze_p,
-    p.transpose_p,
-    p.stop_gradient_p,
-}
-_LINEAR = _MOVES | {
-    p.reduce_sum_p,
-    p.add_p,
-    p.add_jaxvals_p,
-    p.sub_p,
-    p.neg_p,
-    p.convert_element_type_p,
-    p.copy_p,
-}
-_SHIFTS = {p.add_p, p.add_jaxvals_p, p.sub_p}
+
+def _moves(equation: Equation) -> bool:
+    return traits(equation).layout or equation.primitive is p.stop_gradient_p
+
+
+def _sums(equation: Equation) -> bool:
+    """Whether it is a sum, or the same number or its negative."""
+    row = traits(equation)
+    same = row.identity or equation.primitive is p.neg_p
+    return same or row.addition or row.reduction == "sum"
 
 
 def statistic_of(terms: Terms, equation: Equation) -> int | None:
@@ -64,7 +56,7 @@ def statistic_of(terms: Terms, equation: Equation) -> int | None:
 
 def _size(value: Value) -> int:
     """How many numbers a value holds, before it was broadcast."""
-    while value.producer is not None and value.producer.primitive in _MOVES:
+    while value.producer is not None and _moves(value.producer):
         (source, *_) = value.producer.inputs
         if not isinstance(source, Value):
             break
@@ -81,8 +73,8 @@ def unscaled(program: Program, statistic: Value) -> tuple[Value, list[Equation]]
     scales: list[Equation] = []
     value = statistic
     while (equation := value.producer) is not None:
-        moves = equation.primitive in _MOVES
-        if not moves and equation.primitive not in (p.mul_p, p.div_p):
+        moves = _moves(equation)
+        if not moves and not traits(equation).scaling:
             break
         operands = program.active_inputs(equation)
         others = [a for a in equation.inputs if a not in operands]
@@ -143,12 +135,12 @@ class _Cone:
 
 
 def _is_measuring(terms: Terms, equation: Equation) -> bool:
-    prim, program = equation.primitive, terms.program
+    row, program = traits(equation), terms.program
     operands = program.active_inputs(equation)
-    if prim in _SHIFTS and len(operands) == 1:
+    if row.addition and len(operands) == 1:
         constants = [a for a in equation.inputs if a is not operands[0]]
         return all(scalar_of(a) is not None for a in constants)
-    if prim is p.dot_general_p:
+    if equation.primitive is p.dot_general_p:
         if weight_of(program, equation) is not None:  # a sum as a dot with ones
             return True
         # einsum('bd,bd->b', x, x): a product and its sum
@@ -158,13 +150,14 @@ def _is_measuring(terms: Terms, equation: Equation) -> bool:
             for a, c, b in zip(equation.inputs, contracting, batch, strict=True)
         )
         return summed and all(program.is_active(a) for a in equation.inputs)
-    if prim is p.reduce_sum_p and is_learned(terms, equation):
+    if row.reduction == "sum" and is_learned(terms, equation):
         return False
-    return prim in ELEMENTWISE | _REDUCTIONS | _MOVES
+    return row.carries_elementwise or row.reduction is not None or _moves(equation)
 
 
 def _reduces(equation: Equation) -> bool:
-    return equation.primitive in _REDUCTIONS or equation.primitive is p.dot_general_p
+    reduces = traits(equation).reduction is not None
+    return reduces or equation.primitive is p.dot_general_p
 
 
 def _is_linear(terms: Terms, operand: Atom, sources: _Cone) -> bool:
@@ -181,9 +174,9 @@ def _is_linear(terms: Terms, operand: Atom, sources: _Cone) -> bool:
         if not _is_measuring(terms, equation):
             continue
         operands = terms.program.active_inputs(equation)
-        scales = equation.primitive in (p.mul_p, p.div_p) and len(operands) == 1
-        sums = weight_of(terms.program, equation) is not None
-        if equation.primitive not in _LINEAR and not scales and not sums:
+        scales = traits(equation).scaling and len(operands) == 1
+        sums = _sums(equation) or weight_of(terms.program, equation) is not None
+        if not sums and not _moves(equation) and not scales:
             return False
         stack += operands
     return True

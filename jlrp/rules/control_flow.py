@@ -19,16 +19,28 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
-from jlrp.analysis.activity import everything, flow
+from jlrp.analysis.dataflow import dependent
+from jlrp.ir.jax_compat import Jaxpr
 from jlrp.ir.loops import Body
 from jlrp.ir.program import Atom, Equation, Literal, Value, computing
 from jlrp.ops.base import Operation
 from jlrp.ops.captures import COUNTS, Captured
 from jlrp.promise import Promise
-from jlrp.rules.base import Array, BodyPlan, Causes, Context, Propagation, Rule
+from jlrp.rules.base import (
+    Array,
+    BodyPlan,
+    Causes,
+    Context,
+    Forward,
+    Propagation,
+    Residuals,
+    Rule,
+)
+from jlrp.typing import PyTree
 
 Promises = list[Promise | None]
-Numbers = Mapping[Any, Any]
+ScanBody = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # as lax.scan takes it
+Again = tuple[ScanBody, PyTree]  # what is run again, and the scanned arrays
 Masks = Mapping[str, Array]
 
 
@@ -133,7 +145,7 @@ class _Iteration:
         ]
 
     def __call__(
-        self, residuals: Numbers, outs: Promises, masks: Masks
+        self, residuals: Residuals, outs: Promises, masks: Masks
     ) -> tuple[Promises, Causes, list[Array], Captured]:
         program = self.body.program
         seeds: dict[Value, Promise] = {}
@@ -182,7 +194,7 @@ class _Iteration:
             zero = jnp.zeros_like(number)
             _added(found, outer, zero if multiplier is None else multiplier)
 
-    def _number(self, atom: Atom, residuals: Numbers) -> Any:
+    def _number(self, atom: Atom, residuals: Residuals) -> Any:
         return atom.number if isinstance(atom, Literal) else residuals[atom]
 
 
@@ -194,7 +206,9 @@ def _by_iteration(plans: Sequence[BodyPlan], ctx: Context) -> Masks:
 
 
 def _summing(causes: Causes) -> Callable[..., None]:
-    def observe(step: Any, arriving: Any, handed: Propagation, numbers: Any) -> None:
+    def observe(
+        step: object, arriving: object, handed: Propagation, numbers: object
+    ) -> None:
         for name, amount in handed.causes().items():
             amount = jnp.sum(amount)
             causes[name] = causes[name] + amount if name in causes else amount
@@ -227,7 +241,7 @@ def _filled(promise: Promise | None, like: Promise | None) -> Promise | None:
         return promise
     have = promise or Promise()
 
-    def part(mine: Array | None, other: Any) -> Array | None:
+    def part(mine: Array | None, other: Array | None) -> Array | None:
         if other is None or mine is not None:
             return mine
         return jnp.zeros(other.shape, other.dtype)
@@ -243,11 +257,11 @@ def _all_like(promises: Promises, like: Promises) -> Promises:
     ]
 
 
-def _zeros(shapes: Any) -> Any:
+def _zeros(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
-def _plus(a: Any, b: Any) -> Any:
+def _plus(a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, a, b)
 
 
@@ -261,10 +275,10 @@ class _Part:
     @cached_property
     def _varying(self) -> set[Value]:
         body = self.body
-        return flow(body.program, (*body.carries, *body.slices), everything)
+        return dependent(body.program, (*body.carries, *body.slices))
 
     @cached_property
-    def stacked(self) -> list[Any]:
+    def stacked(self) -> list[Value | Equation]:
         slices = set(self.body.slices)
         kept = [v for v in self.plan.kept if v in self._varying and v not in slices]
         recorded = [e for e in self.plan.recorders if e not in self.plan.repeated]
@@ -314,8 +328,8 @@ class Scan(_Bodies):
         return tuple(needed)
 
     def record(
-        self, equation: Equation, operands: Sequence[Array], forward: Any
-    ) -> tuple[list[Array], list[Any]]:
+        self, equation: Equation, operands: Sequence[Array], forward: Forward
+    ) -> tuple[list[Array], list[PyTree]]:
         """Run the scan; its outputs, and what is kept for the reverse pass."""
         *peeled, main = self._parts()
         n, c = main.body.n_carries, main.body.n_constants
@@ -361,7 +375,7 @@ class Scan(_Bodies):
         carried = _settled(lambda s: run(s, _zeros(one))[0], arriving[:n])
         totals = _zeros(jax.eval_shape(run, carried, one)[1])
 
-        def step(state: Any, xs: Any) -> Any:
+        def step(state: PyTree, xs: PyTree) -> PyTree:
             carried, totals = state
             handed, amounts, out = run(carried, xs)
             return (_all_like(handed, carried), _plus(totals, amounts)), out
@@ -411,18 +425,18 @@ class Scan(_Bodies):
         return masks
 
 
-def _iteration(part: _Part, constants: Sequence[Array], forward: Any) -> Any:
+def _iteration(part: _Part, constants: Sequence[Array], forward: Forward) -> ScanBody:
     """One iteration as ``lax.scan`` has it; beside its ys, what rules read of it."""
     n = part.body.n_carries
 
-    def run(carry: Any, xs: Any) -> tuple[Any, Any]:
+    def run(carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
         outs, residuals = forward(part.plan, [*constants, *carry, *xs])
         return outs[:n], (outs[n:], [residuals[key] for key in part.stacked])
 
     return run
 
 
-def _shapes_of_one(arrays: Any) -> Any:
+def _shapes_of_one(arrays: PyTree) -> PyTree:
     """Shapes of the slices along the first axis."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), arrays)
 
@@ -449,7 +463,7 @@ class _PartInReverse:
         self.constants_wanted = [a for v, a in wanted if v not in body.slices]
         self.slices_wanted = [a for v, a in wanted if v in body.slices]
 
-    def __call__(self, carried: Promises, xs: Any) -> Any:
+    def __call__(self, carried: Promises, xs: PyTree) -> PyTree:
         """Promises of the carries; of constants, with amounts to add up; of slices.
 
         With those of the slices comes what was captured, as it is stacked too.
@@ -494,14 +508,14 @@ class _Order:
             spans.append(_Chunks(length - rest, 1, rest, length, self.reverse))
         return spans
 
-    def concatenated(self, of_spans: list[Any]) -> Any:
+    def concatenated(self, of_spans: list[PyTree]) -> PyTree:
         """The arrays of all spans."""
         if len(of_spans) == 1:
             return of_spans[0]
         of_spans = of_spans[::-1] if self.reverse else of_spans
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *of_spans)
 
-    def taken(self, arrays: Any) -> tuple[list[Any], Any]:
+    def taken(self, arrays: PyTree) -> tuple[list[PyTree], PyTree]:
         """The slices of the first iterations, and the arrays of the others."""
         count = self.n_first
         if not count:
@@ -519,7 +533,7 @@ class _Order:
             return jnp.concatenate([behind[None], array[:-1]])
         return jnp.concatenate([array[1:], behind[None]])
 
-    def joined(self, first: list[Any], rest: Any) -> Any:
+    def joined(self, first: list[PyTree], rest: PyTree) -> PyTree:
         """The arrays of all iterations."""
         if not first:
             return rest
@@ -533,7 +547,7 @@ class _Order:
 
         return jax.tree.map(join, *first, rest)
 
-    def joined_promises(self, first: list[Any], rest: Any) -> Any:
+    def joined_promises(self, first: list[PyTree], rest: PyTree) -> PyTree:
         """As ``joined``, of promises that may have other parts in each iteration."""
         if not first:
             return rest
@@ -567,18 +581,23 @@ class _Whole:
 
     length: int
     reversed: bool
-    unroll: Any
+    unroll: int | bool
 
-    def forward(self, run: Any, carry: Any, xs: Any) -> Any:
+    def forward(self, run: ScanBody, carry: PyTree, xs: PyTree) -> PyTree:
         return lax.scan(run, carry, xs, self.length, self.reversed, self.unroll)
 
     def reverse(
-        self, step: Any, state: Any, arrays: Any, residuals: Any, again: Any
-    ) -> Any:
+        self,
+        step: ScanBody,
+        state: PyTree,
+        arrays: PyTree,
+        residuals: PyTree,
+        again: Again | None,
+    ) -> PyTree:
         xs = (arrays[0], residuals, arrays[1])
         return lax.scan(step, state, xs, self.length, not self.reversed, self.unroll)
 
-    def shapes(self, residuals: Any, again: Any) -> Any:
+    def shapes(self, residuals: PyTree, again: Again | None) -> PyTree:
         """Of what rules read of one iteration."""
         return _shapes_of_one(residuals)
 
@@ -601,25 +620,25 @@ class _Chunks:
     def _times(self) -> Array:
         return self.start + jnp.arange(self.count * self.size).reshape(-1, self.size)
 
-    def _at(self, arrays: Any, time: Array) -> Any:
+    def _at(self, arrays: PyTree, time: Array) -> PyTree:
         index = self.length - 1 - time if self.reversed else time
         return jax.tree.map(
             lambda a: lax.dynamic_index_in_dim(a, index, 0, False), arrays
         )
 
-    def _flat(self, stacked: Any) -> Any:
+    def _flat(self, stacked: PyTree) -> PyTree:
         def flat(a: Array) -> Array:
             a = a.reshape(-1, *a.shape[2:])
             return jnp.flip(a, 0) if self.reversed else a
 
         return jax.tree.map(flat, stacked)
 
-    def forward(self, run: Any, carry: Any, xs: Any) -> Any:
-        def one(carry: Any, time: Array) -> Any:
+    def forward(self, run: ScanBody, carry: PyTree, xs: PyTree) -> PyTree:
+        def one(carry: PyTree, time: Array) -> PyTree:
             carry, (ys, _) = run(carry, self._at(xs, time))
             return carry, ys
 
-        def chunk(start: Any, times: Array) -> Any:
+        def chunk(start: PyTree, times: Array) -> PyTree:
             carry, ys = lax.scan(one, start, times)
             return carry, (ys, start)
 
@@ -627,20 +646,26 @@ class _Chunks:
         return carry, (self._flat(ys), starts)
 
     def reverse(
-        self, step: Any, state: Any, arrays: Any, starts: Any, again: Any
-    ) -> Any:
+        self,
+        step: ScanBody,
+        state: PyTree,
+        arrays: PyTree,
+        starts: PyTree,
+        again: Again | None,
+    ) -> PyTree:
+        assert again is not None
         run, xs = again
 
-        def one(carry: Any, time: Array) -> Any:
+        def one(carry: PyTree, time: Array) -> PyTree:
             carry, (_, residuals) = run(carry, self._at(xs, time))
             return carry, residuals
 
-        def back(state: Any, at_time: Any) -> Any:
+        def back(state: PyTree, at_time: PyTree) -> PyTree:
             time, residuals = at_time
             ys, slices = self._at(arrays, time)
             return step(state, (ys, residuals, slices))
 
-        def chunk(state: Any, of_chunk: Any) -> Any:
+        def chunk(state: PyTree, of_chunk: PyTree) -> PyTree:
             start, times = of_chunk
             _, residuals = lax.scan(one, start, times)
             return lax.scan(back, state, (times, residuals), reverse=True)
@@ -648,8 +673,9 @@ class _Chunks:
         state, out = lax.scan(chunk, state, (starts, self._times()), reverse=True)
         return state, self._flat(out)
 
-    def shapes(self, starts: Any, again: Any) -> Any:
+    def shapes(self, starts: PyTree, again: Again | None) -> PyTree:
         """Of what rules read of one iteration."""
+        assert again is not None
         run, xs = again
         _, (_, residuals) = jax.eval_shape(
             run, _shapes_of_one(starts), _shapes_of_one(xs)
@@ -689,8 +715,8 @@ class Cond(_Bodies):
             for body, plan in zip(self.bodies, self.plans, strict=True)
         ]
 
-        def branch(iteration: _Iteration) -> Callable[..., Any]:
-            def run(operands: Sequence[Array], arriving: Promises) -> Any:
+        def branch(iteration: _Iteration) -> Callable[..., PyTree]:
+            def run(operands: Sequence[Array], arriving: Promises) -> PyTree:
                 _, residuals = ctx.forward_body(iteration.plan, operands)
                 return iteration(residuals, arriving, {})
 
@@ -706,8 +732,8 @@ class Cond(_Bodies):
         causes = _zeros(causes)
         nothing = [_zeros(captured) for *_, captured in shapes]
 
-        def alike(i: int, run: Callable[..., Any]) -> Callable[..., Any]:
-            def uniform(operands: Sequence[Array], arriving: Promises) -> Any:
+        def alike(i: int, run: Callable[..., PyTree]) -> Callable[..., PyTree]:
+            def uniform(operands: Sequence[Array], arriving: Promises) -> PyTree:
                 handed, amounts, multipliers, here = run(operands, arriving)
                 amounts = {name: amounts.get(name, causes[name]) for name in causes}
                 amounts = jax.tree.map(lambda a, b: a.astype(b.dtype), amounts, causes)
@@ -748,15 +774,15 @@ class While(_Bodies):
         return self.steps is not None
 
     def record(
-        self, equation: Equation, operands: Sequence[Array], forward: Any
+        self, equation: Equation, operands: Sequence[Array], forward: Forward
     ) -> tuple[list[Array], Array]:
         """Run the loop; its outputs, and how often it ran."""
         loop = _Loop(equation, operands)
 
-        def goes_on(state: Any) -> Array:
+        def goes_on(state: PyTree) -> Array:
             return jnp.any(loop.goes_on(state[1]))
 
-        def step(state: Any) -> Any:
+        def step(state: PyTree) -> PyTree:
             return state[0] + 1, loop.advance(state[1])
 
         count, outs = lax.while_loop(goes_on, step, (jnp.int32(0), loop.start))
@@ -778,7 +804,7 @@ class While(_Bodies):
         masks = _by_iteration(self.plans, ctx)
         spacing = jnp.maximum(1, -(-count // _CHECKPOINTS))
 
-        def keep(i: Array, kept: Any) -> Any:
+        def keep(i: Array, kept: PyTree) -> PyTree:
             states, state = kept
             states = [
                 lax.dynamic_update_index_in_dim(
@@ -791,13 +817,13 @@ class While(_Bodies):
         states = [jnp.zeros((_CHECKPOINTS, *v.shape), v.dtype) for v in loop.start]
         states, _ = lax.fori_loop(0, count, keep, (states, loop.start))
 
-        def before(i: Array) -> Any:
+        def before(i: Array) -> PyTree:
             start = [s[i // spacing] for s in states]
             return lax.fori_loop(0, i % spacing, lambda _, s: loop.advance(s), start)
 
         def one(
             iteration: _Iteration, carried: Promises, state: Sequence[Array], i: Array
-        ) -> Any:
+        ) -> PyTree:
             _, residuals = ctx.forward_body(iteration.plan, [*loop.constants, *state])
             runs, waits = loop.divided(carried, state)
             here = rows.at(masks, i)
@@ -830,8 +856,8 @@ class While(_Bodies):
                 total.update(_zeros(amounts))
         totals = (constants, *sums)
 
-        def alike(iteration: _Iteration) -> Callable[..., Any]:
-            def uniform(carried: Promises, state: Sequence[Array], i: Array) -> Any:
+        def alike(iteration: _Iteration) -> Callable[..., PyTree]:
+            def uniform(carried: Promises, state: Sequence[Array], i: Array) -> PyTree:
                 handed, (promises, *dicts), captured = one(iteration, carried, state, i)
                 dicts = [
                     {
@@ -848,7 +874,7 @@ class While(_Bodies):
 
             return uniform
 
-        def step(k: Array, state: Any) -> Any:
+        def step(k: Array, state: PyTree) -> PyTree:
             carried, sums, stacked = state
             i = count - 1 - k
             part = jnp.minimum(i, len(iterations) - 1)
@@ -965,7 +991,7 @@ def _over_leading_axes(flags: Array, array: Array) -> Array:
     return lax.broadcast_in_dim(flags, array.shape, range(flags.ndim))
 
 
-def _function(jaxpr: Any) -> Callable[..., list[Any]]:
+def _function(jaxpr: Jaxpr) -> Callable[..., list[Array]]:
     return lambda *args: list(jaxpr_as_fun(jaxpr)(*args))
 
 
