@@ -1,7 +1,7 @@
 """Small programs of every kind, in float64: what the spelling kit runs on.
 
-Each is ``PROGRAMS[name]() -> fn, params, x``, with scores of shape (batch, classes) or a
-score per example. Weights are drawn for a point that is away from kinks.
+Each is ``PROGRAMS[name]() -> fn, params, x``, with scores of shape (batch, classes) or
+one per example, at a point that is away from kinks.
 """
 
 import functools
@@ -401,7 +401,9 @@ def causal_attention(draw):
     mask = jnp.tril(jnp.ones((3, 3), bool))
 
     def fn(p, x):
-        return (x + attended(p, x, jnp.broadcast_to(mask, (2, 2, 3, 3))))[:, -1] @ p["v"]
+        return (x + attended(p, x, jnp.broadcast_to(mask, (2, 2, 3, 3))))[:, -1] @ p[
+            "v"
+        ]
 
     return fn, attention_params(draw), draw(2, 3, 4)
 
@@ -419,9 +421,7 @@ def attention_with_late_division(draw):
 @program
 def attention_of_jax(draw):
     def fn(p, x):
-        q, k, u = (
-            (x @ p[n]).reshape(2, 3, 2, 2) for n in "qku"
-        )
+        q, k, u = ((x @ p[n]).reshape(2, 3, 2, 2) for n in "qku")
         out = jax.nn.dot_product_attention(q, k, u)
         return out.reshape(2, 3, 4).mean(1) @ p["v"]
 

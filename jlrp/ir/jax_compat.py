@@ -481,3 +481,8 @@ def body_inputs(eqn: core.JaxprEqn) -> list[list[int]]:
     if eqn.primitive is p.cond_p:
         return [list(range(1, count))] * len(eqn.params["branches"])
     return []
+
+
+def double_precision() -> contextlib.AbstractContextManager[Any]:
+    """Floats of 64 bits, whatever the user's setting."""
+    return jax.enable_x64(True)

@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp import _jax
+from jlrp.testing.rewriting import where
 
 
 def _dot(a: Any, b: Any, dimension_numbers: Any, **_: Any) -> Any:
@@ -30,7 +31,9 @@ def _dot(a: Any, b: Any, dimension_numbers: Any, **_: Any) -> Any:
     return np.einsum(a, names_a, b, names_b, [*batch, *out])
 
 
-def _broadcast(x: Any, *_: Any, shape: Any, broadcast_dimensions: Any, **__: Any) -> Any:
+def _broadcast(
+    x: Any, *_: Any, shape: Any, broadcast_dimensions: Any, **__: Any
+) -> Any:
     wide = [1] * len(shape)
     for axis, size in zip(broadcast_dimensions, np.shape(x), strict=True):
         wide[axis] = size
@@ -94,11 +97,17 @@ _NUMPY: dict[Any, Callable[..., Any]] = {
             p.add_p: np.add,
             p.and_p: np.bitwise_and,
             p.div_p: np.divide,
+            p.cos_p: np.cos,
             p.eq_p: np.equal,
+            p.exp2_p: np.exp2,
             p.exp_p: np.exp,
+            p.expm1_p: np.expm1,
+            p.floor_p: np.floor,
             p.ge_p: np.greater_equal,
             p.gt_p: np.greater,
             p.le_p: np.less_equal,
+            p.is_finite_p: np.isfinite,
+            p.log1p_p: np.log1p,
             p.log_p: np.log,
             p.lt_p: np.less,
             p.max_p: np.maximum,
@@ -106,14 +115,18 @@ _NUMPY: dict[Any, Callable[..., Any]] = {
             p.mul_p: np.multiply,
             p.ne_p: np.not_equal,
             p.neg_p: np.negative,
+            p.not_p: np.bitwise_not,
             p.or_p: np.bitwise_or,
             p.sign_p: np.sign,
+            p.sin_p: np.sin,
             p.sqrt_p: np.sqrt,
             p.square_p: np.square,
+            p.stop_gradient_p: lambda x: x,
             p.sub_p: np.subtract,
             p.tanh_p: np.tanh,
         }.items()
     },
+    p.argmax_p: lambda x, axes, **_: np.argmax(x, axes[0]),
     p.broadcast_in_dim_p: _broadcast,
     p.clamp_p: lambda low, x, high: np.minimum(np.maximum(x, low), high),
     p.convert_element_type_p: lambda x, new_dtype, **_: x.astype(new_dtype),
@@ -134,20 +147,30 @@ _NUMPY: dict[Any, Callable[..., Any]] = {
     p.reduce_sum_p: lambda x, axes, **_: np.sum(x, axis=axes, dtype=x.dtype),
     p.reshape_p: lambda x, new_sizes, **_: np.reshape(x, new_sizes),
     p.rsqrt_p: lambda x, **_: 1 / np.sqrt(x),
-    p.select_n_p: lambda which, *cases: np.where(which, cases[1], cases[0])
-    if which.dtype == bool and len(cases) == 2
-    else np.choose(which, cases),
+    p.select_n_p: lambda which, *cases: (
+        np.where(which, cases[1], cases[0])
+        if which.dtype == bool and len(cases) == 2
+        else np.choose(which, cases)
+    ),
     p.slice_p: _slice,
     p.squeeze_p: lambda x, dimensions: np.squeeze(x, dimensions),
     p.transpose_p: lambda x, permutation: np.transpose(x, permutation),
 }
-Visit = Callable[[Any, list[Any]], None]
+Visit = Callable[[Any, list[Any], str], None]
 
 
 def evaluate(
-    jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], visit: Visit | None = None
+    jaxpr: Any,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    visit: Visit | None = None,
+    place: str = "",
 ) -> list[Any]:
-    """The outputs of a jaxpr at some arrays; ``visit`` sees each equation's operands."""
+    """The outputs of a jaxpr at some arrays.
+
+    ``visit(eqn, operands, place)`` sees each equation, and where it is: its own name
+    scope and source line, or those of the call around it.
+    """
     env = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
 
@@ -156,43 +179,44 @@ def evaluate(
 
     for eqn in jaxpr.eqns:
         inputs = [read(a) for a in eqn.invars]
-        outs = _entered(eqn, inputs, visit)
+        here = (where(eqn) or place) if visit else ""
+        outs = _entered(eqn, inputs, visit, here)
         if outs is None:
             if visit is not None:
-                visit(eqn, inputs)
+                visit(eqn, inputs, here)
             outs = _outputs(eqn, inputs)
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(a) for a in jaxpr.outvars]
 
 
-def _entered(eqn: Any, inputs: list[Any], visit: Visit | None) -> list[Any] | None:
+def _entered(eqn: Any, inputs: list[Any], *seen: Any) -> list[Any] | None:
     """The outputs of a call, loop or branch; None for other equations."""
     body = _jax.call_body(eqn)
     if body is not None:
-        return evaluate(*body, inputs, visit)
+        return evaluate(*body, inputs, *seen)
     bodies = _jax.bodies(eqn)
     if eqn.primitive is p.cond_p:
         index = min(max(int(inputs[0]), 0), len(bodies) - 1)
-        return evaluate(*bodies[index], inputs[1:], visit)
+        return evaluate(*bodies[index], inputs[1:], *seen)
     if eqn.primitive is p.scan_p:
-        return _scanned(eqn, bodies[0], inputs, visit)
+        return _scanned(eqn, bodies[0], inputs, *seen)
     if eqn.primitive is p.while_p:
         first = eqn.params["cond_nconsts"]
         second = first + eqn.params["body_nconsts"]
         carries = inputs[second:]
         while evaluate(*bodies[0], [*inputs[:first], *carries])[0]:
-            carries = evaluate(*bodies[1], [*inputs[first:second], *carries], visit)
+            carries = evaluate(*bodies[1], [*inputs[first:second], *carries], *seen)
         return carries
     return None
 
 
-def _scanned(eqn: Any, body: Any, inputs: list[Any], visit: Visit | None) -> list[Any]:
+def _scanned(eqn: Any, body: Any, inputs: list[Any], *seen: Any) -> list[Any]:
     fixed, carried = _jax.scan_counts(eqn.params)
     carries, steps = inputs[fixed : fixed + carried], eqn.params["length"]
     rows: list[list[Any]] = [[] for _ in eqn.outvars[carried:]]
     for n in range(steps)[::-1] if eqn.params["reverse"] else range(steps):
         xs = [np.asarray(x)[n] for x in inputs[fixed + carried :]]
-        outs = evaluate(*body, [*inputs[:fixed], *carries, *xs], visit)
+        outs = evaluate(*body, [*inputs[:fixed], *carries, *xs], *seen)
         carries = outs[:carried]
         for row, out in zip(rows, outs[carried:], strict=True):
             row.append(np.asarray(out))
@@ -206,9 +230,11 @@ def _scanned(eqn: Any, body: Any, inputs: list[Any], visit: Visit | None) -> lis
 
 
 def _outputs(eqn: Any, inputs: list[Any]) -> list[Any]:
+    if eqn.primitive.name == "optimization_barrier":  # there is no public object for it
+        return inputs
     function = _NUMPY.get(eqn.primitive)
-    aval = eqn.outvars[0].aval if eqn.outvars else None
-    if function is None or getattr(aval, "dtype", None) not in _DTYPES:
+    aval: Any = eqn.outvars[0].aval if eqn.outvars else None
+    if function is None or len(eqn.outvars) != 1 or aval.dtype not in _DTYPES:
         return _jax.bind(eqn.primitive, eqn.params, inputs)
     out = function(*map(np.asarray, inputs), **eqn.params)
     return [np.asarray(out, aval.dtype)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -115,7 +115,6 @@ class Site:
 
     eqn: Any
     body: Body
-    rewriter: Rewriter | None = field(default=None, repr=False)
 
     @property
     def primitive(self) -> core.Primitive:
@@ -171,7 +170,7 @@ class Site:
         return float(_jax.literal_value(atom))
 
     def producer(self, i: int, *primitives: core.Primitive) -> Site | None:
-        """The equation of this body that computes operand ``i``, if it is one of these."""
+        """The equation that computes operand ``i``, if it is here and one of these."""
         atom = self.eqn.invars[i]
         eqn = None if _jax.is_literal(atom) else self.body.producers.get(atom)
         if eqn is None or (primitives and eqn.primitive not in primitives):
@@ -213,7 +212,7 @@ class Rewriter:
         consts: Sequence[Any],
         args: Sequence[Any],
         origins: Sequence[Origin],
-        scope: str = "",
+        place: str = "",
     ) -> list[Any]:
         atoms = [*jaxpr.constvars, *jaxpr.invars]
         known = [*([Origin(params=True)] * len(consts)), *origins]
@@ -224,11 +223,11 @@ class Rewriter:
         )
         for eqn in jaxpr.eqns:
             with _jax.naming(eqn.source_info, _jax.scope_path(eqn.source_info)):
-                outs = self._outputs(Site(eqn, body, self))
+                outs = self._outputs(Site(eqn, body), where(eqn) or place)
             body.env.update(zip(eqn.outvars, outs, strict=True))
         return [body.read(a) for a in jaxpr.outvars]
 
-    def _outputs(self, site: Site) -> list[Any]:
+    def _outputs(self, site: Site, place: str) -> list[Any]:
         wanted = self.rewriting
         if wanted.equation and (
             site.primitive in wanted.primitives or not wanted.primitives
@@ -237,13 +236,13 @@ class Rewriter:
             if outs is not None:
                 outs = list(outs) if isinstance(outs, list | tuple) else [outs]
                 number = len(self.sites)
-                self.sites.append((site.primitive.name, where(site.eqn)))
+                self.sites.append((site.primitive.name, place))
                 if self.only is None or number in self.only:
                     _check(site, outs, wanted.name)
                     return outs
-        return self._entered(site)
+        return self._entered(site, place)
 
-    def _entered(self, site: Site) -> list[Any]:
+    def _entered(self, site: Site, place: str) -> list[Any]:
         """The equation as it is, but for what its bodies hold."""
         eqn, before = site.eqn, len(self.sites)
         places = _jax.body_inputs(eqn)
@@ -257,7 +256,7 @@ class Rewriter:
             origins = [known[i] for i in places[index]]
 
             def again(*args: Any) -> list[Any]:
-                return self.run(jaxpr, consts, args, origins)
+                return self.run(jaxpr, consts, args, origins, place)
 
             avals = [
                 jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars
@@ -284,10 +283,7 @@ def _loop_origins(eqn: Any, known: list[Origin]) -> list[Origin]:
     else:
         first = eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
         carried = range(first, len(known))
-    return [
-        anything if i in carried and origin != Origin() or i in carried else origin
-        for i, origin in enumerate(known)
-    ]
+    return [anything if i in carried else known[i] for i in range(len(known))]
 
 
 def spread(jaxpr: Any, origins: dict[Any, Origin]) -> dict[Any, Origin]:
@@ -363,7 +359,7 @@ class Rewritten:
         return jax.tree.unflatten(tree, outs)
 
     def program(self, params: Any, x: Any) -> tuple[Any, Any, list[tuple[str, str]]]:
-        """The rewritten jaxpr, the tree of its output, and the sites of the rewriting."""
+        """The rewritten jaxpr, the tree of its output, and the sites rewritten."""
         leaves, tree = jax.tree.flatten((params, x))
         avals = tuple(
             jax.ShapeDtypeStruct(
