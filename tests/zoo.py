@@ -13,7 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+import jlrp
+
 PROGRAMS = {}
+COMPOSITES = {
+    "attnlrp": "attnlrp",
+    "attnlrp_gamma": jlrp.composites.attnlrp(0.25, 0.05),
+    "auto": "auto",
+    "cp_lrp": "cp_lrp",
+    "dynamic_lrp": "dynamic_lrp",
+    "epsilon": "epsilon",
+    "epsilon_plus_flat": "epsilon_plus_flat",
+    "excitation_backprop": "excitation_backprop",
+}
 
 
 class Draw:
@@ -623,6 +635,7 @@ def densenet_block(draw):
 
 @program
 def convnet_in_one_dimension(draw):
+    draw = Draw("convnet")
     p = {"k": draw(3, 2, 4), "b": draw(4), "v": draw(4, 3)}
 
     def fn(p, x):
@@ -803,6 +816,7 @@ def linen_group_norm(draw):
 
 @program
 def linen_batch_norm(draw):
+    draw = Draw("batch norm")
     module = Head(nn.BatchNorm(use_running_average=True, **LINEN))
     return linen(draw, module, draw(2, 5))
 

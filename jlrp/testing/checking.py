@@ -259,6 +259,7 @@ def check_spellings(
     kinds: Kinds = None,
     tolerance: float = 1e-9,
     margin: float = 1e-3,
+    locate: bool = True,
 ) -> Spellings:
     """Whether relevance depends on how ``fn`` is written.
 
@@ -277,6 +278,8 @@ def check_spellings(
         equal. At least 1e-4 if fn itself casts to narrower floats.
       margin: how far x must be from kinks and zero denominators, where spellings may
         choose different sides; 0: anywhere.
+      locate: whether to look for the equation that makes a difference, by trying each
+        alone.
 
     Returns:
       A ``Spellings``: a table of what differs and where, true if nothing does.
@@ -302,7 +305,7 @@ def check_spellings(
         arguments.output_of(fn, params, x)
         _check_width(fn, params, x, tolerance)
         check_point(fn, params, x, margin)
-        checker = _Checker(fn, params, x, target, named, tolerance)
+        checker = _Checker(fn, params, x, target, named, tolerance, locate)
         rows = [row for kind in chosen(kinds) for row in checker.rows(kind)]
     return Spellings(tuple(rows))
 
@@ -350,7 +353,9 @@ class _Checker:
         target: Any,
         composites: Mapping[str, Composite],
         tolerance: float,
+        locate: bool,
     ):
+        self.locate = locate
         self.fn, self.params, self.x, self.target = fn, params, x, target
         self.composites, self.tolerance = composites, tolerance
         self.value = leaves_of(fn, params, x)
@@ -374,7 +379,7 @@ class _Checker:
         alone: Twin | None = None
         for name in self.composites:
             row = self._compared(twin, name)
-            if row.status in ("differs", "raises"):
+            if row.status in ("differs", "raises") and self.locate:
                 if alone is None or self._compared(alone, name).status == "equal":
                     alone = self._smallest(twin, name)
                 place = alone.sites[0][1] if len(alone.sites) == 1 else ""
@@ -404,7 +409,7 @@ class _Checker:
         return SpellingRow(twin.name, name, "differs", error)
 
     def _smallest(self, twin: Twin, name: str) -> Twin:
-        """With the first site that alone makes the difference; the twin if none does."""
+        """The first site that alone makes the difference; all sites if none does."""
         for n, site in enumerate(twin.sites[:_SITES]):
             function = Rewritten(self.fn, twin.rewriting, [n])
             alone = Twin(twin.rewriting, function, (site,))

@@ -156,6 +156,10 @@ _NUMPY: dict[Any, Callable[..., Any]] = {
     p.squeeze_p: lambda x, dimensions: np.squeeze(x, dimensions),
     p.transpose_p: lambda x, permutation: np.transpose(x, permutation),
 }
+_BY_NAME: dict[str, Callable[..., Any]] = {  # there are no public objects for these
+    "add_any": np.add,
+    "stack": lambda *x, axis: np.stack(x, axis),
+}
 Visit = Callable[[Any, list[Any], str], None]
 
 
@@ -230,9 +234,9 @@ def _scanned(eqn: Any, body: Any, inputs: list[Any], *seen: Any) -> list[Any]:
 
 
 def _outputs(eqn: Any, inputs: list[Any]) -> list[Any]:
-    if eqn.primitive.name == "optimization_barrier":  # there is no public object for it
+    if eqn.primitive.name == "optimization_barrier":
         return inputs
-    function = _NUMPY.get(eqn.primitive)
+    function = _NUMPY.get(eqn.primitive) or _BY_NAME.get(eqn.primitive.name)
     aval: Any = eqn.outvars[0].aval if eqn.outvars else None
     if function is None or len(eqn.outvars) != 1 or aval.dtype not in _DTYPES:
         return _jax.bind(eqn.primitive, eqn.params, inputs)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
@@ -99,20 +100,25 @@ def split_and_joined(y):
 
 @round_trips("movement", least=1)
 def unstacked_and_stacked(y):
-    """Every value taken apart along its first axis, and stacked."""
+    """Every value taken apart along its first axis, of up to 8, and stacked."""
     if y.shape[0] > 8:
         return lax.concatenate([y], 0)
-    parts = [
-        lax.squeeze(lax.slice_in_dim(y, i, i + 1), (0,)) for i in range(y.shape[0])
-    ]
-    return lax.concatenate([lax.expand_dims(part, (0,)) for part in parts], 0)
+    return jnp.stack([y[i] for i in range(y.shape[0])])
+
+
+@round_trips("movement", least=1)
+def rows_concatenated(y):
+    """Every value cut into rows along its first axis, of up to 8, and concatenated."""
+    if y.shape[0] > 8:
+        return lax.concatenate([y], 0)
+    rows = [lax.slice_in_dim(y, i, i + 1) for i in range(y.shape[0])]
+    return lax.concatenate(rows, 0)
 
 
 @round_trips("movement")
 def stacked_and_taken(y):
     """Every value stacked on itself; one of the two is read."""
-    both = lax.concatenate([lax.expand_dims(y, (0,))] * 2, 0)
-    return lax.squeeze(lax.slice_in_dim(both, 1, 2), (0,))
+    return lax.index_in_dim(jnp.stack([y, y]), 1, keepdims=False)
 
 
 @round_trips("movement")
