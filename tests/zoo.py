@@ -431,13 +431,14 @@ def attention_with_late_division(draw):
 
 
 @program
-def attention_of_jax(draw):
-    def fn(p, x):
-        q, k, u = ((x @ p[n]).reshape(2, 3, 2, 2) for n in "qku")
-        out = jax.nn.dot_product_attention(q, k, u)
-        return out.reshape(2, 3, 4).mean(1) @ p["v"]
+def cross_attention(draw):
+    p = {**attention_params(draw), "memory": draw(2, 5, 4)}
 
-    return fn, attention_params(draw), draw(2, 3, 4)
+    def fn(p, x):
+        s = jnp.einsum("bnd,bmd->bnm", x @ p["q"], p["memory"] @ p["k"])
+        return (jax.nn.softmax(s) @ (p["memory"] @ p["u"])).mean(1) @ p["v"]
+
+    return fn, p, draw(2, 3, 4)
 
 
 @program

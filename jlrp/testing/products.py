@@ -56,7 +56,8 @@ def mul_as_dot(site: Site) -> Any:
     if not site.is_active(0) or not site.is_active(1) or not site.is_float:
         return None
     axes = tuple(range(len(site.shape)))
-    return lax.dot_general(*site.inputs, (((), ()), (axes, axes)))
+    a, b = (lax.broadcast_in_dim(x, site.shape, axes) for x in site.inputs)
+    return lax.dot_general(a, b, (((), ()), (axes, axes)))
 
 
 @rewriting("products", p.mul_p)
