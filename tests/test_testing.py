@@ -11,6 +11,7 @@ from jax.extend.core import primitives as p
 
 import jlrp
 from jlrp import testing
+from jlrp.testing.evaluating import leaves_of
 
 DRAW = zoo.Draw("kit")
 W, V, X = DRAW(4, 6), DRAW(6, 3), DRAW(2, 4)
@@ -42,7 +43,7 @@ def everything(params, x):
     h = h - h.mean(-1, keepdims=True)
     h = h / jnp.sqrt((h * h).sum(-1, keepdims=True) / 6 + 1e-2)
     s = jax.nn.softmax((h.T @ h) / 3.0)
-    a = jnp.concatenate([h[:, :2] @ s[:2], jnp.tanh(h[:, 2:]) * (0.5 - h[:, 2:])], -1)
+    a = jnp.concatenate([h[:, :2] @ s[:2, :2], jnp.tanh(h[:, 2:]) * (0.5 - h[:, 2:])], -1)
     a = a[:, ::2] * jax.nn.sigmoid(a[:, ::2]) + (a[:, 1::2] + (h[:, 1::2] + 2.0))
     return jnp.log1p(jnp.exp(a)) @ params["v"][: a.shape[-1]]
 
@@ -56,12 +57,14 @@ def test_twins_are_other_programs_of_the_same_function(name):
     fn, params, x = (
         (everything, PARAMS, X) if name == "everything" else zoo.PROGRAMS[name]()
     )
-    wanted, plain = np.asarray(fn(params, x)), str(jax.make_jaxpr(fn)(params, x))
+    plain = jax.make_jaxpr(fn)(params, x)
+    wanted = fn(params, x)
     found = testing.twins(fn, params, x)
-    assert len(found) > 40
+    assert len(found) > 30
     for twin in found.values():
-        assert str(jax.make_jaxpr(twin)(params, x)) != plain, twin.name
-        np.testing.assert_allclose(twin(params, x), wanted, rtol=1e-10, atol=1e-12)
+        assert str(jax.make_jaxpr(twin)(params, x)) != str(plain), twin.name
+        (value,) = leaves_of(twin, params, x)
+        np.testing.assert_allclose(value, wanted, rtol=1e-9, err_msg=twin.name)
 
 
 def test_a_twin_is_a_function():
@@ -344,8 +347,6 @@ def test_windows_have_gaps():
 
 def test_evaluates_what_jax_computes():
     """Relevance in numpy is that of JAX."""
-    from jlrp.testing.evaluating import leaves_of
-
     for name in ("cnn_with_max_pooling", "mixture_of_top_experts", "linen_gru"):
         fn, params, x = zoo.PROGRAMS[name]()
         with jax.numpy_dtype_promotion("standard"):

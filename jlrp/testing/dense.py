@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
@@ -186,24 +185,6 @@ def dot_of_merged_rows(site: Site) -> Any:
     inputs[1 - i] = x
     y = site.bind(*inputs, dimension_numbers=(tuple(contracted), ((), ())))
     return lax.reshape(y, site.shape)
-
-
-@rewriting("dense", p.dot_general_p)
-def dot_row_by_row(site: Site) -> Any:
-    """A dense layer mapped over the rows of its input."""
-    if (i := _kernel(site)) is None:
-        return None
-    batch, along, rest = _axes(site, 1 - i)
-    if batch or not rest:
-        return None
-    axis, contracted = rest[0], list(site.params["dimension_numbers"][0])
-    contracted[1 - i] = tuple(a - (a > axis) for a in along)
-    numbers = (tuple(contracted), ((), ()))
-    axes = [None, None]
-    axes[1 - i] = axis
-    run = lambda *xs: site.bind(*xs, dimension_numbers=numbers)  # noqa: E731
-    out = len(_axes(site, 0)[2]) if i == 0 else 0
-    return jax.vmap(run, tuple(axes), out)(*site.inputs)
 
 
 @rewriting("dense", p.dot_general_p)
