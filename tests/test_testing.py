@@ -43,12 +43,13 @@ def everything(params, x):
     h = h - h.mean(-1, keepdims=True)
     h = h / jnp.sqrt((h * h).sum(-1, keepdims=True) / 6 + 1e-2)
     s = jax.nn.softmax((h.T @ h) / 3.0)
-    a = jnp.concatenate([h[:, :2] @ s[:2, :2], jnp.tanh(h[:, 2:]) * (0.5 - h[:, 2:])], -1)
+    a, b = h[:, :2], h[:, 2:]
+    a = jnp.concatenate([a @ s[:2, :2], jnp.tanh(b) * (0.5 - b)], -1)
     a = a[:, ::2] * jax.nn.sigmoid(a[:, ::2]) + (a[:, 1::2] + (h[:, 1::2] + 2.0))
     return jnp.log1p(jnp.exp(a)) @ params["v"][: a.shape[-1]]
 
 
-ZOO = ("cnn", "mixture_of_top_experts", "bert_of_ids", "running_mean", "cross_network")
+ZOO = ("cnn", "mixture_of_top_experts")
 
 
 @pytest.mark.relaxed
@@ -176,15 +177,15 @@ def test_names_the_first_place():
 
     def fn(params, x):
         h = jax.named_scope("first")(jnp.tanh)(x @ params["w"])
-        return jax.named_scope("second")(jnp.tanh)(h) @ params["v"]
+        return jax.named_scope("second")(jnp.tanh)(h @ params["v"]) @ params["v"].T
 
     rule = jlrp.rules.Gradient()
     composite = jlrp.Composite([(("second", p.tanh_p), rule)], base="attnlrp")
     table = testing.check_spellings(
         fn, PARAMS, X, composites=[composite], kinds="tanh_of_exponentials"
     )
-    for row in table.differences:
-        assert "second" in row.where and "first" not in row.where
+    (row,) = table.differences
+    assert "second" in row.where and "first" not in row.where
 
 
 def test_says_nothing_where_nothing_differs():
@@ -249,8 +250,9 @@ def test_what_a_twin_raises_is_a_difference(monkeypatch):
     fn = lambda w, x: jnp.tanh(x) @ w  # noqa: E731
     table = testing.check_spellings(fn, W, X, kinds="odd", composites="attnlrp")
     (row,) = table.differences
-    assert row.status == "raises" and "UnsupportedPrimitiveError" in row.why
-    assert np.isnan(row.error) and "unknown_to_jlrp" in str(table)
+    assert row.status == "raises" and np.isnan(row.error)
+    assert "UnsupportedPrimitiveError" in row.why and "unknown_to_jlrp" in row.why
+    assert "unsupported" in str(table)
 
 
 # Arguments.
@@ -318,7 +320,7 @@ def test_kinks(fn, x, primitive):
     assert kink.primitive == primitive
     np.testing.assert_allclose(kink.distance, 1e-5, rtol=1e-6)
     assert "test_testing.py" in kink.where
-    away = [1.0, 0.75 if primitive != "floor" else 1.5]
+    away = [1.25, 0.75]
     assert not testing.kinks(lambda _, x: fn(x), (), jnp.array(away))
 
 
@@ -328,8 +330,8 @@ def test_kinks_in_loops_and_branches():
         return lax.cond(h.sum() > -1e9, jax.nn.relu, jnp.sin, h)
 
     assert not testing.kinks(fn, (), jnp.array([2.5]))
-    (kink,) = testing.kinks(fn, (), jnp.array([1.0 + 1e-5]))  # at the second step
-    assert kink.primitive == "abs"
+    found = testing.kinks(fn, (), jnp.array([1.0 + 1e-5]))
+    assert {kink.primitive for kink in found} == {"abs", "max"}  # at the second step
 
 
 def test_what_stops_is_no_kink():
@@ -345,15 +347,15 @@ def test_windows_have_gaps():
     np.testing.assert_allclose(kink.distance, 1e-4, rtol=1e-6)
 
 
+@pytest.mark.relaxed
 def test_evaluates_what_jax_computes():
     """Relevance in numpy is that of JAX."""
     for name in ("cnn_with_max_pooling", "mixture_of_top_experts", "linen_gru"):
         fn, params, x = zoo.PROGRAMS[name]()
-        with jax.numpy_dtype_promotion("standard"):
-            for composite in ("attnlrp", "excitation_backprop", "dynamic_lrp"):
-                explain = lambda p, x, f=fn, c=composite: jlrp.relevance(  # noqa: E731
-                    f, p, x, composite=c
-                )
-                (found,) = leaves_of(explain, params, x)
-                wanted = np.asarray(jax.jit(explain)(params, x))
-                np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+        for composite in ("attnlrp", "dynamic_lrp"):
+            explain = lambda p, x, f=fn, c=composite: jlrp.relevance(  # noqa: E731
+                f, p, x, composite=c
+            )
+            (found,) = leaves_of(explain, params, x)
+            wanted = np.asarray(jax.jit(explain)(params, x))
+            np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)

@@ -297,6 +297,7 @@ def check_spellings(
       >>> bool(testing.check_spellings(fn, w, x, kinds="calls", composites=["attnlrp"]))
       True
     """
+    check_function(fn)
     arguments.number(0)("tolerance", tolerance)
     arguments.number(0)("margin", margin)
     named = _named(composites)
@@ -326,7 +327,8 @@ def _widened(leaf: Any) -> Any:
     """A float32 array in float64; a function or a name as it is."""
     if not hasattr(leaf, "dtype") or not _jax.is_inexact(leaf):
         return leaf
-    return jnp.asarray(leaf, jnp.promote_types(leaf.dtype, np.float64))
+    is_complex = jnp.issubdtype(leaf.dtype, np.complexfloating)
+    return jnp.asarray(leaf, np.complex128 if is_complex else np.float64)
 
 
 def _check_width(fn: Function, params: Any, x: Any, tolerance: float) -> None:

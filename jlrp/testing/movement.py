@@ -187,14 +187,6 @@ def behind_a_barrier(y):
 
 
 @round_trips("movement")
-def cast_to_itself(y):
-    """Every value cast to the dtype that it has."""
-    return p.convert_element_type_p.bind(
-        y, new_dtype=y.dtype, weak_type=False, sharding=None
-    )
-
-
-@round_trips("movement")
 def copied(y):
     """Every value copied."""
     return p.copy_p.bind(y)

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives as p
@@ -140,7 +141,7 @@ class Site:
     @property
     def is_float(self) -> bool:
         """Whether the first output holds real numbers."""
-        return np.issubdtype(self.dtype, np.floating)
+        return jnp.issubdtype(self.dtype, np.floating)
 
     def origin(self, i: int) -> Origin:
         return self.body.origin(self.eqn.invars[i])
