@@ -11,6 +11,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp import _jax
+from jlrp.testing import documented
 from jlrp.testing.movement import ELEMENTWISE
 from jlrp.testing.rewriting import Function, Site, rewriting
 
@@ -171,7 +172,7 @@ def custom_jvp_inlined(site: Site) -> Any:
     return _jax.evaluate(jaxpr, consts, site.inputs) if site.carries else None
 
 
-@rewriting("calls", p.scan_p)
+@rewriting("calls", p.scan_p, documented=documented.of_loops)
 def scan_unrolled(site: Site) -> Any:
     """A scan of up to 8 steps, step by step."""
     params = site.params

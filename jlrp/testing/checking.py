@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -233,7 +234,7 @@ class Spellings(Table):
                 row.twin,
                 row.composite,
                 row.status if np.isnan(row.error) else f"{row.error:.1e}",
-                row.operation or row.why,
+                row.operation or textwrap.shorten(row.why, 60),
                 row.where if row.status != "documented" else f"[{row.why}]",
             )
             for row in self.rows
@@ -401,7 +402,7 @@ class _Checker:
         try:
             found = self.explained(twin, name)
         except Exception as error:  # whatever it raises, fn did not
-            why = f"{type(error).__name__}: {error}".split("\n")[0]
+            why = f"{type(error).__name__}: {arguments.first_lines(error)}"
             return SpellingRow(twin.name, name, "raises", np.nan, why=why)
         error = _distance(found, self.wanted[name])
         if error <= self.tolerance:

@@ -5,7 +5,7 @@ The closed list is in docs/how-to/check-spellings.md. Anything else is a fault.
 
 from __future__ import annotations
 
-from jlrp.composites import Composite
+from jlrp.composites import Composite, Depth
 from jlrp.rules import (
     Absolute,
     AlphaBeta,
@@ -40,6 +40,17 @@ def of_signs(composite: Composite) -> str | None:
     """For a negation that passes a nonlinear function."""
     if _has(composite, *_LOOK_AT_SIGNS):
         return "a negation behind an activation stays there"
+    return None
+
+
+def of_loops(composite: Composite) -> str | None:
+    """For a loop that is unrolled."""
+    selectors = [pair.selector for pair in composite.pairs]
+    parts = [
+        s for given in selectors for s in (given if type(given) is tuple else [given])
+    ]
+    if any(isinstance(part, Depth) for part in parts):
+        return "the operations of a loop's body have one depth in all iterations"
     return None
 
 
