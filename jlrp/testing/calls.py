@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp import _jax
+from jlrp.ir import jax_compat
 from jlrp.testing import documented
 from jlrp.testing.movement import ELEMENTWISE
 from jlrp.testing.rewriting import Function, Site, rewriting
@@ -89,7 +89,7 @@ def branch_around(fn: Function, params: Any, x: Any) -> Function:
 
 
 def _all_float(tree: Any) -> bool:
-    return all(_jax.is_inexact(leaf) for leaf in jax.tree.leaves(tree))
+    return all(jax_compat.is_inexact(leaf) for leaf in jax.tree.leaves(tree))
 
 
 @rewriting("calls", whole=True)
@@ -149,7 +149,7 @@ def remat_pieces(site: Site) -> Any:
 def custom_jvp_pieces(site: Site) -> Any:
     """Every operation with a ``custom_jvp`` of the derivative that it has."""
     f = _function(site)
-    if f is None or not all(_jax.is_inexact(a.aval) for a in site.eqn.invars):
+    if f is None or not all(jax_compat.is_inexact(a.aval) for a in site.eqn.invars):
         return None
     around = jax.custom_jvp(f)
     around.defjvp(lambda primals, tangents: jax.jvp(f, primals, tangents))
@@ -159,17 +159,17 @@ def custom_jvp_pieces(site: Site) -> Any:
 @rewriting("calls", p.jit_p, p.remat_p, p.closed_call_p)
 def calls_inlined(site: Site) -> Any:
     """What a jit or a checkpoint holds, without it."""
-    jaxpr, consts = _jax.call_body(site.eqn) or (None, ())
-    if not any(_jax.is_inexact(v.aval) for v in site.eqn.outvars):
+    jaxpr, consts = jax_compat.call_body(site.eqn) or (None, ())
+    if not any(jax_compat.is_inexact(v.aval) for v in site.eqn.outvars):
         return None
-    return _jax.evaluate(jaxpr, consts, site.inputs)
+    return jax_compat.evaluate(jaxpr, consts, site.inputs)
 
 
 @rewriting("calls", p.custom_jvp_call_p)
 def custom_jvp_inlined(site: Site) -> Any:
     """What a ``custom_jvp`` holds, without the derivative that it declares."""
-    jaxpr, consts = _jax.call_body(site.eqn) or (None, ())
-    return _jax.evaluate(jaxpr, consts, site.inputs) if site.carries else None
+    jaxpr, consts = jax_compat.call_body(site.eqn) or (None, ())
+    return jax_compat.evaluate(jaxpr, consts, site.inputs) if site.carries else None
 
 
 @rewriting("calls", p.scan_p, documented=documented.of_loops)
@@ -177,10 +177,10 @@ def scan_unrolled(site: Site) -> Any:
     """A scan of up to 8 steps, step by step."""
     params = site.params
     steps = params["length"]
-    if steps > 8 or not any(_jax.is_inexact(v.aval) for v in site.eqn.outvars):
+    if steps > 8 or not any(jax_compat.is_inexact(v.aval) for v in site.eqn.outvars):
         return None
-    jaxpr, consts = _jax.open_jaxpr(params["jaxpr"])
-    fixed, carried = _jax.scan_counts(params)
+    jaxpr, consts = jax_compat.open_jaxpr(params["jaxpr"])
+    fixed, carried = jax_compat.scan_counts(params)
     constants = site.inputs[:fixed]
     carries = site.inputs[fixed : fixed + carried]
     rows: list[list[Any]] = []
@@ -190,7 +190,7 @@ def scan_unrolled(site: Site) -> Any:
             lax.index_in_dim(jnp.asarray(v), n, 0, keepdims=False)
             for v in site.inputs[fixed + carried :]
         ]
-        outs = _jax.evaluate(jaxpr, consts, [*constants, *carries, *xs])
+        outs = jax_compat.evaluate(jaxpr, consts, [*constants, *carries, *xs])
         carries = outs[:carried]
         rows.append(outs[carried:])
     if params["reverse"]:

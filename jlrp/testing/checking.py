@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import _jax, api, arguments
+from jlrp import api, arguments
 from jlrp.arguments import check_function, shown
 from jlrp.composites import Composite, resolve
 from jlrp.errors import InputError, JlrpError, JlrpWarning
+from jlrp.ir import jax_compat
 from jlrp.reports import OperationRow, Table
 from jlrp.testing.evaluating import leaves_of
 from jlrp.testing.points import check_point
@@ -302,7 +303,7 @@ def check_spellings(
     arguments.number(0)("tolerance", tolerance)
     arguments.number(0)("margin", margin)
     named = _named(composites)
-    with _jax.double_precision():
+    with jax_compat.double_precision():
         params, x, target = jax.tree.map(_widened, (params, x, target))
         arguments.output_of(fn, params, x)
         _check_width(fn, params, x, tolerance)
@@ -326,7 +327,7 @@ def _named(composites: Any) -> dict[str, Composite]:
 
 def _widened(leaf: Any) -> Any:
     """A float32 array in float64; a function or a name as it is."""
-    if not hasattr(leaf, "dtype") or not _jax.is_inexact(leaf):
+    if not hasattr(leaf, "dtype") or not jax_compat.is_inexact(leaf):
         return leaf
     is_complex = jnp.issubdtype(leaf.dtype, np.complexfloating)
     return jnp.asarray(leaf, np.complex128 if is_complex else np.float64)
@@ -337,7 +338,7 @@ def _check_width(fn: Function, params: Any, x: Any, tolerance: float) -> None:
         return
     for eqn in equations(jax.make_jaxpr(fn)(params, x)):
         for var in eqn.outvars:
-            if _jax.is_inexact(var.aval) and np.finfo(var.aval.dtype).eps > 1e-15:
+            if jax_compat.is_inexact(var.aval) and np.finfo(var.aval.dtype).eps > 1e-15:
                 raise InputError(
                     f"fn computes in {var.aval.dtype} at {where(eqn)}, whatever it is "
                     f"given; spellings are then equal to its rounding at best. Pass "

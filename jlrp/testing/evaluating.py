@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp import _jax
+from jlrp.ir import jax_compat
 from jlrp.testing.rewriting import where
 
 
@@ -179,7 +179,9 @@ def evaluate(
     env.update(zip(jaxpr.invars, args, strict=True))
 
     def read(atom: Any) -> Any:
-        return _jax.literal_value(atom) if _jax.is_literal(atom) else env[atom]
+        return (
+            jax_compat.literal_value(atom) if jax_compat.is_literal(atom) else env[atom]
+        )
 
     for eqn in jaxpr.eqns:
         inputs = [read(a) for a in eqn.invars]
@@ -195,10 +197,10 @@ def evaluate(
 
 def _entered(eqn: Any, inputs: list[Any], *seen: Any) -> list[Any] | None:
     """The outputs of a call, loop or branch; None for other equations."""
-    body = _jax.call_body(eqn)
+    body = jax_compat.call_body(eqn)
     if body is not None:
         return evaluate(*body, inputs, *seen)
-    bodies = _jax.bodies(eqn)
+    bodies = jax_compat.bodies(eqn)
     if eqn.primitive is p.cond_p:
         index = min(max(int(inputs[0]), 0), len(bodies) - 1)
         return evaluate(*bodies[index], inputs[1:], *seen)
@@ -215,7 +217,7 @@ def _entered(eqn: Any, inputs: list[Any], *seen: Any) -> list[Any] | None:
 
 
 def _scanned(eqn: Any, body: Any, inputs: list[Any], *seen: Any) -> list[Any]:
-    fixed, carried = _jax.scan_counts(eqn.params)
+    fixed, carried = jax_compat.scan_counts(eqn.params)
     carries, steps = inputs[fixed : fixed + carried], eqn.params["length"]
     rows: list[list[Any]] = [[] for _ in eqn.outvars[carried:]]
     for n in range(steps)[::-1] if eqn.params["reverse"] else range(steps):
@@ -239,7 +241,7 @@ def _outputs(eqn: Any, inputs: list[Any]) -> list[Any]:
     function = _NUMPY.get(eqn.primitive) or _BY_NAME.get(eqn.primitive.name)
     aval: Any = eqn.outvars[0].aval if eqn.outvars else None
     if function is None or len(eqn.outvars) != 1 or aval.dtype not in _DTYPES:
-        return _jax.bind(eqn.primitive, eqn.params, inputs)
+        return jax_compat.bind(eqn.primitive, eqn.params, inputs)
     out = function(*map(np.asarray, inputs), **eqn.params)
     return [np.asarray(out, aval.dtype)]
 
@@ -249,7 +251,7 @@ _DTYPES = frozenset(map(np.dtype, ("bool", "int32", "int64", "float32", "float64
 
 def leaves_of(fn: Callable[[Any, Any], Any], params: Any, x: Any) -> list[np.ndarray]:
     """The leaves of ``fn(params, x)``, in numpy."""
-    jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(fn)(params, x))
+    jaxpr, consts = jax_compat.open_jaxpr(jax.make_jaxpr(fn)(params, x))
     leaves = jax.tree.leaves((params, x))
     with np.errstate(all="ignore"):
         found = evaluate(jaxpr, consts, [np.asarray(leaf) for leaf in leaves])

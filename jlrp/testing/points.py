@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp import _jax
 from jlrp.arguments import check_function
 from jlrp.errors import InputError
+from jlrp.ir import jax_compat
 from jlrp.testing.evaluating import evaluate
 from jlrp.testing.rewriting import Function
 
@@ -138,7 +138,7 @@ def kinks(fn: Function, params: Any, x: Any, margin: float = 1e-3) -> list[Kink]
     """
     check_function(fn)
     closed = jax.make_jaxpr(fn)(params, x)
-    jaxpr, consts = _jax.open_jaxpr(closed)
+    jaxpr, consts = jax_compat.open_jaxpr(closed)
     live = _live(jaxpr, [True] * len(jaxpr.outvars))
     found: dict[tuple[str, str], float] = {}
 
@@ -146,7 +146,7 @@ def kinks(fn: Function, params: Any, x: Any, margin: float = 1e-3) -> list[Kink]
         distance = _DISTANCES.get(eqn.primitive)
         if distance is None or id(eqn) not in live or _is_itself(eqn):
             return
-        if not any(_jax.is_inexact(a.aval) for a in eqn.invars):
+        if not any(jax_compat.is_inexact(a.aval) for a in eqn.invars):
             return
         operands = [np.asarray(x) for x in inputs]
         away = np.min(distance(*operands, **eqn.params), initial=np.inf)
@@ -164,7 +164,7 @@ def kinks(fn: Function, params: Any, x: Any, margin: float = 1e-3) -> list[Kink]
 def _is_itself(eqn: Any) -> bool:
     """Whether a value is compared with itself, which asks if it is NaN."""
     first, *others = eqn.invars
-    return not _jax.is_literal(first) and any(a is first for a in others)
+    return not jax_compat.is_literal(first) and any(a is first for a in others)
 
 
 def _live(jaxpr: Any, outputs: list[bool]) -> set[int]:
@@ -172,7 +172,7 @@ def _live(jaxpr: Any, outputs: list[bool]) -> set[int]:
     needed = {
         a
         for a, is_live in zip(jaxpr.outvars, outputs, strict=True)
-        if is_live and not _jax.is_literal(a)
+        if is_live and not jax_compat.is_literal(a)
     }
     found: set[int] = set()
     for eqn in reversed(jaxpr.eqns):
@@ -180,9 +180,9 @@ def _live(jaxpr: Any, outputs: list[bool]) -> set[int]:
         if not any(lives) or eqn.primitive.name == "stop_gradient":
             continue
         found.add(id(eqn))
-        needed.update(a for a in eqn.invars if not _jax.is_literal(a))
-        call = _jax.call_body(eqn)
-        for body, _ in [call] if call else _jax.bodies(eqn):
+        needed.update(a for a in eqn.invars if not jax_compat.is_literal(a))
+        call = jax_compat.call_body(eqn)
+        for body, _ in [call] if call else jax_compat.bodies(eqn):
             is_call = call is not None
             inner = lives if is_call else [True] * len(body.outvars)
             found |= _live(body, inner)

@@ -19,7 +19,7 @@ import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives as p
 
-from jlrp import _jax
+from jlrp.ir import jax_compat
 
 Function = Callable[[Any, Any], Any]
 
@@ -101,13 +101,17 @@ class Body:
     def uses(self) -> Counter[Any]:
         atoms = [a for eqn in self.jaxpr.eqns for a in eqn.invars]
         atoms += self.jaxpr.outvars
-        return Counter(a for a in atoms if not _jax.is_literal(a))
+        return Counter(a for a in atoms if not jax_compat.is_literal(a))
 
     def read(self, atom: Any) -> Any:
-        return _jax.literal_value(atom) if _jax.is_literal(atom) else self.env[atom]
+        return (
+            jax_compat.literal_value(atom)
+            if jax_compat.is_literal(atom)
+            else self.env[atom]
+        )
 
     def origin(self, atom: Any) -> Origin:
-        return Origin() if _jax.is_literal(atom) else self.origins[atom]
+        return Origin() if jax_compat.is_literal(atom) else self.origins[atom]
 
 
 @dataclass
@@ -166,14 +170,14 @@ class Site:
     def literal(self, i: int) -> float | None:
         """The number that operand ``i`` is, if it is a scalar literal."""
         atom = self.eqn.invars[i]
-        if not _jax.is_literal(atom) or np.ndim(atom.val):
+        if not jax_compat.is_literal(atom) or np.ndim(atom.val):
             return None
-        return float(_jax.literal_value(atom))
+        return float(jax_compat.literal_value(atom))
 
     def producer(self, i: int, *primitives: core.Primitive) -> Site | None:
         """The equation that computes operand ``i``, if it is here and one of these."""
         atom = self.eqn.invars[i]
-        eqn = None if _jax.is_literal(atom) else self.body.producers.get(atom)
+        eqn = None if jax_compat.is_literal(atom) else self.body.producers.get(atom)
         if eqn is None or (primitives and eqn.primitive not in primitives):
             return None
         return Site(eqn, self.body)
@@ -184,11 +188,11 @@ class Site:
 
     def bind(self, *inputs: Any, **params: Any) -> Any:
         """The equation on other operands; its first output."""
-        return _jax.bind(self.primitive, {**self.params, **params}, inputs)[0]
+        return jax_compat.bind(self.primitive, {**self.params, **params}, inputs)[0]
 
     def computed(self) -> list[Any]:
         """The outputs as the program has them."""
-        return _jax.bind(self.primitive, self.params, self.inputs)
+        return jax_compat.bind(self.primitive, self.params, self.inputs)
 
 
 class Rewriter:
@@ -223,7 +227,9 @@ class Rewriter:
             spread(jaxpr, dict(zip(atoms, known, strict=True))),
         )
         for eqn in jaxpr.eqns:
-            with _jax.naming(eqn.source_info, _jax.scope_path(eqn.source_info)):
+            with jax_compat.naming(
+                eqn.source_info, jax_compat.scope_path(eqn.source_info)
+            ):
                 outs = self._outputs(Site(eqn, body), where(eqn) or place)
             body.env.update(zip(eqn.outvars, outs, strict=True))
         return [body.read(a) for a in jaxpr.outvars]
@@ -246,7 +252,7 @@ class Rewriter:
     def _entered(self, site: Site, place: str) -> list[Any]:
         """The equation as it is, but for what its bodies hold."""
         eqn, before = site.eqn, len(self.sites)
-        places = _jax.body_inputs(eqn)
+        places = jax_compat.body_inputs(eqn)
         if not places:
             return site.computed()
         known = [site.body.origin(a) for a in eqn.invars]
@@ -264,10 +270,10 @@ class Rewriter:
             ]
             return pruned(jax.make_jaxpr(again)(*avals))
 
-        params = _jax.with_bodies(eqn, rewrite)
+        params = jax_compat.with_bodies(eqn, rewrite)
         if len(self.sites) == before:  # nothing to say in there
             return site.computed()
-        return _jax.bind(eqn.primitive, params, site.inputs)
+        return jax_compat.bind(eqn.primitive, params, site.inputs)
 
 
 LOOPS = frozenset({p.scan_p, p.while_p})
@@ -279,7 +285,7 @@ def _loop_origins(eqn: Any, known: list[Origin]) -> list[Origin]:
     for origin in known:
         anything |= origin
     if eqn.primitive is p.scan_p:
-        constants, carries = _jax.scan_counts(eqn.params)
+        constants, carries = jax_compat.scan_counts(eqn.params)
         carried = range(constants, constants + carries)
     else:
         first = eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
@@ -293,7 +299,7 @@ def spread(jaxpr: Any, origins: dict[Any, Origin]) -> dict[Any, Origin]:
     for eqn in jaxpr.eqns:
         out = Origin()
         for atom in eqn.invars:
-            if not _jax.is_literal(atom):
+            if not jax_compat.is_literal(atom):
                 out |= found[atom]
         found.update(dict.fromkeys(eqn.outvars, out))
     return found
@@ -301,7 +307,10 @@ def spread(jaxpr: Any, origins: dict[Any, Origin]) -> dict[Any, Origin]:
 
 def where(eqn: Any) -> str:
     """Name scope and source line of an equation."""
-    scope, line = _jax.scope_path(eqn.source_info), _jax.source_line(eqn.source_info)
+    scope, line = (
+        jax_compat.scope_path(eqn.source_info),
+        jax_compat.source_line(eqn.source_info),
+    )
     return f"{scope} ({line})" if scope and line else scope or line
 
 
@@ -314,18 +323,18 @@ def _check(site: Site, outs: list[Any], name: str) -> None:
 
 def pruned(closed: Any) -> Any:
     """A closed jaxpr without the equations that nothing reads."""
-    jaxpr, consts = _jax.open_jaxpr(closed)
-    needed = {a for a in jaxpr.outvars if not _jax.is_literal(a)}
+    jaxpr, consts = jax_compat.open_jaxpr(closed)
+    needed = {a for a in jaxpr.outvars if not jax_compat.is_literal(a)}
     kept = []
     for eqn in reversed(jaxpr.eqns):
         if eqn.effects or needed.intersection(eqn.outvars):
             kept.append(eqn)
-            needed.update(a for a in eqn.invars if not _jax.is_literal(a))
+            needed.update(a for a in eqn.invars if not jax_compat.is_literal(a))
     if len(kept) == len(jaxpr.eqns):
         return closed
 
     def run(*args: Any) -> list[Any]:
-        return _jax.evaluate(jaxpr.replace(eqns=kept[::-1]), consts, args)
+        return jax_compat.evaluate(jaxpr.replace(eqns=kept[::-1]), consts, args)
 
     avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
     return jax.make_jaxpr(run)(*avals)
@@ -355,8 +364,8 @@ class Rewritten:
 
     def __call__(self, params: Any, x: Any) -> Any:
         program, tree, _ = self.program(params, x)
-        jaxpr, consts = _jax.open_jaxpr(program)
-        outs = _jax.evaluate(jaxpr, consts, jax.tree.leaves((params, x)))
+        jaxpr, consts = jax_compat.open_jaxpr(program)
+        outs = jax_compat.evaluate(jaxpr, consts, jax.tree.leaves((params, x)))
         return jax.tree.unflatten(tree, outs)
 
     def program(self, params: Any, x: Any) -> tuple[Any, Any, list[tuple[str, str]]]:
@@ -374,7 +383,7 @@ class Rewritten:
         if key not in self._programs:
             shapes = jax.tree.unflatten(tree, avals)
             closed, out, origins = traced(self.fn, *shapes)
-            jaxpr, consts = _jax.open_jaxpr(closed)
+            jaxpr, consts = jax_compat.open_jaxpr(closed)
             rewriter = Rewriter(self.rewriting, self.only)
 
             def again(*args: Any) -> list[Any]:
@@ -387,7 +396,7 @@ class Rewritten:
 
 def equations(jaxpr: Any) -> Iterator[Any]:
     """Those of a jaxpr and of all bodies in it."""
-    for eqn in _jax.open_jaxpr(jaxpr)[0].eqns:
+    for eqn in jax_compat.open_jaxpr(jaxpr)[0].eqns:
         yield eqn
         for inner in core.jaxprs_in_params(eqn.params):
             yield from equations(inner)
