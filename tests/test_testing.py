@@ -11,6 +11,7 @@ from jax.extend.core import primitives as p
 
 import jlrp
 from jlrp import testing
+from jlrp.testing import checking, rewriting
 from jlrp.testing.evaluating import leaves_of
 
 DRAW = zoo.Draw("kit")
@@ -168,7 +169,7 @@ def test_finds_a_rule_that_depends_on_a_spelling():
     if row.status == "differs":
         assert row.error > 1e-3
     assert "test_testing.py" in row.where
-    with pytest.raises(testing.SpellingError, match="tanh_by_logistic"):
+    with pytest.raises(jlrp.SpellingError, match="tanh_by_logistic"):
         table.raise_if_different()
 
 
@@ -185,7 +186,7 @@ def test_names_the_first_place():
         fn, PARAMS, X, composites=[composite], kinds="tanh_of_exponentials"
     )
     (row,) = table.differences
-    assert "second" in row.where and "first" not in row.where
+    assert row.where.startswith("second (")
 
 
 def test_says_nothing_where_nothing_differs():
@@ -222,16 +223,16 @@ def test_documented_only_where_the_rules_force_it():
     assert twin.documented("gradient_input") is None
     assert twin.documented("excitation_backprop")
     twin = testing.twins(mlp, PARAMS, X, kinds="computed_flat")["computed_flat"]
-    assert all(twin.documented(name) is None for name in testing.COMPOSITES)
+    assert all(twin.documented(name) is None for name in checking.COMPOSITES)
 
 
 def test_a_twin_of_another_function_is_our_fault(monkeypatch):
     wrong = testing.Rewriting(
         "wrong", "sums", "", lambda site: site.inputs[0], primitives={p.add_p}
     )
-    monkeypatch.setitem(testing.rewriting.REWRITINGS, "wrong", wrong)
+    monkeypatch.setitem(rewriting.REWRITINGS, "wrong", wrong)
     fn = lambda w, x: (x + 1.0) @ w  # noqa: E731
-    with pytest.raises(testing.SpellingError, match="'wrong' computes another value"):
+    with pytest.raises(jlrp.SpellingError, match="'wrong' computes another value"):
         testing.check_spellings(fn, W, X, kinds="wrong", composites="attnlrp")
 
 
@@ -246,7 +247,7 @@ def test_what_a_twin_raises_is_a_difference(monkeypatch):
         lambda s: unknown.bind(s.computed()[0]),
         primitives={p.tanh_p},
     )
-    monkeypatch.setitem(testing.rewriting.REWRITINGS, "odd", odd)
+    monkeypatch.setitem(rewriting.REWRITINGS, "odd", odd)
     fn = lambda w, x: jnp.tanh(x) @ w  # noqa: E731
     table = testing.check_spellings(fn, W, X, kinds="odd", composites="attnlrp")
     (row,) = table.differences

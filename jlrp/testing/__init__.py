@@ -4,21 +4,32 @@
 words, rewritten equation by equation.
 """
 
-# Each file registers its rewritings.
-from jlrp.testing import calls as calls
-from jlrp.testing import dense as dense
-from jlrp.testing import functions as functions
-from jlrp.testing import movement as movement
-from jlrp.testing import products as products
-from jlrp.testing import sums as sums
-from jlrp.testing.checking import COMPOSITES as COMPOSITES
-from jlrp.testing.checking import SpellingError as SpellingError
-from jlrp.testing.checking import SpellingRow as SpellingRow
-from jlrp.testing.checking import Spellings as Spellings
-from jlrp.testing.checking import Twin as Twin
-from jlrp.testing.checking import check_spellings as check_spellings
-from jlrp.testing.checking import kinds as kinds
-from jlrp.testing.checking import twins as twins
-from jlrp.testing.points import Kink as Kink
-from jlrp.testing.points import kinks as kinks
-from jlrp.testing.rewriting import Rewriting as Rewriting
+# Each of these files registers its rewritings.
+from jlrp.testing import calls as _calls  # noqa: F401
+from jlrp.testing import dense as _dense  # noqa: F401
+from jlrp.testing import functions as _functions  # noqa: F401
+from jlrp.testing import movement as _movement  # noqa: F401
+from jlrp.testing import products as _products  # noqa: F401
+from jlrp.testing import sums as _sums  # noqa: F401
+from jlrp.testing.checking import (
+    SpellingRow,
+    Spellings,
+    Twin,
+    check_spellings,
+    kinds,
+    twins,
+)
+from jlrp.testing.points import Kink, kinks
+from jlrp.testing.rewriting import Rewriting
+
+__all__ = [
+    "Kink",
+    "Rewriting",
+    "SpellingRow",
+    "Spellings",
+    "Twin",
+    "check_spellings",
+    "kinds",
+    "kinks",
+    "twins",
+]

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlrp import api, arguments
-from jlrp.arguments import check_function, shown
+from jlrp.arguments import check_function, shown, takes
 from jlrp.composites import Composite, resolve
-from jlrp.errors import InputError, JlrpError, JlrpWarning
+from jlrp.errors import InputError, JlrpWarning, SpellingError
 from jlrp.ir import jax_compat
-from jlrp.reports import OperationRow, Table
+from jlrp.reports.inspection import OperationRow
+from jlrp.reports.table import Table
 from jlrp.testing.evaluating import leaves_of
 from jlrp.testing.points import check_point
 from jlrp.testing.rewriting import (
@@ -37,10 +38,6 @@ COMPOSITES = (
 Kinds = str | Collection[str] | None
 _NARROW = 1e-4  # the least tolerance for programs that compute in fewer than 64 bits
 _SITES = 64  # of one rewriting that are tried alone, to find where it differs
-
-
-class SpellingError(JlrpError, AssertionError):
-    """Two spellings of one function have two explanations."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,7 @@ def chosen(kinds: Kinds) -> list[Rewriting]:
     return [r for r in REWRITINGS.values() if {r.name, r.family} & asked]
 
 
+@takes()
 def twins(fn: Function, params: Any, x: Any, *, kinds: Kinds = None) -> dict[str, Twin]:
     """The same function in other words, once for each rewriting that applies.
 
@@ -251,6 +249,7 @@ class Spellings(Table):
 _STATUS = {"differs": "differ", "raises": "raise", "documented": "documented"}
 
 
+@takes()
 def check_spellings(
     fn: Function,
     params: Any,

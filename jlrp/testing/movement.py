@@ -392,16 +392,14 @@ def reshape_through_flat(site: Site) -> Any:
 
 @rewriting("movement", p.transpose_p)
 def transpose_in_steps(site: Site) -> Any:
-    """A transpose as moves of one axis after the other."""
-    if not site.is_float:
+    """A transpose of three axes or more as swaps of two, one after the other."""
+    order = list(site.params["permutation"])
+    if not site.is_float or sum(n != a for n, a in enumerate(order)) < 3:
         return None
-    y, order = site.inputs[0], list(site.params["permutation"])
-    now = list(range(len(order)))
+    y, now = site.inputs[0], list(range(len(order)))
     for at, axis in enumerate(order):
-        start = now.index(axis)
-        if start != at:
-            step = list(range(len(order)))
-            step.insert(at, step.pop(start))
-            y = lax.transpose(y, step)
-            now.insert(at, now.pop(start))
+        other = now.index(axis)
+        if other != at:
+            y = jnp.swapaxes(y, at, other)
+            now[at], now[other] = now[other], now[at]
     return y

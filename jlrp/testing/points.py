@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.arguments import check_function
+from jlrp.arguments import check_function, takes
 from jlrp.errors import InputError
 from jlrp.ir import jax_compat
 from jlrp.testing.evaluating import evaluate
@@ -109,6 +109,7 @@ _DISTANCES: dict[Any, Distance] = {
 }
 
 
+@takes()
 def kinks(fn: Function, params: Any, x: Any, margin: float = 1e-3) -> list[Kink]:
     """What of ``fn`` is within a margin of a kink or a zero denominator at ``x``.
 
