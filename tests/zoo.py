@@ -86,6 +86,7 @@ ACTIVATIONS = {
     "elu": jax.nn.elu,
     "gelu": gelu,
     "gelu_exact": functools.partial(gelu, approximate=False),
+    "gelu_by_erf": lambda h: 0.5 * h * (1 + lax.erf(h / np.sqrt(2))),
     "silu": silu,
     "silu_spelt_out": lambda h: h / (1 + jnp.exp(-h)),
     "tanh": jnp.tanh,
@@ -538,6 +539,32 @@ def mixture_of_top_experts(draw):
         experts = silu(jnp.einsum("nd,edf->nef", x, p["e"]))
         combine = (jax.nn.one_hot(i, 3, dtype=x.dtype) * weights[..., None]).sum(1)
         return jnp.einsum("ne,nef->nf", combine, experts) @ p["v"]
+
+    return fn, p, draw(2, 4)
+
+
+@program
+def attention_in_base_two(draw):
+    """Scaled before the contraction, masked by lax.select, with exp2."""
+
+    def fn(p, x):
+        s = ((x @ p["q"]) * 0.5) @ (x @ p["k"]).swapaxes(-1, -2)
+        rows, columns = (lax.broadcasted_iota(int, s.shape, a) for a in (1, 2))
+        s = lax.select(columns <= rows, s, lax.full_like(s, -jnp.inf))
+        e = jnp.exp2(s)
+        return (e / e.sum(-1, keepdims=True) @ (x @ p["u"])).mean(1) @ p["v"]
+
+    return fn, attention_params(draw), draw(2, 3, 4)
+
+
+@program
+def rational_unit(draw):
+    p = {"a": draw(4, 5), "b": draw(4, 5), "c": draw(4, 5), "v": draw(5, 3)}
+
+    def fn(p, x):
+        b, c = x @ p["b"], x @ p["c"]
+        h = (x @ p["a"]) / (jnp.exp(b) * (1 + jnp.exp(-c)))
+        return (h + lax.clamp(-1.0, b, 1.0) * (1 + c * c) ** -2) @ p["v"]
 
     return fn, p, draw(2, 4)
 

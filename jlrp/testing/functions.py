@@ -346,14 +346,3 @@ def rows_by_one_hot(site: Site) -> Any:
     columns = lax.convert_element_type(index(shape, at.ndim - 1), at.dtype)
     hot = lax.convert_element_type(codes == columns, table.dtype)
     return lax.dot_general(hot, table, (((hot.ndim - 1,), (0,)), ((), ())))
-
-
-@rewriting("functions", p.integer_pow_p, p.square_p, p.sqrt_p, p.rsqrt_p)
-def power_by_pow(site: Site) -> Any:
-    """Powers of what is positive by construction, with a float exponent."""
-    inner = site.producer(0, p.exp_p, p.square_p, p.reduce_sum_p, p.add_p)
-    if not site.carries or inner is None or inner.primitive is not p.exp_p:
-        return None
-    power = {p.square_p: 2.0, p.sqrt_p: 0.5, p.rsqrt_p: -0.5}.get(site.primitive)
-    power = float(site.params["y"]) if power is None else power
-    return lax.pow(_x(site), np.asarray(power, site.dtype))
