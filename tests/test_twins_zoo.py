@@ -83,7 +83,11 @@ def test_the_faults_are_cases():
 def test_every_rewriting_has_a_program():
     """None is there that nothing in the zoo can be written in."""
     missing = set(testing.kinds())
-    for build in zoo.PROGRAMS.values():
+    for name in sorted(zoo.PROGRAMS, key=lambda name: name not in MANY_KINDS):
         if missing:
-            missing -= set(testing.twins(*build(), kinds=missing))
+            missing -= set(testing.twins(*zoo.PROGRAMS[name](), kinds=missing))
     assert not missing
+
+
+# Looked at first, since they leave little for the others.
+MANY_KINDS = ("rational_unit", "attention_in_base_two", "mobilenet_block", "rms_norm")

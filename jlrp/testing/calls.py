@@ -159,17 +159,21 @@ def custom_jvp_pieces(site: Site) -> Any:
 @rewriting("calls", p.jit_p, p.remat_p, p.closed_call_p)
 def calls_inlined(site: Site) -> Any:
     """What a jit or a checkpoint holds, without it."""
-    jaxpr, consts = jax_compat.call_body(site.eqn) or (None, ())
     if not any(jax_compat.is_inexact(v.aval) for v in site.eqn.outvars):
         return None
-    return jax_compat.evaluate(jaxpr, consts, site.inputs)
+    return _inlined(site)
 
 
 @rewriting("calls", p.custom_jvp_call_p)
 def custom_jvp_inlined(site: Site) -> Any:
     """What a ``custom_jvp`` holds, without the derivative that it declares."""
-    jaxpr, consts = jax_compat.call_body(site.eqn) or (None, ())
-    return jax_compat.evaluate(jaxpr, consts, site.inputs) if site.carries else None
+    return _inlined(site) if site.carries else None
+
+
+def _inlined(site: Site) -> list[Any]:
+    body = jax_compat.call_body(site.eqn)
+    assert body is not None  # it is a call
+    return jax_compat.evaluate(*body, site.inputs)
 
 
 @rewriting("calls", p.scan_p, documented=documented.of_loops)

@@ -178,7 +178,7 @@ def dot_of_merged_rows(site: Site) -> Any:
     x = lax.transpose(x, [*rest, *along])
     sizes = [x.shape[n] for n in range(len(rest))]
     x = lax.reshape(x, (int(np.prod(sizes)), *x.shape[len(rest) :]))
-    contracted = [None, None]
+    contracted: list[Any] = [None, None]
     contracted[1 - i] = tuple(range(1, 1 + len(along)))
     contracted[i] = site.params["dimension_numbers"][0][i]
     inputs = list(site.inputs)
