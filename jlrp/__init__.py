@@ -22,6 +22,7 @@ from jlrp.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
 from jlrp.ir.own_primitives import custom_relevance as custom_relevance
 from jlrp.ir.own_primitives import tag as tag
 from jlrp.plan.residuals import KeepWhere as KeepWhere
+from jlrp.references import Background as Background
 from jlrp.rules import register_rule as register_rule
 from jlrp.rules import unregister_rule as unregister_rule
 

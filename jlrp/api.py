@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import auditing, reports
+from jlrp import auditing, references, reports
 from jlrp.arguments import (
     check_array,
     check_choice,
@@ -28,7 +28,7 @@ from jlrp.notices import once, warn_of
 from jlrp.ops import captures
 from jlrp.plan import budget, targets
 from jlrp.plan import residuals as policies
-from jlrp.request import Options, Request, batch_of, check_arrays
+from jlrp.request import Explained, Options, Request, batch_of, check_arrays
 from jlrp.rules import registered
 
 Function = Callable[[Any, Any], Any]
@@ -79,6 +79,7 @@ class Explainer:
     residuals: Any = "keep"
     memory_limit: int | None = None
     capture_steps: int | None = None
+    baseline: Any = None
 
     @takes()
     def __call__(
@@ -103,17 +104,20 @@ class Explainer:
             tuple(masks),
             self.residuals,
             self.capture_steps,
+            self.baseline is not None,
+            getattr(self.baseline, "chunk", 0),
         )
+        reference = references.resolved(self.baseline, x)
         key = _Key(function, options)
         if self.memory_limit is not None:
-            leaves, tree = jax.tree.flatten((params, x, traced, masks))
+            leaves, tree = jax.tree.flatten((params, x, traced, masks, reference))
             shapes = tuple(
                 jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
                 for leaf in leaves
             )
             policy = _fitting(key, self.memory_limit, tree, shapes)
             key = _Key(function, replace(options, residuals=policy))
-        found, counts = _explained(key, params, x, traced, masks)
+        found, counts = _explained(key, params, x, traced, masks, reference)
         _check_counts(counts, self.capture_steps)
         return found
 
@@ -222,26 +226,44 @@ def _mode() -> Any:
 
 @partial(jax.jit, static_argnums=0)
 def _explained(
-    key: _Key, params: Any, x: Any, traced_target: Any, masks: dict[str, Any]
+    key: _Key,
+    params: Any,
+    x: Any,
+    traced_target: Any,
+    masks: dict[str, Any],
+    reference: Any = None,
 ) -> tuple[Explanation, list[Any]]:
     """And how often while loops ran of which iterations are recorded."""
     target = targets.joined(key.options.target, traced_target)
-    request = Request(key.fn.call, params, x, key.options, target)
+    request = Request(key.fn.call, params, x, key.options, target, reference)
     plan = request.plan()
     warn_of(plan.stops)
     asks_for_params = "params" in key.options.wrt
 
+    def handed_out(found: Explained) -> tuple[Explanation, list[Any]]:
+        explanation = Explanation(
+            found.relevance(),
+            found.output(),
+            found.captured(),
+            found.parameters() if asks_for_params else None,
+            axes,
+        )
+        return explanation, found.counts()
+
     def explained(given: Any, masks: Any) -> tuple[Explanation, list[Any]]:
         with request.at(given):
-            found = request.run(plan, request.arguments, masks)
-            explanation = Explanation(
-                found.relevance(),
-                found.output(),
-                found.captured(),
-                found.parameters() if asks_for_params else None,
-                axes,
+            if not request.options.background:
+                return handed_out(request.run(plan, request.arguments, masks))
+            at_x = request.forward(plan, request.arguments, masks)
+
+            def of_one(row: list[Any]) -> Any:
+                explanation, counts = handed_out(request.back(at_x, row))
+                return replace(explanation, output=None), counts
+
+            found, counts = references.mean_over(
+                of_one, request.reference, request.options.background
             )
-            return explanation, found.counts()
+            return replace(found, output=request.output_of(at_x.outputs)), counts
 
     axes = captures.loop_axes(plan.captured)
     like = Explanation(
@@ -295,6 +317,7 @@ def relevance(
     condition: Conditions = None,
     residuals: Any = "keep",
     memory_limit: int | None = None,
+    baseline: Any = None,
 ) -> Any:
     """How much each element of ``x`` contributed to an output of ``fn(params, x)``.
 
@@ -321,6 +344,11 @@ def relevance(
       condition: masks by the name of a scope or tag; relevance is multiplied by them
         there, then goes on (CRP). Arrays that broadcast to the value named.
       residuals, memory_limit: which activations are kept, as in ``explain``.
+      baseline: what relevance is relative to; it then sums to ``fn(params, x) -
+        fn(params, baseline)``. None: to nothing, as LRP is. A number, an array or a
+        pytree that broadcasts to x; a function of x, such as ``metrics.Blur(...)``; of
+        token ids, ids; or ``jlrp.Background(data)``, the mean over its rows. ``auto``
+        is ``deep_lift`` then.
 
     Returns:
       Relevance: a pytree like ``x`` (or like ``params``, or a tuple of both, as ``wrt``
@@ -348,6 +376,7 @@ def relevance(
         condition=condition,
         residuals=residuals,
         memory_limit=memory_limit,
+        baseline=baseline,
     )
     found = explainer(params, x, target)
     if isinstance(wrt, str):
@@ -368,11 +397,13 @@ def explain(
     residuals: Any = "keep",
     memory_limit: int | None = None,
     capture_steps: int | None = None,
+    baseline: Any = None,
 ) -> Explainer:
     """An explainer of ``fn``: call it with ``(params, x, target=None)``.
 
     Args:
-      fn, composite, target, seed, fallback, wrt, condition: as in ``relevance``. An
+      fn, composite, target, seed, fallback, wrt, condition, baseline: as in
+        ``relevance``. An
         array as target is traced, so that labels may vary without recompiling; ints and
         functions are static.
       capture: globs of name scopes and tags, ``*`` within one component of a path,
@@ -424,9 +455,12 @@ def explain(
     policies.resolve(residuals)
     _check_limit(memory_limit, residuals)
     _check_steps(capture_steps)
+    composite = resolve(composite)
+    references.check(baseline)
+    _check_relative(composite, baseline, seed)
     return Explainer(
         fn,
-        resolve(composite),
+        composite,
         target,
         seed,
         fallback,
@@ -436,7 +470,22 @@ def explain(
         residuals,
         memory_limit,
         capture_steps,
+        baseline,
     )
+
+
+def _check_relative(composite: Composite, baseline: Any, seed: str) -> None:
+    if baseline is None and composite.view.relative:
+        raise InputError(
+            "This composite, deep_lift or made of it, is of differences: say from "
+            "what, with baseline=0.0, an array like x, a function of x, or "
+            "jlrp.Background(data)."
+        )
+    if baseline is not None and seed != "score":
+        raise InputError(
+            "With a baseline, relevance starts at a difference of scores: "
+            f'seed="score", not {seed!r}.'
+        )
 
 
 def _check_steps(steps: Any) -> None:
@@ -497,6 +546,7 @@ def inspect(
     composite: str | Composite = "auto",
     fallback: str | None = None,
     residuals: Any = "keep",
+    baseline: Any = None,
 ) -> reports.Inspection:
     """What jlrp sees in ``fn(params, x)``, and the rule of each operation; prints a
     table.
@@ -504,7 +554,7 @@ def inspect(
     Static: no number is computed. A missing rule is reported, not raised.
 
     Args:
-      fn, target, composite, fallback, residuals: as in ``relevance``.
+      fn, target, composite, fallback, residuals, baseline: as in ``relevance``.
       params, x: pytrees of arrays or of ``jax.ShapeDtypeStruct``.
 
     Returns:
@@ -526,10 +576,18 @@ def inspect(
     if fallback is not None:
         check_choice("fallback", fallback, FALLBACKS)
     policies.resolve(residuals)
-    options = Options(resolve(composite), fallback=fallback, residuals=residuals)
+    composite = resolve(composite)
+    references.check(baseline)
+    _check_relative(composite, baseline, "score")
+    options = Options(
+        composite,
+        fallback=fallback,
+        residuals=residuals,
+        relative=baseline is not None,
+    )
     request = Request(fn, params, x, options, targets.given(target))
     plan = request.plan(strict=False)
-    why = options.composite.why([step.operation for step in plan.steps])
+    why = request.options.composite.why([step.operation for step in plan.steps])
     return reports.inspection(plan, why)
 
 
@@ -544,6 +602,7 @@ def audit(
     seed: str = "score",
     fallback: str | None = None,
     condition: Conditions = None,
+    baseline: Any = None,
 ) -> reports.Ledger:
     """Where relevance went: for each operation in, out, and what absorbed the rest.
 
@@ -551,8 +610,8 @@ def audit(
     formula; what they leave over is ``unexplained``: rounding, or a rule that is wrong.
 
     Args:
-      fn, params, x, target, composite, seed, fallback, condition: as in
-        ``relevance``.
+      fn, params, x, target, composite, seed, fallback, condition, baseline: as in
+        ``relevance``. Of a ``jlrp.Background``, amounts are means.
 
     Returns:
       A ``Ledger`` with ``rows``, ``seed``, ``relevance``, ``unexplained`` and
@@ -577,10 +636,21 @@ def audit(
     masks = _masks(condition)
     function = _Function(fn)
     static, traced = _apart(function, params, x, targets.given(target))
+    composite = resolve(composite)
+    references.check(baseline)
+    _check_relative(composite, baseline, seed)
     options = Options(
-        resolve(composite), static, seed, fallback, conditions=tuple(masks)
+        composite,
+        static,
+        seed,
+        fallback,
+        conditions=tuple(masks),
+        relative=baseline is not None,
+        background=getattr(baseline, "chunk", 0),
     )
-    return auditing.ledger(_Key(function, options), params, x, traced, masks)
+    reference = references.resolved(baseline, x)
+    key = _Key(function, options)
+    return auditing.ledger(key, params, x, traced, masks, reference)
 
 
 def _is_traced(tree: Any) -> bool:

@@ -18,8 +18,9 @@ from jlrp.notices import warn_of
 from jlrp.plan.planning import Plan, Step, is_float
 from jlrp.plan.targets import joined
 from jlrp.promise import Promise
+from jlrp.references import mean_over
 from jlrp.reports import Ledger, LedgerRow
-from jlrp.request import Options, Request
+from jlrp.request import AtX, Options, Request
 from jlrp.rules.base import Propagation
 
 Array = jax.Array
@@ -82,10 +83,17 @@ class Audited:
 
 
 def ledger(
-    key: Key, params: Any, x: Any, traced_target: Any, masks: Mapping[str, Any]
+    key: Key,
+    params: Any,
+    x: Any,
+    traced_target: Any,
+    masks: Mapping[str, Any],
+    reference: Any = None,
 ) -> Ledger:
     """The ledger of ``key.fn(params, x)``, by one compiled program for its shapes."""
-    found = jax.device_get(_audited(key, params, x, traced_target, dict(masks)))
+    found = jax.device_get(
+        _audited(key, params, x, traced_target, dict(masks), reference)
+    )
     seed, relevance, *amounts = found.amounts.tolist()
     rows, start = [], 0
     for row in found.rows:
@@ -103,30 +111,42 @@ def ledger(
 
 @partial(jax.jit, static_argnums=0)
 def _audited(
-    key: Key, params: Any, x: Any, traced_target: Any, masks: dict[str, Any]
+    key: Key,
+    params: Any,
+    x: Any,
+    traced_target: Any,
+    masks: dict[str, Any],
+    reference: Any,
 ) -> Audited:
     target = joined(key.options.target, traced_target)
-    request = Request(key.fn.call, params, x, key.options, target)
+    request = Request(key.fn.call, params, x, key.options, target, reference)
     plan = request.plan(for_ledger=True)
     warn_of(plan.stops)
     known: dict[str, Any] = {}
 
+    def amounts(at_x: AtX, reference: Any) -> tuple[Array, Array, Array]:
+        auditor = _Auditor()  # holds tracers: it must not outlive the trace
+        explained = request.back(at_x, reference, auditor.observe)
+        numbers, sources = explained.numbers, explained.delivered.sources
+        handed = zip(request.sources, sources, strict=True)
+        totals = [_total(explained.seeds.items(), numbers), _total(handed, numbers)]
+        known["rows"] = tuple(auditor.rows)
+        values, known["checked"] = _checked(plan)
+        arrays = [_real(numbers.read(v)) for v in values]
+        known["limits"] = tuple(float(jnp.finfo(a.dtype).min) / 2 for a in arrays)
+        return (
+            _stacked([*totals, *auditor.amounts]),
+            _stacked([jnp.min(a, initial=0) for a in arrays]),
+            _stacked([jnp.max(a, initial=0) for a in arrays]),
+        )
+
     def run(given: Any, masks: Any) -> tuple[Array, Array, Array]:
         with request.at(given):
-            auditor = _Auditor()  # holds tracers: it must not outlive the trace
-            explained = request.run(plan, request.arguments, masks, auditor.observe)
-            numbers, sources = explained.numbers, explained.delivered.sources
-            handed = zip(request.sources, sources, strict=True)
-            totals = [_total(explained.seeds.items(), numbers), _total(handed, numbers)]
-            known["rows"] = tuple(auditor.rows)
-            values, known["checked"] = _checked(plan)
-            arrays = [_real(numbers.read(v)) for v in values]
-            known["limits"] = tuple(float(jnp.finfo(a.dtype).min) / 2 for a in arrays)
-            return (
-                _stacked([*totals, *auditor.amounts]),
-                _stacked([jnp.min(a, initial=0) for a in arrays]),
-                _stacked([jnp.max(a, initial=0) for a in arrays]),
-            )
+            at_x = request.forward(plan, request.arguments, masks)
+            rows, chunk = request.reference, request.options.background
+            if not chunk:
+                return amounts(at_x, rows)
+            return mean_over(lambda row: amounts(at_x, row), rows, chunk)
 
     numbers = jax_compat.untyped(run, 0.0, request.given, masks)
     return Audited(*numbers, **known)
@@ -167,7 +187,7 @@ def _ledger_row(row: Row, amounts: Sequence[float]) -> LedgerRow:
 
 def _total(pairs: Any, numbers: Numbers) -> Any:
     amounts = [
-        jnp.sum(promise.resolve(numbers.read(value)))
+        jnp.sum(promise.resolve(numbers.difference(value)))
         for value, promise in pairs
         if promise is not None
     ]

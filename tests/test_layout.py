@@ -17,7 +17,7 @@ LEVELS = {
     "ops": ["ops"],
     "rules": ["rules"],
     "plan": ["plan", "composites"],
-    "engine": ["interpreter", "request"],
+    "engine": ["interpreter", "references", "request"],
     "api": ["api", "auditing", "reports", "notices", "__init__"],
     "apps": [
         *["baselines", "flow", "integrations", "jobs", "metrics", "plotting"],

@@ -43,6 +43,7 @@ from jlrp.rules.product import Absolute as Absolute
 from jlrp.rules.product import Gate as Gate
 from jlrp.rules.product import Selective as Selective
 from jlrp.rules.product import Uniform as Uniform
+from jlrp.rules.reference import Difference as Difference
 from jlrp.rules.rounding import StraightThrough as StraightThrough
 
 RelevanceFunction = Callable[..., Any]
