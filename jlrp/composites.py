@@ -509,7 +509,7 @@ def auto() -> Composite:
 
 
 def _complete(operations: Sequence[Operation]) -> Choice:
-    return Choice(_preset(), "from a baseline: deep_lift")
+    return Choice(deep_lift(), "from a baseline: deep_lift")
 
 
 @_parameters(hold_statistics=arguments.flag)
@@ -779,7 +779,7 @@ def assign(
     ) -> list[Step]:
         def step(op: Operation) -> Step:
             if not op.bodies:
-                found = _assigned(pairs, op, fallback, strict)
+                found = _assigned(pairs, op, fallback, strict, relative)
                 return _from_reference(found) if relative else found
             inside = asked.inside(program, op.equations[0])
             whole = _as_a_whole(pairs, op)
@@ -860,7 +860,11 @@ def _as_a_whole(pairs: Sequence[Pair], op: Operation) -> Step | None:
 
 
 def _assigned(
-    pairs: Sequence[Pair], op: Operation, fallback: str | None, strict: bool
+    pairs: Sequence[Pair],
+    op: Operation,
+    fallback: str | None,
+    strict: bool,
+    relative: bool,
 ) -> Step:
     for pair in pairs:
         if matches(pair.selector, op) and op.kind != "unsupported":
@@ -869,6 +873,8 @@ def _assigned(
             pair.rule.check(op)
             return Step(op, pair.rule, fallback=not pair.rule.is_exact(op))
     rule = default_rule(op)
+    if relative and isinstance(rule, Gradient):  # Taylor is no rule for differences
+        rule = Difference()
     if rule is not None:
         return Step(op, rule, fallback=not rule.is_exact(op))
     if fallback is not None and not (fallback == "gradient" and _is_kernel(op)):

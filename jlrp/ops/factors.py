@@ -11,7 +11,7 @@ denominator holds no contraction: the numerator and the denominator are elementw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jax.extend.core import primitives as p
@@ -66,7 +66,8 @@ def factors_of(reading: Reading, root: Equation) -> tuple[tuple[Value, ...], Pro
     by_value = {f.value: f for f in found}
     values = tuple(by_value)
     held = statistic is not None and reading.hold_statistics
-    return values, _product(reading, list(by_value.values()), held)
+    product = _product(reading, list(by_value.values()), held)
+    return values, replace(product, slots=tuple(range(len(found))))
 
 
 def _product(reading: Reading, found: list[Factor], held: bool) -> Product:

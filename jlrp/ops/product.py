@@ -50,8 +50,9 @@ class Product:
     number: what is missing is the Taylor remainder of its softmax. ``weights`` marks
     the operands that are softmax weights, ``masked`` those that a mask of -inf may have
     made NaN. ``recurs`` marks that of a selective recurrence (see ``facts.signal``).
-    From a reference, ``inverted`` marks the factors that enter by division, and
-    ``denominators`` those that are shared with as such (see ``ops.factors``).
+    From a reference (see ``ops.factors``) there is a slot for each factor, and one
+    value may have several; ``inverted`` marks the values that enter by division,
+    ``denominators`` those that are shared with as such.
     """
 
     slots: tuple[int, ...]

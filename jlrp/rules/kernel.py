@@ -215,7 +215,7 @@ class KernelDifference(Rule):
     ) -> Propagation:
         (m,) = multipliers_of(op, r, ctx)
         assert m is not None
-        parts = [self._handed(op, m, at) for at in settings(op, ctx)]
+        parts = [self._handed(op, m, at) for at in settings(self, op, ctx)]
         handed = sum(parts[1:], parts[0]) / len(parts) if parts[1:] else parts[0]
         return Propagation(
             [Promise(multiplier=handed)],

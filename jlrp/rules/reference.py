@@ -86,7 +86,7 @@ class Difference(Rule):
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
         multipliers = multipliers_of(op, r, ctx)
-        means, points = means_of(op), settings(op, ctx)
+        means, points = means_of(op), settings(self, op, ctx)
         handed = _averaged([means.mean_vjp(op, multipliers, at) for at in points])
         held = self._held(op)
 
@@ -183,7 +183,7 @@ class EpsilonDifference(Rule):
             None if m is None else Promise(multiplier=m).over(z, self.epsilon)
             for z, m in zip(map(ctx.difference, op.outputs), multipliers, strict=True)
         ]
-        means, points = means_of(op), settings(op, ctx)
+        means, points = means_of(op), settings(self, op, ctx)
         handed = _averaged([means.mean_vjp(op, shares, at) for at in points])
 
         def causes() -> Causes:
@@ -215,21 +215,27 @@ def multipliers_of(
     return found
 
 
-def settings(op: Operation, ctx: Context) -> list[Context]:
+def settings(rule: Rule, op: Operation, ctx: Context) -> list[Context]:
     """Both points with the same constants: those of x, then those of the reference.
 
-    One, if no constant depends on x.
+    One, if no constant depends on x. The outputs that go with the constants are there
+    if the rule reads outputs.
     """
+    outputs = not set(op.outputs).isdisjoint(rule.needs(op))
+    return _settings(op, ctx, outputs)
+
+
+def _settings(op: Operation, ctx: Context, outputs: bool) -> list[Context]:
     reference = ctx.reference
     varying = [v for v in op.constants if ctx.varies(v)]
     if reference is None or not varying:
         return [ctx]
     here = {v: ctx.original(v) for v in varying}
     there = {v: reference.original(v) for v in varying}
-    return [
-        ctx.with_reference(_computed(op, reference.replaced(here))),
-        _computed(op, ctx.replaced(there)),
-    ]
+    of_x, of_reference = ctx.replaced(there), reference.replaced(here)
+    if outputs:
+        of_x, of_reference = _computed(op, of_x), _computed(op, of_reference)
+    return [ctx.with_reference(of_reference), of_x]
 
 
 def _computed(op: Operation, ctx: Context) -> Context:
@@ -242,7 +248,7 @@ def switched(
     op: Operation, multipliers: Sequence[Array | None], ctx: Context
 ) -> Causes:
     """What the change of an operation's constants made of its outputs."""
-    points = settings(op, ctx)
+    points = _settings(op, ctx, outputs=True)
     if len(points) == 1:
         return {}
     first, second = points

@@ -24,7 +24,7 @@ from jlrp.ops.base import Operation
 from jlrp.ops.means import line
 from jlrp.ops.means.points import Array, Cotangents, Points
 from jlrp.ops.product import Product
-from jlrp.promise import difference, safe_divide
+from jlrp.promise import difference, safe_divide, zero
 
 
 def reads(op: Operation) -> tuple[Value, ...]:
@@ -112,7 +112,7 @@ class _Lines:
         r, r0 = (safe_divide(part(below, f), scale) for f in (self.here, self.there))
         (out,) = self.op.outputs
         total_y = self.points.read(out) + self.points.reference.read(out)
-        bounded, total = lax.gt(r * r0, 0 * r), r + r0
+        bounded, total = lax.gt(r * r0, zero(r)), r + r0
         harmonic = 2 * r * safe_divide(r0, total)
         of_n = lax.select(bounded, harmonic, total / 2)
         of_r = lax.select(bounded, safe_divide(total_y, total), (n + n0) / 2)

@@ -86,7 +86,7 @@ def left_over(
 def polynomial_degree(op: Operation) -> int | None:
     """The degree of an operation that is a polynomial of its inputs, else None."""
     if op.product is not None:
-        return len(op.inputs)
+        return len(op.product.slots)
     (equation, *_) = op.equations
     if equation.primitive is p.reduce_prod_p:
         shape = op.inputs[0].shape

@@ -27,7 +27,7 @@ from jlrp.ops.base import Operation
 from jlrp.ops.decompositions import bound, spelled
 from jlrp.ops.means.line import nodes_of
 from jlrp.ops.means.points import Array, Cotangents, Points
-from jlrp.promise import difference, safe_divide, unless_zero
+from jlrp.promise import difference, safe_divide, unless_zero, zero
 from jlrp.tactics import waiting_for
 
 
@@ -229,7 +229,7 @@ class _Secants:
         if slope is None or self.of(b) is not None:
             return self._integrated(equation, equation.outputs[0])
         (u, v), (n, _) = self.both(a), self.both(b)
-        positive = lax.bitwise_and(lax.gt(u, 0 * u), lax.gt(v, 0 * v))
+        positive = lax.bitwise_and(lax.gt(u, zero(u)), lax.gt(v, zero(v)))
         one = jnp.ones_like(u)
         u, v = (lax.select(positive, w, one) for w in (u, v))
         logs = n * lax.log(u), n * lax.log(v)
@@ -249,10 +249,10 @@ def _mean(a: Array, b: Array) -> Array:
 
 def _share_above(e: Array, e0: Array) -> Array:
     """``(relu(e) - relu(e0)) / (e - e0)``; the step of e, 0 at 0, where they agree."""
-    crosses = lax.ne(lax.gt(e, 0 * e), lax.gt(e0, 0 * e0))
+    crosses = lax.ne(lax.gt(e, zero(e)), lax.gt(e0, zero(e0)))
     largest = lax.max(e, e0)
     share = safe_divide(largest, lax.abs(difference(e, e0)))
-    step = lax.convert_element_type(lax.gt(e, 0 * e), e.dtype)
+    step = lax.convert_element_type(lax.gt(e, zero(e)), e.dtype)
     return lax.select(crosses, lax.select(lax.is_finite(share), share, step), step)
 
 
@@ -280,7 +280,7 @@ _COMBINE: dict[Any, Callable[..., Array | None]] = {
 
 def decay(d: Array) -> Array:
     """``(1 - exp(-d)) / d`` of d >= 0, 1 at 0."""
-    some = lax.gt(d, 0 * d)
+    some = lax.gt(d, zero(d))
     d = lax.select(some, d, jnp.ones_like(d))
     return lax.select(some, -lax.expm1(-d) / d, jnp.ones_like(d))
 
@@ -307,7 +307,7 @@ def _of_tanh(a: Array, b: Array) -> Array:
 def _of_log(a: Array, b: Array) -> Array:
     high, low = lax.max(a, b), lax.min(a, b)
     d = high - low
-    some = lax.gt(d, 0 * d)
+    some = lax.gt(d, zero(d))
     step = lax.select(some, d, jnp.ones_like(d))
     ratio = step / low
     grown = jnp.where(ratio < 1e3, lax.log1p(ratio), lax.log(high) - lax.log(low))
@@ -317,7 +317,7 @@ def _of_log(a: Array, b: Array) -> Array:
 def _of_log1p(a: Array, b: Array) -> Array:
     high, low = lax.max(a, b), lax.min(a, b)
     d = high - low
-    some = lax.gt(d, 0 * d)
+    some = lax.gt(d, zero(d))
     step = lax.select(some, d, jnp.ones_like(d))
     ratio = step / (1 + low)
     grown = jnp.where(ratio < 1e3, lax.log1p(ratio), lax.log1p(high) - lax.log1p(low))
@@ -359,13 +359,13 @@ def _of_power(a: Array, b: Array, n: int) -> Array:
 
 
 def _sinc(h: Array) -> Array:
-    some = lax.ne(h, 0 * h)
+    some = lax.ne(h, zero(h))
     h = lax.select(some, h, jnp.ones_like(h))
     return lax.select(some, lax.sin(h) / h, jnp.ones_like(h))
 
 
 def _sinhc(h: Array) -> Array:
-    some = lax.ne(h, 0 * h)
+    some = lax.ne(h, zero(h))
     h = lax.select(some, h, jnp.ones_like(h))
     return lax.select(some, lax.sinh(h) / h, jnp.ones_like(h))
 
@@ -378,7 +378,7 @@ def _of_erf(a: Array, b: Array) -> Array:
         w * slope * lax.exp(-lax.square(b + t * (a - b)))
         for t, w in zip(*nodes_of(4), strict=True)
     )
-    same_side = lax.gt(a * b, 0 * a)
+    same_side = lax.gt(a * b, zero(a))
     tails = lax.erfc(lax.abs(b)) - lax.erfc(lax.abs(a))
     change = jnp.where(same_side, lax.sign(a) * tails, lax.erf(a) - lax.erf(b))
     return jnp.where(close, jnp.asarray(mean), safe_divide(change, a - b))

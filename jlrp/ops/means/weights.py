@@ -67,9 +67,9 @@ def left_over(
     if rows.form == "softmax":
         taken = product(m, change) - jnp.where(switched, 0, product(m, mean * gone))
     elif rows.form == "log":
-        taken = -jnp.where(switched, 0, product(m, jnp.broadcast_to(gone, m.shape)))
+        taken = -jnp.where(switched, 0, product(m, gone))
     else:
-        taken = m * jnp.reshape(gone, m.shape)
+        taken = m * jnp.reshape(jnp.max(gone, rows.axes), m.shape)
     return {"switch": jnp.sum(taken)}
 
 
@@ -90,7 +90,8 @@ class _Rows:
     base: float
 
     def total(self, v: Array) -> Array:
-        return jnp.sum(v, self.axes, keepdims=True)
+        """The sum of each row, over all of it."""
+        return jnp.broadcast_to(jnp.sum(v, self.axes, keepdims=True), v.shape)
 
     def spread(self, y: Array) -> Array:
         """One number a row, over all of it."""
