@@ -822,8 +822,9 @@ def _from_reference(step: Step) -> Step:
     op = step.operation
     rule = step.rule.from_reference(op)
     rule.check(op)
-    exact = step.rule.is_exact(op) or isinstance(rule, Difference)
-    return replace(step, rule=rule, fallback=step.fallback and not exact)
+    is_own = isinstance(rule, Difference)
+    fallback = not rule.is_exact(op) if is_own else step.fallback
+    return replace(step, rule=rule, fallback=fallback)
 
 
 def _check_trip_count(program: Program, op: Operation) -> None:

@@ -39,6 +39,7 @@ def between(
     *,
     composite: str | Composite = "auto",
     capture_steps: int | None = None,
+    baseline: Any = None,
 ) -> dict[tuple[str, str], float]:
     """The relevance that each named value hands to each one before it, directly.
 
@@ -49,6 +50,7 @@ def between(
 
     Args:
       fn, params, x, target, composite: as in ``jlrp.relevance``.
+      baseline: as in ``jlrp.relevance``.
       capture_steps: as in ``jlrp.explain``, for names in a ``while_loop``.
       names: globs of name scopes and tags, each of one value, as in ``condition``. As
         there, one inside an operation splits it. In the body of a loop, each iteration
@@ -83,6 +85,7 @@ def between(
         capture=tuple(found),
         condition=dict.fromkeys(found, jnp.ones(())),
         capture_steps=capture_steps,
+        baseline=baseline,
     )
 
     def arriving(mask: jax.Array) -> jax.Array:

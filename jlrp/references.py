@@ -94,15 +94,25 @@ def resolved(baseline: Any, x: Any) -> Any:
                 f"baseline is {shown(baseline)}, and x {shown(x)}: give one number for "
                 "all of x, or a pytree like x, of arrays that broadcast to its own."
             )
-        given = given * len(leaves)
+        floats = any(jnp.issubdtype(jnp.result_type(v), jnp.inexact) for v in leaves)
+        alike = _alike if floats else lambda leaf, number, rows: number
+        given = [alike(leaf, given[0], rows) for leaf in leaves]
     pairs = zip(leaves_of("x", x), given, strict=True)
     return [_fitting(where, leaf, number, rows) for (where, leaf), number in pairs]
+
+
+def _alike(leaf: Any, number: Any, rows: bool) -> Any:
+    """One number for all of x: of integers and booleans beside floats, their own."""
+    dtype, given = jnp.result_type(leaf), jnp.result_type(number)
+    if jnp.issubdtype(dtype, jnp.inexact) or not jnp.issubdtype(given, jnp.inexact):
+        return number
+    return jnp.broadcast_to(leaf, (len(number), *np.shape(leaf))) if rows else leaf
 
 
 def _fitting(where: str, leaf: Any, number: Any, rows: bool) -> Any:
     dtype, shape = jnp.result_type(leaf), np.shape(leaf)
     given = jnp.result_type(number)
-    name = where.replace("x", "baseline", 1)
+    name = f"baseline{where.removeprefix('x')}"
     if jax_compat.is_key(dtype):
         return leaf
     if not jnp.issubdtype(dtype, jnp.inexact) and jnp.issubdtype(given, jnp.inexact):

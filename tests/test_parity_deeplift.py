@@ -122,7 +122,9 @@ def two_layers(name, seed):
 
 def broadcast(fn):
     """Biases of rank 1 under strict promotion."""
-    return lambda p, x: fn([(k, jnp.broadcast_to(b, (len(x), len(b)))) for k, b in p], x)
+    return lambda p, x: fn(
+        [(k, jnp.broadcast_to(b, (len(x), len(b)))) for k, b in p], x
+    )
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

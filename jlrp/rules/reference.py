@@ -79,6 +79,12 @@ class Difference(Rule):
         if op.region is None and op.nature not in _BY_NATURE and op.kind != "softmax":
             refuse(self, op, "it has no mean Jacobian")
 
+    def is_exact(self, op: Operation) -> bool:
+        means = means_of(op)
+        if means is weights:
+            return weights.is_exact(op)
+        return means is not line or line.polynomial_degree(op) is not None
+
     def from_reference(self, op: Operation) -> Rule:
         return self
 

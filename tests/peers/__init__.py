@@ -1,7 +1,7 @@
 """Networks written once for many libraries, and what those libraries say about them.
 
-`from peers import captum, shap, torch, zennit` imports the libraries that the parity tests
-compare with; in a test module it skips the module where they are not installed.
+`from peers import captum, shap, torch, zennit` imports the libraries that the parity
+tests compare with; in a test module it skips the module where they are not installed.
 """
 
 import importlib.util

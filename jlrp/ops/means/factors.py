@@ -73,7 +73,7 @@ def _without_nan(op: Operation, product: Product, points: Points) -> Points:
         found = {v: at.read(v) for v in masked}
         return at.replaced({v: jnp.where(x != x, 0, x) for v, x in found.items()})
 
-    return cleaned(points).with_reference(cleaned(points.reference))  # type: ignore
+    return cleaned(points).with_reference(cleaned(points.reference))
 
 
 class _Lines:

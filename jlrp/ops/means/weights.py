@@ -120,7 +120,13 @@ class _Rows:
 
     def log_mean(self, points: Points) -> Array:
         s, s0, d = self.weights(points)
-        return lax.max(s, s0) * decay(lax.abs(d))
+        mean = lax.max(s, s0) * decay(lax.abs(d))
+        return jnp.where(d != d, 0, mean)  # all of a row is masked at one point
+
+
+def is_exact(op: Operation) -> bool:
+    """Whether it is by logarithmic means, not by quadrature."""
+    return _rows_of(op) is not None
 
 
 def _rows_of(op: Operation) -> _Rows | None:
