@@ -629,7 +629,7 @@ def test_a_blur_is_a_baseline():
 
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     p = jnp.broadcast_to(0.7, (1, 1, 1, 1))
-    blur = Blur(2.0)
+    blur = Blur(5)
     found = relevance(fn, p, x, blur)
     np.testing.assert_allclose(found.sum((1, 2, 3)), fn(p, x) - fn(p, blur(x)))
 
