@@ -1,6 +1,6 @@
 """Writes ``primitives.md``: how each primitive of JAX carries relevance.
 
-Run it again, with the newest JAX, when the tables of ``jlrp.ir.primitives`` change; a
+Run it again, with the newest JAX, when the table of ``jlrp.ir.primitives`` changes; a
 test says when.
 """
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import jax
 
-from jlrp.ir import primitives as families
+from jlrp.ir.primitives import STATES, documented
 
 PAGE = Path(__file__).with_name("primitives.md")
 VERSION = f"jax {jax.__version__}"
 HEAD = f"""# Primitives
 
-How relevance goes through each primitive of JAX, made from the tables of
+How relevance goes through each primitive of JAX, made from the table of
 `jlrp.ir.primitives` with {VERSION} by `docs/generate_primitives.py`. Primitives form
 *kinds*, by which a composite selects; a fact about the program may make more of one:
 a `dot_general` with a parameter is `dense`, an `exp` in a softmax is `softmax`,
@@ -44,11 +44,11 @@ Primitives that are not part of `jax.extend.core.primitives` are recognised by n
 def markdown() -> str:
     """The page."""
     found: dict[str, dict[str, list[str]]] = {}
-    for row in families.rows(families.NONLINEAR_UNARY):
+    for row in documented():
         found.setdefault(row.kind, {}).setdefault(row.how, []).append(row.primitive)
-    kinds = sorted(set(found) - set(families.STATES))
+    kinds = sorted(set(found) - set(STATES))
     parts = [HEAD]
-    for kind in [*kinds, *sorted(families.STATES)]:
+    for kind in [*kinds, *sorted(STATES)]:
         lines = [f"## {kind}", "", "| primitives | relevance |", "|---|---|"]
         for how, names in sorted(found[kind].items()):
             listed = ", ".join(f"`{name}`" for name in sorted(names))

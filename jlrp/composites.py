@@ -26,14 +26,9 @@ from jlrp.errors import (
     SelectorError,
     UnsupportedPrimitiveError,
 )
+from jlrp.ir.families import why_missing
 from jlrp.ir.loops import Body
-from jlrp.ir.primitives import (
-    COLLECTIVES,
-    COLLECTIVES_BY_NAME,
-    KERNELS,
-    KINDS,
-    why_missing,
-)
+from jlrp.ir.primitives import KINDS, traits
 from jlrp.ir.program import Program, Value
 from jlrp.ops.base import Operation, View, with_inner
 from jlrp.ops.captures import Asked
@@ -60,8 +55,31 @@ from jlrp.rules import (
     default_rule,
 )
 from jlrp.rules.control_flow import CONTROL_FLOW
+from jlrp.rules.kernel import Bound
 
-T = TypeVar("T", bound=Callable[..., Any])
+__all__ = [
+    "PRESETS",
+    "Composite",
+    "Depth",
+    "Pair",
+    "attnlrp",
+    "auto",
+    "cp_lrp",
+    "deep_lift",
+    "dynamic_lrp",
+    "epsilon",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
+    "epsilon_gamma_box",
+    "epsilon_plus",
+    "epsilon_plus_flat",
+    "excitation_backprop",
+    "gamma_by_depth",
+    "gradient_input",
+    "mamba_lrp",
+]
+
+T = TypeVar("T", bound="Callable[..., Composite]")
 Selector = str | Primitive | Callable[[Operation], bool] | tuple[Any, ...]
 
 
@@ -235,7 +253,7 @@ def _pairs(pairs: Any) -> list[Pair]:
     return found
 
 
-def _check_selector(selector: Any) -> None:
+def _check_selector(selector: object) -> None:
     if isinstance(selector, tuple):
         for part in selector:
             _check_selector(part)
@@ -275,7 +293,7 @@ def _parameters(**checks: arguments.Check) -> Callable[[T], T]:
     """Parameters of a preset, checked by their names."""
 
     def refused(check: arguments.Check) -> arguments.Check:
-        def checked(name: str, value: Any) -> None:
+        def checked(name: str, value: object) -> None:
             try:
                 check(name, value)
             except InputError as error:
@@ -323,8 +341,8 @@ def epsilon_plus_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Compos
 
 @_parameters(epsilon=_AMOUNT, gamma=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_gamma_box(
-    low: Any,
-    high: Any,
+    low: Bound,
+    high: Bound,
     epsilon: float = 1e-6,
     gamma: float = 0.25,
     stabilizer: float = 1e-6,
@@ -688,7 +706,7 @@ def resolve(composite: str | Composite, name: str = "composite") -> Composite:
     return PRESETS[composite]()
 
 
-def _refuse_what_is_near(composite: Any, argument: str) -> None:
+def _refuse_what_is_near(composite: object, argument: str) -> None:
     """Say how what was given becomes a composite."""
     name = getattr(composite, "__name__", None)
     if name in PRESETS and PRESETS[name] is composite:
@@ -728,7 +746,7 @@ def matches(selector: Selector, op: Operation) -> bool:
     return fnmatch.fnmatchcase(op.scope, selector)
 
 
-def _says(predicate: Callable[[Operation], Any], op: Operation) -> bool:
+def _says(predicate: Callable[[Operation], object], op: Operation) -> bool:
     try:
         return bool(predicate(op))
     except JlrpError:
@@ -898,7 +916,7 @@ def _fits(rule: Rule, op: Operation) -> bool:
 
 
 def _is_kernel(op: Operation) -> bool:
-    return op.primitive.name in KERNELS
+    return traits(op).kernel
 
 
 def missing_rule(op: Operation) -> str:
@@ -917,7 +935,7 @@ def missing_rule(op: Operation) -> str:
             'or pass fallback="stop" (its relevance is absorbed, and the ledger says '
             "so)."
         )
-    if op.primitive in COLLECTIVES or name in COLLECTIVES_BY_NAME:
+    if traits(op).kind == "collective":
         return (
             f"No form for the collective `{name}`, at {op.where()}: what other devices "
             "compute is not in this program. Call jlrp.relevance around the shard_map, "

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
+from jlrp.errors import RuleError
 from jlrp.ir import jax_compat
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import (
     Atom,
     Equation,
@@ -34,22 +36,23 @@ from jlrp.ops.effective import EffectiveKernel, effective_map, linear_part
 from jlrp.ops.transposes import direct_product_vjp, direct_transpose, direct_vjp
 from jlrp.plan.planning import Plan, Step, is_float
 from jlrp.promise import Promise, difference, number
-from jlrp.rules.base import Both, Propagation
+from jlrp.rules.base import Both, Propagation, Recorder, Residuals
 from jlrp.tactics import waiting_for
+from jlrp.typing import PyTree
 
 Array = jax.Array
-Residuals = dict[Any, Any]  # by Value; what loops record, by Equation
-_NONE: Mapping[Any, Any] = {}
+Env = dict[Any, Any]  # arrays by Value; what loops record, by Equation
+_NONE: Residuals = {}
 Observer = Callable[[Step, Sequence[Promise | None], Propagation, "Numbers"], None]
 
 
-def forward(plan: Plan, arguments: Sequence[Any]) -> tuple[list[Any], Residuals]:
+def forward(plan: Plan, arguments: Sequence[Array]) -> tuple[list[Array], Residuals]:
     """Run the program; its outputs, and the activations that the plan keeps.
 
     What the rules of loops record is kept under their equation.
     """
     program = plan.program
-    env: dict[Any, Any] = dict(program.constants)
+    env: Env = dict(program.constants)
     env.update(zip(program.inputs, arguments, strict=True))
     recorded = {e: r for e, r in plan.recorders.items() if e not in plan.repeated}
     _run(program.equations, env, recorded)
@@ -59,14 +62,14 @@ def forward(plan: Plan, arguments: Sequence[Any]) -> tuple[list[Any], Residuals]
     return outputs, kept
 
 
-def _on_device(number: Any) -> Any:
+def _on_device(number: Array | jax_compat.OnHost) -> Array:
     return number.back() if isinstance(number, jax_compat.OnHost) else number
 
 
 def _run(
     equations: Iterable[Equation],
-    env: dict[Any, Any],
-    recorders: Mapping[Equation, Any],
+    env: Env,
+    recorders: Mapping[Equation, Recorder],
 ) -> None:
     for equation in equations:
         rule = recorders.get(equation)
@@ -148,7 +151,7 @@ def reverse(
 def captured(plan: Plan, delivered: Delivered, numbers: Numbers) -> Captured:
     """The relevance that was asked for by name, zeros where none arrived."""
 
-    def one(name: str, entry: Entry) -> Any:
+    def one(name: str, entry: Entry) -> PyTree:
         if entry.like is None:
             return ()
         if entry.value is not None:
@@ -175,7 +178,7 @@ def captured(plan: Plan, delivered: Delivered, numbers: Numbers) -> Captured:
     return {name: [one(name, e) for e in es] for name, es in plan.captured.items()}
 
 
-def resolved(value: Value, promise: Promise | None, numbers: Numbers) -> Any:
+def resolved(value: Value, promise: Promise | None, numbers: Numbers) -> PyTree:
     """The relevance of a value; random keys have none, not even zeros."""
     if jax_compat.is_key(value.dtype):
         return ()
@@ -201,7 +204,7 @@ def to_inputs(
     plan: Plan,
     delivered: Delivered,
     inputs: Sequence[Value],
-    given: Mapping[Any, Any],
+    given: Mapping[Value, Array],
 ) -> Sequence[Array]:
     """Multipliers of what operations read, handed on to the inputs it is made of."""
     wanted, constants = delivered.parameters, plan.program.constants
@@ -251,10 +254,6 @@ def _finite(scores: Array) -> Array:
     return lax.clamp(-largest, scores, largest)
 
 
-# Linear, but JAX has no transpose for them (scatter: unless indices are unique).
-_NOT_TRANSPOSED = (p.scatter_p,)
-
-
 class Promised:
     """Activations that the forward pass did not keep, made again when asked for.
 
@@ -269,12 +268,17 @@ class Promised:
 
     def __getitem__(self, value: Value) -> Array:
         if value not in self._plan.promised:
-            raise KeyError(value)  # what a rule reads and does not declare
+            made = value.producer
+            raise RuleError(
+                "A rule reads a value that its needs(op) does not name, "
+                + (f"an output of {made.primitive.name}" if made else "an input")
+                + (f" at {made.where()}." if made else ".")
+            )
         if value not in self._made:
             self._make([value])
         return self._made[value]
 
-    def recorded(self, equation: Equation) -> Any:
+    def recorded(self, equation: Equation) -> PyTree:
         if equation not in self._made:
             # Its outputs may be kept, what it records is not.
             self._make([a for a in equation.inputs if isinstance(a, Value)])
@@ -319,7 +323,7 @@ def _laid_out(equations: Iterable[Equation]) -> frozenset[Atom]:
 def _stackable(plan: Plan, found: Captured) -> Captured:
     """What was captured, in the dtypes that all iterations share."""
 
-    def cast(array: Any, entry: Entry) -> Any:
+    def cast(array: Array, entry: Entry) -> PyTree:
         return array if entry.like is None else jnp.asarray(array, entry.like.dtype)
 
     return {
@@ -385,7 +389,7 @@ class Numbers:
     def mask(self, name: str) -> Array:
         return self._masks[name]
 
-    def recorded(self, equation: Equation) -> Any:
+    def recorded(self, equation: Equation) -> PyTree:
         if equation in self._residuals:
             return self._residuals[equation]
         return self._promised.recorded(equation)
@@ -403,9 +407,9 @@ class Numbers:
     def reverse_body(
         self,
         plan: Any,
-        residuals: Mapping[Any, Any] | Both,
+        residuals: Residuals | Both,
         seeds: Mapping[Value, Promise],
-        observe: Any,
+        observe: Observer | None,
         wanted: Sequence[Value],
         explained: Mapping[Value, Array],
         masks: Mapping[str, Array],
@@ -435,7 +439,7 @@ class Numbers:
     def made(
         self, program: Program, wanted: Sequence[Value], given: Mapping[Value, Array]
     ) -> dict[Value, Array]:
-        env: dict[Value, Any] = {**program.constants, **given}
+        env: Env = {**program.constants, **given}
         equations, _ = computing(program, wanted, lambda _: True)
         evaluate(equations, env)
         return {v: env[v] for v in wanted}
@@ -502,7 +506,7 @@ class Numbers:
             (shape,), (cotangent,) = shapes, cotangents
             linear = partial(linear_part, op.affine, numbers=self)
             return list(jax.linear_transpose(linear, shape)(cotangent))
-        if any(e.primitive in _NOT_TRANSPOSED for e in op.equations):
+        if not all(traits(e).transposes for e in op.equations):
             zeros = [jnp.zeros_like(shape) for shape in shapes]
             _, pull = jax.vjp(lambda *x: self.apply(op, x), *zeros)
             return list(pull(self._filled(op, cotangents)))

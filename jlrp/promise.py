@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,12 @@ class Promise:
         )
 
 
-def is_complex(v: Any) -> bool:
+class HasDtype(Protocol):
+    @property
+    def dtype(self) -> Any: ...
+
+
+def is_complex(v: HasDtype) -> bool:
     """Whether an array, or a value of the program, is complex."""
     return jnp.issubdtype(v.dtype, jnp.complexfloating)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,7 @@ from jlrp import arguments
 from jlrp.arguments import check_array, leaves_of, shown
 from jlrp.errors import InputError
 from jlrp.ir import jax_compat
-
-Array = jax.Array
+from jlrp.typing import Array, PyTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,21 +58,40 @@ class Background:
             )
 
 
-def check(baseline: Any) -> Any:
+@dataclass(frozen=True)
+class Given:
+    """Stands for a baseline where it is known that there is one, but not which.
+
+    ``chunk``: of a background; 0: it is a single reference.
+    """
+
+    chunk: int = 0
+
+
+Baseline: TypeAlias = Background | Given | Callable[[PyTree], PyTree] | PyTree | None
+_KINDS = (Background, Given)
+
+
+def given(baseline: Baseline) -> Given | None:
+    """What of a baseline is part of a compiled program."""
+    return None if baseline is None else Given(getattr(baseline, "chunk", 0))
+
+
+def check(name: str, baseline: Baseline) -> Baseline:
     """Refuse what can be no baseline, whatever x is."""
-    if baseline is None or callable(baseline) or isinstance(baseline, Background):
+    if baseline is None or callable(baseline) or isinstance(baseline, _KINDS):
         return baseline
     if isinstance(baseline, str):
         raise InputError(
-            f"baseline is {baseline!r}; give a number, an array that broadcasts to x, "
+            f"{name} is {baseline!r}; give a number, an array that broadcasts to x, "
             "a function of x, or jlrp.Background(data)."
         )
-    for where, leaf in leaves_of("baseline", baseline):
+    for where, leaf in leaves_of(name, baseline):
         check_array(where, leaf, abstract=True)
     return baseline
 
 
-def resolved(baseline: Any, x: Any) -> Any:
+def resolved(baseline: Baseline, x: PyTree) -> list[Array] | None:
     """The reference's leaves as arrays that broadcast to x; of a background, rows.
 
     Raises:

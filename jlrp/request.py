@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp.analysis.activity import activate
+from jlrp.analysis.activity import Levels, activate
+from jlrp.analysis.dataflow import dependent
 from jlrp.analysis.integers import with_numbers
 from jlrp.analysis.quantised import straighten
 from jlrp.arguments import check_array, leaves_of
-from jlrp.composites import Composite, assign
+from jlrp.composites import assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
 from jlrp.interpreter import (
     Delivered,
@@ -30,41 +31,17 @@ from jlrp.interpreter import (
 )
 from jlrp.ir import jax_compat, names
 from jlrp.ir.declared import Declared
-from jlrp.ir.primitives import KERNELS, NO_RELEVANCE
+from jlrp.ir.primitives import names_where, primitives_where, traits
 from jlrp.ir.program import Equation, Program, Value, trace
 from jlrp.ops import captures
 from jlrp.ops.embedding import embeddings
 from jlrp.ops.lower import find_operations, stops
+from jlrp.options import Options
 from jlrp.plan import residuals, targets
 from jlrp.plan.planning import Plan, is_float, make_plan, no_path, parameters_of
 from jlrp.promise import Promise
 from jlrp.rules import registered
-
-Array = jax.Array
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is asked for; static and hashable.
-
-    Attributes:
-      target: a static target; a traced one comes with the arguments.
-      capture: patterns of scopes and tags.
-      conditions: names of the values that masks are set on.
-      capture_steps: how many iterations of a while loop are recorded.
-    """
-
-    composite: Composite
-    target: Any = None
-    seed: str = "score"
-    fallback: str | None = None
-    wrt: tuple[str, ...] = ("x",)
-    capture: tuple[str, ...] = ()
-    conditions: tuple[str, ...] = ()
-    residuals: Any = "keep"
-    capture_steps: int | None = None
-    relative: bool = False  # to a reference, which comes with the arguments
-    background: int = 0  # how many references are run at once, if there are several
+from jlrp.typing import Array, Function, PyTree, Target
 
 
 class Request:
@@ -72,21 +49,25 @@ class Request:
 
     Args:
       params, x: pytrees of arrays, tracers or ``ShapeDtypeStruct``.
-      target: None for the static one of the options.
+      target: None for that of the options.
+      masked: names of the values that masks are set on.
     """
 
     def __init__(
         self,
-        fn: Callable[..., Any],
-        params: Any,
-        x: Any,
+        fn: Function,
+        params: PyTree,
+        x: PyTree,
         options: Options,
-        target: Any = None,
-        reference: Any = None,
+        target: Target = None,
+        masked: Sequence[str] = (),
+        reference: Sequence[Array] | None = None,
     ):
-        if options.relative:
+        self.background = 0  # how many references are run at once, if there are several
+        if options.baseline is not None:
+            self.background = getattr(options.baseline, "chunk", 0)
             options = replace(options, composite=options.composite.from_reference())
-        self.options = options
+        self.options, self.masked = options, masked
         self.target = options.target if target is None else target
         scored = targets.scored(fn, self.target)
         as_differentiated = options.composite.view.as_differentiated
@@ -110,13 +91,13 @@ class Request:
         self.scores = self.program.outputs[: self.n_scores]
 
     @property
-    def given(self) -> Any:
+    def given(self) -> PyTree:
         """All arrays that come from outside."""
         constants = list(self.program.constants.values())
         return self.arguments, self.target, constants, self.reference
 
     @contextlib.contextmanager
-    def at(self, given: Any) -> Iterator[None]:
+    def at(self, given: PyTree) -> Iterator[None]:
         """With other arrays from outside; not for longer, since they may be tracers."""
         before = self.given
         try:
@@ -125,16 +106,16 @@ class Request:
         finally:
             self._take(before)
 
-    def _take(self, given: Any) -> None:
+    def _take(self, given: PyTree) -> None:
         self.arguments, self.target, constants, self.reference = given
         names = self.program.constants
         self.program.constants = dict(zip(names, constants, strict=True))
 
-    def output_of(self, outputs: Sequence[Any]) -> Any:
+    def output_of(self, outputs: Sequence[Array]) -> PyTree:
         """The function's output among the program's."""
         return jax.tree.unflatten(self.output_tree, outputs[self.n_scores :])
 
-    def output_like(self) -> Any:
+    def output_like(self) -> PyTree:
         """The output, as values of the program."""
         leaves = self.program.outputs[self.n_scores :]
         return jax.tree.unflatten(self.output_tree, leaves)
@@ -144,16 +125,17 @@ class Request:
         program, options = self.program, self.options
         found = embeddings(program, self.sources)
         entries = {end: embedding.sources for end, embedding in found.items()}
-        activate(program, self.sources, self.scores, _carries, entries)
+        levels = Levels(_carries)
+        activate(program, self.sources, self.scores, levels, entries)
         reached = program.active | program.entered
         if reached.isdisjoint(self.sources):
             raise NoRelevanceError(_why_none(program))
         at_names = self._at_names()
         captures.split_at(program, at_names)
         operations = find_operations(
-            program, set(registered()), options.composite.view, _carries, found
+            program, set(registered()), options.composite.view, levels, found
         )
-        asked = self.parameters if "params" in options.wrt else ()
+        asked = self.parameters if "params" in options.asked else ()
         parameters = parameters_of(program, asked)
         policy = None if for_ledger else residuals.resolve(options.residuals)
         steps = assign(
@@ -167,7 +149,7 @@ class Request:
             at_names,
         )
         plan = make_plan(program, steps, at_names, parameters, policy)
-        for name in options.conditions:
+        for name in self.masked:
             if name not in plan.masks:
                 raise SelectorError(no_path(name))
         if plan.offloaded and not jax_compat.has_host_memory():
@@ -181,13 +163,13 @@ class Request:
         """What is asked for at names, in the whole program."""
         options = self.options
         self.conditions: dict[str, names.Place] = {}
-        if not options.capture and not options.conditions:
+        if not options.capture and not self.masked:
             return captures.Asked()
         named = names.places(self.program)
         found = names.matching(named, options.capture)
         names.check_steps(found, options.capture_steps)
         masked: dict[str, tuple[str, ...]] = {}
-        for mask, (name, place) in names.conditioned(named, options.conditions).items():
+        for mask, (name, place) in names.conditioned(named, self.masked).items():
             self.conditions[mask] = place
             masked[name] = (*masked.get(name, ()), mask)
         return captures.Asked(frozenset(found), masked, options.capture_steps)
@@ -195,14 +177,13 @@ class Request:
     def run(
         self,
         plan: Plan,
-        arguments: Sequence[Any],
-        masks: Mapping[str, Any],
+        arguments: Sequence[Array],
+        masks: Mapping[str, Array],
         observe: Observer | None = None,
     ) -> Explained:
         """Both passes, on these arguments."""
         at_x = self.forward(plan, arguments, masks)
-        reference = self.reference if self.options.relative else None
-        return self.back(at_x, reference, observe)
+        return self.back(at_x, self.reference, observe)
 
     def forward(
         self, plan: Plan, arguments: Sequence[Any], masks: Mapping[str, Any]
@@ -229,7 +210,7 @@ class Request:
         delivered = reverse(plan, numbers, seeds, observe)
         return Explained(self, plan, numbers, outputs, seeds, delivered)
 
-    def _at_reference(self, at_x: AtX, reference: Sequence[Any]) -> Numbers:
+    def _at_reference(self, at_x: AtX, reference: Sequence[Array]) -> Numbers:
         """The numbers of the program at the reference point."""
         n_params = self.params_tree.num_leaves
         leaves = [
@@ -239,7 +220,7 @@ class Request:
         _, kept = forward(at_x.plan, [*at_x.arguments[:n_params], *leaves])
         return Numbers(at_x.plan, kept, at_x.masks)
 
-    def _seeds(self, outputs: Sequence[Any]) -> dict[Value, Promise]:
+    def _seeds(self, outputs: Sequence[Array]) -> dict[Value, Promise]:
         scores = [jax_compat.at_least_float32(out) for out in outputs[: self.n_scores]]
         starts = targets.seeds(scores, self.target, self.batch, self.options.seed)
         seeds: dict[Value, Promise] = {}
@@ -268,19 +249,19 @@ class Explained:
     request: Request
     plan: Plan
     numbers: Numbers
-    outputs: Sequence[Any]
+    outputs: Sequence[Array]
     seeds: Mapping[Value, Promise]
     delivered: Delivered
 
-    def output(self) -> Any:
+    def output(self) -> PyTree:
         return self.request.output_of(self.outputs)
 
-    def relevance(self) -> Any:
+    def relevance(self) -> PyTree:
         pairs = zip(self.request.sources, self.delivered.sources, strict=True)
         leaves = [self._resolved(source, promise) for source, promise in pairs]
         return jax.tree.unflatten(self.request.x_tree, leaves)
 
-    def captured(self) -> dict[str, Any]:
+    def captured(self) -> dict[str, Array | list[Array]]:
         """One array for each name; a list if the name has several values."""
         return {
             name: arrays[0] if len(arrays) == 1 else arrays
@@ -296,10 +277,10 @@ class Explained:
     def _captured(self) -> captures.Captured:
         return captured(self.plan, self.delivered, self.numbers)
 
-    def _resolved(self, value: Value, promise: Promise | None) -> Any:
+    def _resolved(self, value: Value, promise: Promise | None) -> PyTree:
         return resolved(value, promise, self.numbers)
 
-    def parameters(self) -> Any:
+    def parameters(self) -> PyTree:
         """Relevance of the parameters: each times its multiplier."""
         request = self.request
         n_params = request.params_tree.num_leaves
@@ -323,23 +304,23 @@ class Explained:
 
 def _declared(always: bool) -> Declared:
     """Which derivatives are taken; a primitive's registered rule goes before them."""
-    kernels = frozenset(KERNELS) - {primitive.name for primitive in registered()}
-    stops = frozenset(NO_RELEVANCE).difference(registered())
+    kernels = names_where(lambda row: row.kernel)
+    kernels -= {primitive.name for primitive in registered()}
+    stops = primitives_where(lambda row: row.stops).difference(registered())
     return Declared(kernels, stops, always)
 
 
 def _carries(equation: Equation) -> bool:
-    return equation.primitive not in NO_RELEVANCE or equation.primitive in registered()
+    return not traits(equation).stops or equation.primitive in registered()
 
 
 def _why_none(program: Program) -> str:
-    reached = set(program.sources)
-    stops = []
-    for equation in program.equations:
-        if not reached.isdisjoint(equation.inputs):
-            reached.update(equation.outputs)
-            if (reason := NO_RELEVANCE.get(equation.primitive)) is not None:
-                stops.append(f"{equation} ({reason})")
+    reached = dependent(program, program.sources)
+    stops = [
+        f"{equation} ({traits(equation).how})"
+        for equation in program.equations
+        if traits(equation).stops and not reached.isdisjoint(equation.inputs)
+    ]
     why = f" Paths from x end at: {'; '.join(stops[:3])}." if stops else ""
     return (
         "The explained output does not depend on x through floating-point values."
@@ -347,7 +328,7 @@ def _why_none(program: Program) -> str:
     )
 
 
-def check_arrays(params: Any, x: Any, abstract: bool = False) -> None:
+def check_arrays(params: PyTree, x: PyTree, abstract: bool = False) -> None:
     """Refuse what cannot be explained, before any work is done.
 
     Raises:
@@ -368,7 +349,7 @@ def check_arrays(params: Any, x: Any, abstract: bool = False) -> None:
             )
 
 
-def batch_of(x: Any) -> int | None:
+def batch_of(x: PyTree) -> int | None:
     """The size of the leading axis of x, if all its leaves share one.
 
     A single vector is one example with features, not a batch of numbers.

@@ -1,7 +1,6 @@
-"""Every primitive in the tables exists, is listed once, and explains itself."""
+"""Every row of the table exists, once, says what is true, and explains itself."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,54 +14,41 @@ from jax.interpreters import ad, batching, mlir
 import jlrp
 from jlrp import rules
 from jlrp.ir import jax_compat
-from jlrp.ir import primitives as families
+from jlrp.ir import primitives as table
 from jlrp.ir.own_primitives import straight_through_p
+from jlrp.ir.traits import Traits
 
 pytestmark = pytest.mark.relaxed
 RNG = np.random.default_rng(6)
 X = jnp.asarray(RNG.uniform(0.15, 0.85, size=(4, 4)))  # in the domain of all functions
 Y = jnp.asarray(RNG.normal(size=(4, 4)))
 W = jnp.asarray(RNG.normal(size=(4, 4)))
-TABLES = {
-    "movement": families.MOVEMENT,
-    "sums": families.SUMS,
-    "selection": families.SELECTION,
-    "pooled selection": families.POOLED_SELECTION,
-    "products": families.PRODUCTS,
-    "linear": families.LINEAR,
-    "functions": families.FUNCTIONS,
-    "homogeneous": families.HOMOGENEOUS,
-    "linear algebra": families.LINALG,
-    "no relevance": families.NO_RELEVANCE,
-    "needs a rule": families.NEEDS_RULE,
-    "control flow": families.CONTROL_FLOW,
-    "collectives": families.COLLECTIVES,
-    "names": families.NAMES,
-    "nonlinear": families.NONLINEAR_UNARY,
-    "calls": dict.fromkeys(families.CALLS),
-}
 EXISTING = {v for v in vars(p).values() if isinstance(v, Primitive)}
+ACTIVATIONS = table.primitives_where(lambda row: row.activation)
+CONSTANTS = table.primitives_where(lambda row: row.stops)
+# Calls have a family for the bodies that are not looked into.
+CARRIES = (
+    table.primitives_where(lambda row: row.family and row.kind != "call") - ACTIVATIONS
+)
 
-# The tables.
+# The table.
 
 
 def test_every_primitive_listed_exists():
-    listed = set(itertools.chain(*TABLES.values())) | families.ELEMENTWISE
-    assert listed <= EXISTING
+    assert table.primitives_where(lambda row: True) <= EXISTING | {straight_through_p}
 
 
-def test_no_primitive_is_in_two_families():
-    for one, other in itertools.combinations(TABLES, 2):
-        both = set(TABLES[one]) & set(TABLES[other])
-        assert not both, (one, other)
-    for name, listed in TABLES.items():
-        assert len(set(listed)) == len(list(listed)), name
+def test_no_primitive_has_two_rows():
+    calls = [p.call_p, p.closed_call_p]  # one and the same in newer versions
+    twice = len({v.name for v in calls}) < 2
+    assert len(table.ROWS) == len(table.TABLE) + twice
 
 
 def test_kinds_and_natures_are_known():
-    for primitive, family in families.FAMILIES.items():
-        assert family.kind in families.KINDS, primitive
-        assert family.nature in (
+    for row in table.ROWS:
+        assert row.kind in table.KINDS or row.kind in table.STATES, row.name
+        assert row.nature in (
+            None,
             "linear",
             "movement",
             "selection",
@@ -71,23 +57,88 @@ def test_kinds_and_natures_are_known():
             "homogeneous",
             "rounding",
         )
-    assert list(families.KINDS) == sorted(families.KINDS)
+    assert list(table.KINDS) == sorted(table.KINDS)
 
 
-def test_linear_elementwise_primitives_are_movement_too():
-    for primitive in families.LINEAR_UNARY:
-        assert families.FAMILIES[primitive].nature == "movement", primitive
-    assert families.NARY <= set(families.FAMILIES)
-
-
-def test_every_primitive_of_jax_is_in_a_table():
+def test_every_primitive_of_jax_has_a_row():
     """Fails when a new JAX adds one."""
-    listed = set(itertools.chain(*TABLES.values())) | families.ELEMENTWISE
-    assert {v.name for v in EXISTING - listed} == set()
+    assert {
+        v.name for v in EXISTING - table.primitives_where(lambda row: True)
+    } == set()
 
 
 def test_calls_are_looked_into():
-    assert set(jax_compat._BODY_PARAMETER) <= set(families.CALLS)
+    calls = table.primitives_where(lambda row: row.kind == "call")
+    assert set(jax_compat._BODY_PARAMETER) <= calls
+
+
+def test_a_primitive_of_the_same_name_is_another_one():
+    assert table.traits(p.exp_p).activation
+    assert table.traits(Primitive("exp")) is table.traits(Primitive("no such name"))
+
+
+# What rows say of functions of scalars.
+
+
+SCALARS = np.linspace(-5.0, 5.0, 401)
+
+
+def scalar_functions():
+    """The functions of one value, with parameters that they may have."""
+    for row in table.ROWS:
+        kinds = row.activation or row.identity or row.rounding
+        if row.evaluate and (kinds or row.name in ("neg", "sign", "is_finite")):
+            if row.primitive is p.integer_pow_p:
+                yield from ((row, {"y": y}) for y in (-3, -2, -1, 2, 3))
+            elif row.primitive is p.convert_element_type_p:
+                yield from ((row, {"new_dtype": t}) for t in (np.float32, np.int32))
+            else:
+                yield row, {}
+
+
+SCALAR_FUNCTIONS = list(scalar_functions())
+
+
+def label(v):
+    return v.name if isinstance(v, Traits) else "-".join(map(str, v.values()))
+
+
+@pytest.mark.parametrize("row, params", SCALAR_FUNCTIONS, ids=label)
+def test_monotone_and_range(row, params):
+    """Against the function itself, where NumPy knows it."""
+    known = [row.value([x], params) for x in SCALARS]
+    y = np.array([v for v in known if v is not None and not np.isnan(v)], np.float64)
+    assert len(y)
+    low, high = row.range_with(params)
+    assert low <= y.min() and y.max() <= high
+    if monotone := row.monotone_with(params):
+        assert (np.diff(y[np.isfinite(y)]) * monotone >= 0).all()
+
+
+@pytest.mark.parametrize("row, params", SCALAR_FUNCTIONS, ids=label)
+def test_evaluate_is_the_primitive_itself(row, params):
+    if row.primitive is None:
+        pytest.skip("the installed JAX has no such primitive")
+    if row.primitive is p.convert_element_type_p:
+        params = {**params, "weak_type": False, "sharding": None}
+    accuracy = {"accuracy": None} if row.name in ACCURATE else {}
+    for x in (-2.5, -0.25, 0.0, 0.25, 1.0, 3.0):
+        known = row.value([np.float64(x)], params)
+        if known is not None:
+            ours = row.primitive.bind(jnp.float64(x), **params, **accuracy)
+            np.testing.assert_allclose(float(known), float(ours), rtol=1e-12)
+
+
+@pytest.mark.parametrize("row, params", SCALAR_FUNCTIONS, ids=label)
+def test_degree_and_own_ratio(row, params):
+    degree = row.degree_with(params)
+    for x in (-2.0, -0.5, 0.5, 2.0):
+        y, scaled = row.value([x], params), row.value([3 * x], params)
+        if degree is not None and np.dtype(params.get("new_dtype", "f4")).kind == "f":
+            np.testing.assert_allclose(scaled, y * 3**degree, rtol=1e-6)
+    if row.ratio == "own":
+        assert row.value([0.0], params) == 0.0
+        assert row.value([1e-6], params) == pytest.approx(1e-6, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +178,7 @@ POWERS = {p.abs_p, p.cbrt_p, p.integer_pow_p, p.rsqrt_p, p.sqrt_p, p.square_p}
 
 
 @pytest.mark.parametrize(
-    "primitive", sorted(families.NONLINEAR_UNARY, key=str), ids=lambda v: v.name
+    "primitive", sorted(ACTIVATIONS, key=str), ids=lambda v: v.name
 )
 def test_nonlinear_functions_conserve(primitive):
     params = {"y": 3} if primitive is p.integer_pow_p else {}
@@ -283,7 +334,7 @@ UNTESTED = {p.device_put_p, p.sharding_constraint_p, straight_through_p}
 
 
 def test_every_family_member_has_a_program():
-    assert set(CARRYING) | UNTESTED == set(families.FAMILIES)
+    assert set(CARRYING) | UNTESTED == CARRIES
 
 
 @pytest.mark.parametrize("primitive", CARRYING, ids=lambda v: v.name)
@@ -303,9 +354,9 @@ def test_device_put_and_sharding_move_nothing():
     np.testing.assert_allclose(ours, Y, rtol=1e-12)
 
 
-@pytest.mark.parametrize("primitive", families.NO_RELEVANCE, ids=lambda v: v.name)
+@pytest.mark.parametrize("primitive", sorted(CONSTANTS, key=str), ids=lambda v: v.name)
 def test_why_a_primitive_carries_no_relevance(primitive):
-    assert len(families.NO_RELEVANCE[primitive]) > 10
+    assert len(table.traits(primitive).how) > 10
 
 
 BLOCKING = {
@@ -339,7 +390,7 @@ def test_primitives_that_carry_no_relevance_say_so(primitive):
         jlrp.relevance(fn, (), X, composite="epsilon")
     if primitive is not p.stop_gradient_p:  # not a primitive on every version
         assert f"{primitive.name} at" in str(caught.value)
-    assert families.NO_RELEVANCE[primitive] in str(caught.value)
+    assert table.traits(primitive).how in str(caught.value)
 
 
 # A primitive of one's own.
@@ -389,6 +440,72 @@ RULES = {
     "half": (lambda r, x, y, **params: [r[0] / 2], lambda h: (h**3 + 1) / h / 2),
     "Stop": (rules.Stop(), lambda h: h * 0),
 }
+
+
+# A row of its own: all that jlrp asks of an elementwise primitive.
+
+
+softsign = fresh_primitive(
+    "softsign", lambda x: x / (1 + jnp.abs(x)), lambda x: (1 + jnp.abs(x)) ** -2
+)
+bell = fresh_primitive("bell", lambda x: 1 / (1 + x**2), lambda x: -2 * x / (1 + x**2))
+
+
+def add_row(monkeypatch, row):
+    monkeypatch.setitem(table.TABLE, row.name, row)
+
+
+def n_dots(fn):
+    """How many dots the z+ rule takes: with one sign half the products."""
+    composite = jlrp.Composite([("dense", rules.ZPlus())], base=EXACT)
+    relevance = functools.partial(jlrp.relevance, fn, target=0, composite=composite)
+    return str(jax.make_jaxpr(relevance)(W, X)).count("dot_general[")
+
+
+def test_a_new_elementwise_primitive_is_one_row(monkeypatch):
+    def fn(w, x):
+        return softsign.bind(x @ w) @ w
+
+    with pytest.raises(jlrp.UnsupportedPrimitiveError, match="`softsign`"):
+        jlrp.relevance(fn, W, X, 0)
+    add_row(
+        monkeypatch,
+        table.elementwise(
+            softsign,
+            lambda x: x / (1 + np.abs(x)),
+            monotone=+1,
+            range=(-1, 1),
+            ratio="own",
+        ),
+    )
+    # f(0) = 0, so that relevance passes, by f(x) / x with f'(0) as the limit at 0.
+    x = X.at[0].set(0.0)
+    ours = jlrp.relevance(fn, W, x, 0, composite=EXACT)
+    ratio = 1 / (1 + np.abs(x @ W))
+    np.testing.assert_allclose(
+        ours, x * ((W[:, 0] * ratio) @ W.T), rtol=1e-10, atol=1e-14
+    )
+    report = jlrp.inspect(fn, W, X, 0, composite="epsilon")
+    kinds = {op.kind: op.rule for op in report.operations}
+    assert kinds["activation"] == "Pass()"
+    assert report.coverage.uncovered == report.coverage.fallback == 0
+
+
+def test_the_sign_of_a_new_primitive_is_in_its_row(monkeypatch):
+    columns = {"no sign": {}, "range": {"range": (0, 1)}}
+    found = {}
+    for name, known in columns.items():
+        add_row(monkeypatch, table.elementwise(bell, **known))
+        found[name] = n_dots(lambda w, x: bell.bind(x) @ w)
+    found["logistic"] = n_dots(lambda w, x: jax.nn.sigmoid(x) @ w)
+    assert found["range"] == found["logistic"] < found["no sign"]
+
+    function = lambda x: x / (1 + np.abs(x))  # noqa: E731
+    columns = {"no sign": {}, "monotone": {"monotone": +1}}
+    for name, known in columns.items():
+        add_row(monkeypatch, table.elementwise(softsign, function, **known))
+        found[name] = n_dots(lambda w, x: softsign.bind(x**2) @ w)
+    assert found["monotone"] < found["no sign"]
 
 
 def test_a_primitive_without_a_rule_is_named():

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from jlrp.analysis.dataflow import Dependence, reached
 from jlrp.ir import jax_compat
-from jlrp.ir.primitives import MOVES
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value
 from jlrp.ir.rewriting import (
     Rewriting,
@@ -42,10 +43,7 @@ def _dtype_of_readers(program: Program, needed: set[Value]) -> Any:
 
 def _needed(program: Program, integers: Sequence[Value]) -> set[Value]:
     """The integers from x that are computed with, and that reach floats as numbers."""
-    reached = set(integers)
-    for equation in program.equations:
-        if not reached.isdisjoint(equation.inputs):
-            reached.update(v for v in equation.outputs if is_narrow(v))
+    from_x = reached(Dependence(is_narrow), program, integers)
     needed: set[Value] = set()
     computed = False
     for equation in reversed(program.equations):
@@ -54,9 +52,9 @@ def _needed(program: Program, integers: Sequence[Value]) -> set[Value]:
         if not any(v in needed or not is_narrow(v) for v in equation.outputs):
             continue
         operands = [equation.inputs[i] for i in number_operands(equation)]
-        found = {a for a in operands if a in reached}
+        found = {a for a in operands if a in from_x}
         needed |= found  # type: ignore[arg-type]
-        computed |= bool(found) and equation.primitive not in MOVES
+        computed |= bool(found) and traits(equation).codes != "moves"
     return needed if computed else set()
 
 

@@ -10,14 +10,9 @@ from __future__ import annotations
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import is_elementwise, scalar_of
+from jlrp.analysis.intervals import is_elementwise, scalar_of
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
-
-_COMPARED = {p.eq_p, p.ge_p, p.gt_p, p.le_p, p.lt_p, p.ne_p}
-_COMBINED = {p.and_p, p.not_p, p.or_p, p.xor_p}
-_RESHAPED = {p.broadcast_in_dim_p, p.copy_p, p.reshape_p, p.squeeze_p, p.transpose_p}
-# Not a number where x is none, infinite where x is.
-_AS_VALID = {p.abs_p, p.convert_element_type_p, p.neg_p, p.stop_gradient_p} | _RESHAPED
 
 
 def replaces(program: Program, equation: Equation) -> bool:
@@ -41,16 +36,16 @@ def tested_by(atom: Atom, alone: bool = True) -> set[Value]:
     equation = atom.producer if isinstance(atom, Value) else None
     if equation is None:
         return set()
-    prim, operands = equation.primitive, equation.inputs
-    if prim is p.is_finite_p:
+    row, operands = traits(equation), equation.inputs
+    if equation.primitive is p.is_finite_p:
         return {_origin(operands[0])} - {None}  # type: ignore[return-value]
-    if prim in _COMPARED:
+    if row.comparison:
         a, b = operands
         tested = {a} if a is b else _against_infinity(a, b) | _against_infinity(b, a)
         return {_origin(v) for v in tested} - {None}  # type: ignore[return-value]
-    if prim in _RESHAPED:
+    if row.view:
         return tested_by(operands[0], alone)
-    if prim in _COMBINED:
+    if row.logic:
         parts = [tested_by(a, alone) for a in operands]
         return set() if alone and not all(parts) else set().union(*parts)
     return set()
@@ -63,10 +58,16 @@ def _against_infinity(a: Atom, b: Atom) -> set[Atom]:
 
 def _origin(atom: Atom) -> Value | None:
     while isinstance(atom, Value) and atom.producer is not None:
-        if atom.producer.primitive not in _AS_VALID:
+        if not _is_as_valid(atom.producer):
             break
         atom = atom.producer.inputs[0]
     return atom if isinstance(atom, Value) else None
+
+
+def _is_as_valid(equation: Equation) -> bool:
+    """Whether its output is no number where its operand is none, and is as infinite."""
+    row = traits(equation)
+    return row.view or row.degree == 1 or equation.primitive is p.stop_gradient_p
 
 
 def elementwise_sources(atom: Atom) -> set[Value]:
@@ -79,6 +80,6 @@ def elementwise_sources(atom: Atom) -> set[Value]:
             continue
         found.add(value)
         made = value.producer
-        if made is not None and (made.primitive in _RESHAPED or is_elementwise(value)):
+        if made is not None and (traits(made).view or is_elementwise(value)):
             stack += made.inputs
     return found

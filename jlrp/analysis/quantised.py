@@ -21,10 +21,10 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
 from jlrp.ir import jax_compat
 from jlrp.ir.own_primitives import straight_through_p
-from jlrp.ir.primitives import ELEMENTWISE, NO_RELEVANCE
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Program, Value
 from jlrp.ir.rewriting import (
     Rewriting,
@@ -32,20 +32,6 @@ from jlrp.ir.rewriting import (
     is_narrow,
     number_operands,
 )
-
-_ROUNDS = {p.round_p, p.floor_p, p.ceil_p}
-_CLIPS = {p.clamp_p, p.max_p, p.min_p}
-_SHIFTS = {p.add_p, p.add_jaxvals_p, p.sub_p}
-_MOVES = {
-    p.broadcast_in_dim_p,
-    p.convert_element_type_p,
-    p.copy_p,
-    p.reshape_p,
-    p.squeeze_p,
-    p.transpose_p,
-}
-_REDUCTIONS = {p.reduce_max_p, p.reduce_min_p, p.reduce_sum_p, p.sort_p}
-_CONTRACTIONS = {p.dot_general_p, p.conv_general_dilated_p}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +90,7 @@ def _counts(program: Program, quantiser: Quantiser) -> bool:
         return False
     if quantiser.roots or jax_compat.is_inexact(out):
         return True
-    rounded = any(e.primitive in _ROUNDS for e, _ in quantiser.chain)
+    rounded = any(traits(e).rounding for e, _ in quantiser.chain)
     return rounded and (np.dtype(out.dtype).itemsize <= 2 or contracted)
 
 
@@ -119,7 +105,7 @@ def _uses(program: Program, narrow: Value) -> tuple[bool, bool]:
             continue
         narrowed = [v for v in equation.outputs if is_narrow(v)]
         reaches |= len(narrowed) < len(equation.outputs)
-        contracted |= bool(narrowed) and equation.primitive in _CONTRACTIONS
+        contracted |= bool(narrowed) and traits(equation).contraction
         moved.update(narrowed)
     return reaches, contracted
 
@@ -150,12 +136,12 @@ def _ending_at(grid: Equation) -> Quantiser | None:
 
 def _signal_of(equation: Equation) -> int | None:
     """Which operand of an equation of a quantiser is quantised; the others bound it."""
-    prim = equation.primitive
-    if prim in _ROUNDS | _MOVES:
+    prim, row = equation.primitive, traits(equation)
+    if row.rounding or row.view:
         return 0
     if prim is p.clamp_p:
         return 1
-    if prim in _CLIPS | _SHIFTS:
+    if row.clipping or row.addition:
         sizes = [_size(a) for a in equation.inputs]
         if prim is p.sub_p:
             return 0 if sizes[1] < sizes[0] else None
@@ -183,14 +169,22 @@ def _scale_of(equation: Equation) -> set[Value] | None:
 def _size(atom: Atom) -> int:
     """How many numbers an atom holds, before it was broadcast."""
     while isinstance(atom, Value) and atom.producer is not None:
-        if atom.producer.primitive not in _MOVES | {p.stop_gradient_p}:
+        made = atom.producer
+        if not traits(made).view and made.primitive is not p.stop_gradient_p:
             break
         (atom, *_) = atom.producer.inputs
     return math.prod(atom.shape)
 
 
-# What a scale is computed with, from reductions of the signal or from parameters.
-_MEASURING = ELEMENTWISE | _MOVES | {*NO_RELEVANCE}
+def _measures(equation: Equation) -> bool:
+    """Whether a scale may be computed with it, from a reduction or parameters."""
+    row = traits(equation)
+    return row.carries_elementwise or row.view or row.stops
+
+
+def _reduces(equation: Equation) -> bool:
+    """Whether it is a reduction, or a quantile."""
+    return traits(equation).reduction is not None or equation.primitive is p.sort_p
 
 
 def _roots(atom: Atom) -> set[Value] | None:
@@ -203,12 +197,12 @@ def _roots(atom: Atom) -> set[Value] | None:
             continue
         seen.add(value)
         equation = value.producer
-        if equation.primitive in _REDUCTIONS:
+        if _reduces(equation):
             found.add(value)
-        elif equation.primitive is p.cond_p and _measures(equation):
+        elif equation.primitive is p.cond_p and _all_measure(equation):
             found.add(value)  # of this batch, or what was measured before
             stack += equation.inputs
-        elif equation.primitive in _MEASURING:
+        elif _measures(equation):
             stack += equation.inputs
         else:
             return None
@@ -218,15 +212,13 @@ def _roots(atom: Atom) -> set[Value] | None:
 def _adds_half(equation: Equation) -> bool:
     """Whether a shift only makes a floor round: ``floor(v + 0.5)``."""
     numbers = [scalar_of(a) for a in equation.inputs]
-    shifts = equation.primitive in _SHIFTS
+    shifts = traits(equation).addition
     return shifts and any(n is not None and abs(float(n)) == 0.5 for n in numbers)
 
 
-def _measures(branches: Equation) -> bool:
+def _all_measure(branches: Equation) -> bool:
     return all(
-        e.primitive in _MEASURING | _REDUCTIONS
-        for body in branches.bodies
-        for e in body.equations
+        _measures(e) or _reduces(e) for body in branches.bodies for e in body.equations
     )
 
 
@@ -256,14 +248,15 @@ class _Straight(Rewriting):
         carrier = self.now(quantiser.scaled)
         inside: Atom | None = None
         for equation, index in quantiser.chain:
-            if equation.primitive in _CLIPS:
+            row = traits(equation)
+            if row.clipping:
                 fits = self._fits(kept, equation, index)
                 if inside is not None:
                     (fits,) = self.insert(kept, lax.bitwise_and, inside, fits)
                 inside = fits
-            elif equation.primitive in _SHIFTS | _MOVES and not _adds_half(equation):
+            elif (row.addition or row.view) and not _adds_half(equation):
                 carrier = self._moved(kept, equation, index, carrier)
-                if inside is not None and equation.primitive in _MOVES:
+                if inside is not None and row.view:
                     inside = self._moved(kept, equation, index, inside)
         (numbers,) = kept.outputs
         (rounded,) = self.insert(

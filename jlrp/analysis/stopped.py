@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.activity import with_carries
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.dataflow import Dependence
+from jlrp.analysis.intervals import scalar_of
 from jlrp.ir import jax_compat
-from jlrp.ir.loops import bodies_of
-from jlrp.ir.primitives import NO_RELEVANCE, STEERING, SUMS_BY_NAME
+from jlrp.ir.families import keeps_order
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import (
     CARRIED,
     CHOSEN,
@@ -33,22 +33,6 @@ from jlrp.ir.program import (
     Program,
     Value,
 )
-
-ADDING = {  # what may add one operand to another, element by element
-    p.add_p,
-    p.add_jaxvals_p,
-    p.concatenate_p,
-    p.dynamic_update_slice_p,
-    p.gather_p,
-    p.pad_p,
-    p.scatter_add_p,
-    p.scatter_p,
-    p.select_n_p,
-    p.sub_p,
-}
-
-
-_ROUNDS = (p.ceil_p, p.floor_p, p.round_p, p.convert_element_type_p)
 
 
 @dataclass(frozen=True)
@@ -78,7 +62,7 @@ class Stop:
         of_others = [e for e in self.endings if _unscaled(e.inputs[0]) in others]
         straight = any(e.primitive is p.stop_gradient_p for e in of_others)
         fraction = self.meeting.primitive is p.sub_p and all(
-            e.primitive in _ROUNDS and e in of_others for e in self.endings
+            _rounds(e) and e in of_others for e in self.endings
         )
         return straight or fraction
 
@@ -102,24 +86,27 @@ class Choice:
         return f"{self.what} of {self.equation}"
 
 
+def _rounds(equation: Equation) -> bool:
+    """Whether it gives whole numbers: by rounding, or by a cast to integers."""
+    casts = equation.primitive is p.convert_element_type_p
+    return casts or traits(equation).rounding
+
+
 def _unscaled(atom: Atom) -> Atom:
     """What a value is up to movement and literal scales."""
     while isinstance(atom, Value) and atom.producer is not None:
         prim, inputs = atom.producer.primitive, atom.producer.inputs
         scales = prim is p.mul_p and scalar_of(inputs[1]) is not None
-        if prim not in _KEPT and not scales:
+        if not keeps_order(atom.producer) and not scales:
             break
         atom = inputs[0]
     return atom
 
 
-_KEPT = {p.convert_element_type_p, p.copy_p, p.reshape_p, p.squeeze_p}
-
-
 def why_it_ends(equation: Equation) -> str:
     """Why an equation carries no relevance on."""
-    if equation.primitive in NO_RELEVANCE:
-        return NO_RELEVANCE[equation.primitive]
+    if traits(equation).stops:
+        return traits(equation).how
     if equation.primitive is p.convert_element_type_p:
         return "a cast to integers"
     if equation.bodies:
@@ -139,14 +126,9 @@ def stopped_operands(
     return tuple(
         v
         for v in dead
-        if all(is_adding(e) for e in equations if v in e.inputs)
+        if all(traits(e).adds for e in equations if v in e.inputs)
         and not _is_mask(program, v)
     )
-
-
-def is_adding(equation: Equation) -> bool:
-    prim = equation.primitive
-    return prim in ADDING or prim.name in SUMS_BY_NAME
 
 
 def endings(program: Program, value: Atom) -> tuple[Equation, ...]:
@@ -215,15 +197,13 @@ def choices_of(
     """What x decides in some equations, and among what made their constants."""
     for equation in (*equations, *_choosing(program, constants)):
         prim = equation.primitive
-        steering = STEERING.get(prim, range(0))
+        steering = traits(equation).steering
         operands = [a for i, a in enumerate(equation.inputs) if i in steering]
         if any(program.level(a) != INDEPENDENT for a in operands):
             yield Choice("predicate" if prim is p.select_n_p else "index", equation)
-        elif prim is p.cond_p and program.level(equation.inputs[0]) != INDEPENDENT:
-            yield Choice("predicate", equation)
-        elif prim is p.while_p and _decides_how_often(program, equation):
-            yield Choice("trip count", equation)
-        elif prim in (p.mul_p, p.div_p) and any(map(program.is_dead, equation.inputs)):
+        elif equation.bodies and _decides(program, equation):
+            yield Choice("predicate" if prim is p.cond_p else "trip count", equation)
+        elif traits(equation).scaling and any(map(program.is_dead, equation.inputs)):
             yield Choice("factor", equation)
 
 
@@ -246,22 +226,7 @@ def _is_float(atom: Atom) -> bool:
     return jax_compat.is_inexact(atom)
 
 
-def _decides_how_often(program: Program, equation: Equation) -> bool:
-    """Whether the condition of a ``while_loop`` reads what depends on x."""
-    condition, _ = equation.bodies
-    n_condition = equation.params["cond_nconsts"]
-    (body,) = bodies_of(equation)
-    flags = [program.level(a) != INDEPENDENT for a in body.operands(equation)]
-    while (grown := with_carries(body, flags, _reached(body.program, flags))) != flags:
-        flags = grown
-    of_condition = [program.level(a) != INDEPENDENT for a in equation.inputs]
-    of_condition[n_condition:] = flags[body.n_constants :]
-    return any(_reached(condition, of_condition))
-
-
-def _reached(body: Program, flags: Sequence[bool]) -> list[bool]:
-    found = {v for v, flag in zip(body.inputs, flags, strict=True) if flag}
-    for equation in body.equations:
-        if not found.isdisjoint(equation.inputs):
-            found.update(equation.outputs)
-    return [a in found for a in body.outputs]
+def _decides(program: Program, equation: Equation) -> bool:
+    """Whether x chooses a branch, or how often a loop runs."""
+    from_x = [program.level(a) != INDEPENDENT for a in equation.inputs]
+    return Dependence().deciding(equation, from_x)

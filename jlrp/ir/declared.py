@@ -15,6 +15,7 @@ from typing import Any
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
+from jlrp.ir.primitives import traits
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Declared:
 
     def keeps(self, eqn: Any) -> bool:
         """Whether a call is one operation, with the derivative declared for it."""
-        if eqn.primitive not in (p.custom_vjp_call_p, p.custom_jvp_call_p):
+        if not traits(eqn).has_derivative:
             return False
         if self.always or jax_compat.derives(eqn, self.kernels):
             return True
@@ -106,10 +107,11 @@ class Declared:
 
     def _behind(self, eqn: Any, operands: Sequence[int]) -> int:
         prim, highest = eqn.primitive, max(operands)
-        if prim in _ROUNDS and prim in self.stops:
+        row = traits(eqn)
+        if row.rounding and prim in self.stops:
             return _ROUNDED
         to_integers = not any(jax_compat.is_inexact(v.aval) for v in eqn.outvars)
-        if prim in self.stops or (prim in _INDEXED and operands[0] < _CARRIED):
+        if prim in self.stops or (row.fetches and operands[0] < _CARRIED):
             return _NOT
         if to_integers and prim is p.convert_element_type_p:
             from_floats = jax_compat.is_inexact(eqn.invars[0].aval)
@@ -118,7 +120,5 @@ class Declared:
 
 
 _NOT, _ROUNDED, _CARRIED = range(3)
-_ROUNDS = (p.round_p, p.floor_p)
-_INDEXED = (p.gather_p, p.dynamic_slice_p)
 
 LOOKED_INTO = Declared()

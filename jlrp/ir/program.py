@@ -30,6 +30,7 @@ class Value:
 
     aval: Any
     producer: Equation | None = None
+    interval: Any = field(default=None, repr=False)  # once analysis/ has found it
 
     @property
     def position(self) -> int:

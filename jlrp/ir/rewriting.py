@@ -18,32 +18,18 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
-from jlrp.ir.primitives import MOVEMENT, MOVEMENT_BY_NAME, SELECTION, STEERING, SUMS
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Program, Value, append, reaching
-
-# What computes the same with floats as with integers.
-NUMBERS = {
-    *MOVEMENT,
-    *SUMS,
-    *(set(SELECTION) - {p.sort_p, p.top_k_p, p.approx_top_k_p}),
-    p.abs_p,
-    p.conv_general_dilated_p,
-    p.dot_general_p,
-    p.integer_pow_p,
-    p.mul_p,
-    p.reduce_prod_p,
-    p.square_p,
-}
 
 
 def computes_numbers(equation: Equation) -> bool:
-    prim = equation.primitive
-    return prim in NUMBERS or prim.name in MOVEMENT_BY_NAME
+    """Whether it computes the same with floats as with integers."""
+    return traits(equation).arithmetic
 
 
 def number_operands(equation: Equation) -> list[int]:
     """The positions of the operands whose numbers go into the output."""
-    steering = STEERING.get(equation.primitive, range(0))
+    steering = traits(equation).steering
     return [i for i in range(len(equation.inputs)) if i not in steering]
 
 
@@ -91,7 +77,7 @@ class Rewriting:
             position=len(self.new.equations),
         )
         for value in kept.outputs:
-            value.producer = kept
+            value.producer, value.interval = kept, None
         self.new.equations.append(kept)
         return kept
 

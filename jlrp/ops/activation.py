@@ -15,19 +15,12 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
+from jlrp.analysis.intervals import at_zero, is_elementwise, scalar_of
 from jlrp.analysis.missing import elementwise_sources, replaces, tested_by
-from jlrp.analysis.scalar import at_zero, is_elementwise, scalar_of
-from jlrp.ir.primitives import (
-    ELEMENTWISE,
-    LINEAR_UNARY,
-    rounds,
-    why_missing,
-)
+from jlrp.ir.families import rounds, why_missing
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value, between
 from jlrp.promise import is_complex
-
-_SHIFTS = {p.add_p, p.add_jaxvals_p, p.sub_p}
-_SHIFTS_AND_SCALES = _SHIFTS | {p.mul_p, p.div_p}
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ class Regions:
         equation = value.producer
         if (
             equation is None
-            or equation.primitive not in ELEMENTWISE
+            or not traits(equation).carries_elementwise
             or equation.primitive in self.opaque
         ):
             return None
@@ -138,7 +131,8 @@ class Regions:
         assert equation is not None
         if self._adds_dead(equation):
             return True
-        if equation.primitive not in _SHIFTS_AND_SCALES:
+        row = traits(equation)
+        if not row.addition and not row.scaling:
             return False
         operands = self.program.active_inputs(equation)
         others = [a for a in equation.inputs if a is not above]
@@ -156,7 +150,7 @@ class Regions:
         masked = equation.primitive is p.select_n_p and self.program.is_parameter(
             equation.inputs[0]
         )
-        if equation.primitive not in _SHIFTS and not masked:
+        if not traits(equation).addition and not masked:
             return False
         alone = len(self.program.active_inputs(equation)) == 1
         return alone and any(map(self.program.is_dead, equation.inputs))
@@ -175,31 +169,18 @@ def _is_nonlinear(
         return varies[1]
     if prim is p.select_n_p:
         return varies[0]
-    linear = (p.add_p, p.add_jaxvals_p, p.sub_p)
-    return prim in ELEMENTWISE and prim not in linear and prim not in LINEAR_UNARY
+    row = traits(equation)
+    return row.carries_elementwise and row.nature not in ("linear", "movement")
 
 
 def _is_monomial(end: Value, start: Value, region: tuple[Equation, ...]) -> bool:
     """Whether the region is ``c x^n``, with ``|x|`` in place of ``x`` allowed."""
-    powers = {
-        p.abs_p,
-        p.cbrt_p,
-        p.convert_element_type_p,
-        p.copy_p,
-        p.integer_pow_p,
-        p.mul_p,
-        p.div_p,
-        p.neg_p,
-        p.rsqrt_p,
-        p.sqrt_p,
-        p.square_p,
-    }
-
     inside = {v for e in region for v in e.outputs} | {start}
 
     def is_power(equation: Equation) -> bool:
         if equation.primitive is p.pow_p:
             return equation.inputs[1] not in inside
-        return equation.primitive in powers
+        row = traits(equation)
+        return row.scaling or row.degree is not None
 
     return all(is_power(e) for e in region)

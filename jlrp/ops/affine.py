@@ -14,22 +14,10 @@ from dataclasses import dataclass
 
 from jax.extend.core import primitives as p
 
-from jlrp.ir.primitives import ELEMENTWISE, rounds
+from jlrp.ir.families import rounds
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.promise import is_complex
-
-CORES = {p.dot_general_p: "dense", p.conv_general_dilated_p: "conv"}
-_MOVES = {
-    p.broadcast_in_dim_p,
-    p.convert_element_type_p,
-    p.copy_p,
-    p.reduce_precision_p,
-    p.reshape_p,
-    p.squeeze_p,
-    p.transpose_p,
-}
-_SHIFTS = {p.add_p, p.add_jaxvals_p, p.sub_p}
-_SCALES = {p.mul_p, p.div_p}
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,7 @@ class Affine:
 
     @property
     def kind(self) -> str:
-        return CORES[self.core.primitive]
+        return traits(self.core).linear_kind
 
     @property
     def equations(self) -> tuple[Equation, ...]:
@@ -82,7 +70,7 @@ class Affine:
 
 def is_core(program: Program, equation: Equation) -> bool:
     """A dot or convolution of one active operand with a constant kernel."""
-    if equation.primitive not in CORES or is_complex(equation.outputs[0]):
+    if not traits(equation).contraction or is_complex(equation.outputs[0]):
         return False  # rules that look at kernels look at their signs
     return sum(program.is_active(a) for a in equation.inputs) == 1
 
@@ -94,22 +82,22 @@ def step_of(program: Program, equation: Equation) -> Step | None:
         return None
     (source,) = operands
     (out,) = equation.outputs
-    prim = equation.primitive
-    if prim in _MOVES:
+    prim, row = equation.primitive, traits(equation)
+    if row.view:
         if rounds(equation):
             return None
         same_size = math.prod(source.shape) == math.prod(out.shape)
         return Step(equation, "move", source) if same_size else None
     if prim is p.neg_p:
         return Step(equation, "scale", source)
-    if prim not in _SHIFTS | _SCALES or source.shape != out.shape:
+    if not (row.addition or row.scaling) or source.shape != out.shape:
         return None
     others = [a for a in equation.inputs if a is not source]
     if len(others) != 1 or (prim is p.div_p and equation.inputs[1] is source):
         return None
     if not program.is_parameter(others[0]):
         return None  # a mask made from x is no part of a kernel
-    kind = "shift" if prim in _SHIFTS else "scale"
+    kind = "shift" if row.addition else "scale"
     return Step(equation, kind, source, others[0])
 
 
@@ -171,12 +159,6 @@ def batch_norm_start(steps: list[Step]) -> int | None:
     return before if before >= 0 and steps[before].kind == "shift" else first
 
 
-def is_fixed(program: Program, constant: Atom | None) -> bool:
-    """Whether a constant is the same for all parameters: counts, literals."""
-    inputs = set(program.inputs) | set(program.constants)
-    return inputs.isdisjoint(_constant_ancestors(constant))
-
-
 def _constant_ancestors(atom: Atom | None):
     stack, seen = [atom], set()
     while stack:
@@ -199,7 +181,7 @@ def _unmoved(atom: Atom | None) -> Atom | None:
     while (
         isinstance(atom, Value)
         and atom.producer is not None
-        and atom.producer.primitive in _MOVES
+        and traits(atom.producer).view
     ):
         atom = atom.producer.inputs[0]
     return atom
@@ -336,7 +318,7 @@ def varying_axes(atom: Atom | None, rank: int) -> frozenset[int]:
         inner = varying_axes(operand, len(operand.shape))
         moved = _reshaped_axes(operand.shape, atom.shape, inner)
         return axes if moved is None else moved & axes
-    if prim in ELEMENTWISE and prim is not p.select_n_p:
+    if traits(equation).carries_elementwise and prim is not p.select_n_p:
         parts = [varying_axes(a, rank) for a in equation.inputs if a.shape]
         return frozenset().union(*parts) & axes
     return axes

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
 from jlrp.ir.loops import bodies_of
-from jlrp.ir.primitives import MOVEMENT
+from jlrp.ir.primitives import primitives_where
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.affine import reshape_groups
 
-_MOVES = set(MOVEMENT) - {p.select_n_p, p.concatenate_p, p.pad_p}
-_SAME_AXES = {p.convert_element_type_p, p.copy_p, p.reduce_precision_p}
-_ADDS = (p.add_p, p.add_jaxvals_p)
-_EXPONENTIALS = (p.exp_p, p.exp2_p)
+_JOINS = {p.select_n_p, p.concatenate_p, p.pad_p}
+_MOVES = primitives_where(lambda row: row.movement) - _JOINS
+_SAME_AXES = primitives_where(lambda row: row.identity)
+_ADDS = primitives_where(lambda row: row.addition) - {p.sub_p}
+_EXPONENTIALS = primitives_where(lambda row: row.base is not None)
 _SUMMED = "summed"
 
 Labels = tuple[Any, ...]  # of each axis: that of the quotient, summed over, or None

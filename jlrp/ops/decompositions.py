@@ -17,7 +17,8 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
-from jlrp.ir.primitives import body_of
+from jlrp.ir.homogeneity import body_of
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation
 from jlrp.promise import safe_divide
 
@@ -41,7 +42,7 @@ def with_derivative(equation: Equation) -> Function | None:
 
 def bound(equation: Equation) -> Function:
     """The equation itself, as a function of its operands."""
-    if equation.primitive in (p.custom_jvp_call_p, p.custom_vjp_call_p):
+    if traits(equation).has_derivative:
         return _as_traced(equation)
     params = jax_compat.widened(equation.params)
     return lambda *x: jax_compat.bind(equation.primitive, params, x)

@@ -12,38 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.dataflow import Flow, Passage, dependent, reached
+from jlrp.analysis.intervals import scalar_of
 from jlrp.errors import InputError
 from jlrp.ir.loops import bodies_of
-from jlrp.ir.primitives import MOVES
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value, between
-
-ARITHMETIC = {
-    p.abs_p,
-    p.add_p,
-    p.add_jaxvals_p,
-    p.and_p,
-    p.clamp_p,
-    p.div_p,
-    p.max_p,
-    p.min_p,
-    p.mul_p,
-    p.neg_p,
-    p.or_p,
-    p.rem_p,
-    p.select_n_p,
-    p.shift_left_p,
-    p.shift_right_arithmetic_p,
-    p.shift_right_logical_p,
-    p.sub_p,
-    p.xor_p,
-}
 
 
 @dataclass(frozen=True)
@@ -63,48 +42,77 @@ class Embedding:
 
 def embeddings(program: Program, sources: Sequence[Value]) -> dict[Value, Embedding]:
     """The embeddings of the integer inputs among ``sources``, by their float value."""
-    carried: dict[Value, frozenset[Value]] = {
-        v: frozenset({v}) for v in _possible_codes(program, sources)
-    }
-    if not carried:
+    starts = {v: frozenset({v}) for v in _possible_codes(program, sources)}
+    if not starts:
         return {}
-    dependent: set[Atom] = set(sources)
-    found: dict[Value, frozenset[Value]] = {}
-    for equation in program.equations:
-        from_sources = not dependent.isdisjoint(equation.inputs)
-        if not from_sources:
-            continue
-        dependent.update(equation.outputs)
-        _refuse_inside_bodies(equation, carried)
-        operands = [a for a in equation.inputs if isinstance(a, Value)]
-        origins = frozenset[Value]().union(*(carried.get(a, ()) for a in operands))
-        (out, *others) = equation.outputs
-        if not origins or others:
-            continue
-        prim = equation.primitive
-        if prim is p.eq_p:
-            if _is_one_hot(equation, carried, dependent):
-                carried[out] = origins
-        elif prim in _CONTRACTIONS and not _is_float(out):
-            continue
-        elif prim not in MOVES | ARITHMETIC | _CONTRACTIONS:
-            continue
-        elif _is_float(out) and _stays_float(equation, carried):
-            if _keeps_codes(equation, carried):
-                carried[out] = origins
-        elif is_integer(out) or (out.dtype == np.bool_ and prim in MOVES):
-            carried[out] = origins
-        elif _is_float(out) and _enters(equation, dependent):
-            found[out] = origins
-            if prim is p.convert_element_type_p:  # it may become an integer again
-                carried[out] = origins
+    codes = _Codes(dependent(program, sources))
+    carried = frozenset(codes.forward(program, starts))
     return {
-        end: _embedding(end, [v for v in sources if v in origins], frozenset(carried))
-        for end, origins in found.items()
+        end: _embedding(end, [v for v in sources if v in origins], carried)
+        for end, origins in codes.entered.items()
     }
 
 
-_CONTRACTIONS = {p.dot_general_p, p.conv_general_dilated_p}
+class _Codes(Flow[frozenset[Value]]):
+    """Of which sources a value is the integers, or their one-hot code.
+
+    Attributes:
+      entered: the same of the floats that embed them.
+    """
+
+    nothing = frozenset[Value]()
+
+    def __init__(self, from_sources: set[Value]) -> None:
+        super().__init__()
+        self.from_sources = from_sources
+        self.entered: dict[Value, frozenset[Value]] = {}
+
+    def join(self, a: frozenset[Value], b: frozenset[Value]) -> frozenset[Value]:
+        return a | b
+
+    def transfer(
+        self, equation: Equation, operands: list[frozenset[Value]]
+    ) -> list[frozenset[Value]]:
+        codes = [a for a, of in zip(equation.inputs, operands, strict=True) if of]
+        _refuse_inside_bodies(equation, codes)
+        origins, none = self.nothing.union(*operands), self.nothing
+        if len(equation.outputs) == 1 and self._is_code(equation, codes):
+            return [origins]
+        if len(equation.outputs) == 1 and self._enters(equation, codes):
+            self.entered[equation.outputs[0]] = origins
+            if equation.primitive is p.convert_element_type_p:  # to be cast back
+                return [origins]
+        return [none] * len(equation.outputs)
+
+    def _is_code(self, equation: Equation, codes: Sequence[Atom]) -> bool:
+        """Whether the output is a code as the operands are."""
+        prim, (out,) = equation.primitive, equation.outputs
+        if prim is p.eq_p:
+            return self._is_one_hot(equation, codes)
+        codes_as = traits(equation).codes
+        if codes_as is None:
+            return False
+        if _is_float(out):
+            return all(map(_is_float, codes)) and _keeps_codes(equation, codes)
+        return is_integer(out) or (out.dtype == np.bool_ and codes_as == "moves")
+
+    def _is_one_hot(self, equation: Equation, codes: Sequence[Atom]) -> bool:
+        """An integer compared with a row of constants; with one constant, a mask."""
+        others = [a for a in equation.inputs if a not in self.from_sources]
+        return len(codes) == 1 == len(others) and _varies(others[0])
+
+    def _enters(self, equation: Equation, codes: Sequence[Atom]) -> bool:
+        """Whether a float output is an integer's own embedding."""
+        prim, (out,) = equation.primitive, equation.outputs
+        if not _is_float(out) or all(map(_is_float, codes)):
+            return False
+        if prim is p.convert_element_type_p or traits(equation).contraction:
+            return True
+        if traits(equation).fetches:
+            return equation.inputs[0] not in self.from_sources
+        # A one-hot code's numbers are constants; among others an integer only chooses.
+        chooses = prim is p.select_n_p
+        return chooses and self.from_sources.isdisjoint(equation.inputs[1:])
 
 
 def _is_float(atom: Atom) -> bool:
@@ -133,64 +141,46 @@ def _possible_codes(program: Program, sources: Sequence[Value]) -> list[Value]:
 
 
 def _is_counted(program: Program, source: Value, sources: Sequence[Value]) -> bool:
-    dependent: set[Atom] = set(sources)
-    moved: set[Atom] = {source}
-    counted = False
-    for equation in program.equations:
-        if dependent.isdisjoint(equation.inputs):
-            continue
-        dependent.update(equation.outputs)
-        operands = [a for a in equation.inputs if a in moved]
-        if not operands:
-            continue
-        prim, others = equation.primitive, set(equation.inputs) - moved
-        if prim in _COUNTING or (prim in _FACTORS and dependent.isdisjoint(others)):
-            counted = True
-        elif prim in _FACTORS:
-            return False
-        elif prim in MOVES - {p.concatenate_p}:
-            moved.update(equation.outputs)
-    return counted
+    def moves(equation: Equation, _: object) -> bool:
+        return traits(equation).codes == "moves" and not _counts(equation)
+
+    flow = Passage(moves)
+    moved, from_x = reached(flow, program, [source]), dependent(program, sources)
+
+    def counts(equation: Equation) -> bool:
+        others = set(equation.inputs) - moved
+        return _counts(equation) or from_x.isdisjoint(others)
+
+    counting = [
+        counts(e)
+        for e in program.equations
+        if (_counts(e) or traits(e).contraction or traits(e).scaling)
+        and not moved.isdisjoint(e.inputs)
+    ]
+    return bool(counting) and all(counting)
 
 
-_COUNTING = {p.concatenate_p, p.cumsum_p, p.reduce_sum_p}
-_FACTORS = _CONTRACTIONS | {p.mul_p, p.div_p}
+def _counts(equation: Equation) -> bool:
+    """Whether booleans are summed by it, or stand beside numbers."""
+    return equation.primitive in (p.concatenate_p, p.cumsum_p, p.reduce_sum_p)
 
 
-def _stays_float(equation: Equation, carried: dict[Value, Any]) -> bool:
-    """Whether all that is carried into an equation are floats."""
-    return all(_is_float(a) for a in equation.inputs if a in carried)
-
-
-def _keeps_codes(equation: Equation, carried: dict[Value, Any]) -> bool:
+def _keeps_codes(equation: Equation, codes: Sequence[Atom]) -> bool:
     """Whether floats that may be codes are only moved, or meet integer literals."""
-    if equation.primitive in MOVES:
+    row = traits(equation)
+    if row.codes == "moves":
         return True
-    others = [a for a in equation.inputs if a not in carried and a.dtype != np.bool_]
+    others = [a for a in equation.inputs if a not in codes and a.dtype != np.bool_]
     numbers = [scalar_of(a) for a in others]
-    return equation.primitive in _CLAMPING and all(
-        n is not None and float(n).is_integer() for n in numbers
-    )
+    clamps = row.addition or row.clipping or equation.primitive is p.select_n_p
+    return clamps and all(n is not None and float(n).is_integer() for n in numbers)
 
 
-_CLAMPING = {
-    p.add_p,
-    p.add_jaxvals_p,
-    p.clamp_p,
-    p.max_p,
-    p.min_p,
-    p.select_n_p,
-    p.sub_p,
-}
-
-
-def _refuse_inside_bodies(
-    equation: Equation, carried: dict[Value, frozenset[Value]]
-) -> None:
+def _refuse_inside_bodies(equation: Equation, codes: Sequence[Atom]) -> None:
     """Integers that a loop or branch embeds would lose their relevance silently."""
     for body in bodies_of(equation):
         pairs = zip(body.program.inputs, body.operands(equation), strict=True)
-        entering = [v for v, a in pairs if isinstance(a, Value) and a in carried]
+        entering = [v for v, a in pairs if a in codes]
         if entering and embeddings(body.program, entering):
             raise InputError(
                 f"{equation} turns integers of x into floats inside its body; their "
@@ -210,36 +200,16 @@ def is_integer(atom: Atom) -> bool:
     return jnp.issubdtype(atom.dtype, jnp.integer)
 
 
-def _enters(equation: Equation, dependent: set[Atom]) -> bool:
-    """Whether a float output is an integer's own embedding."""
-    prim = equation.primitive
-    if prim is p.convert_element_type_p or prim in _CONTRACTIONS:
-        return True
-    if prim in (p.gather_p, p.dynamic_slice_p):
-        (fetched, *_) = equation.inputs
-        return fetched not in dependent
-    # A one-hot code's numbers are constants; among others an integer only chooses.
-    return prim is p.select_n_p and dependent.isdisjoint(equation.inputs[1:])
-
-
-def _is_one_hot(equation: Equation, carried: dict, dependent: set[Atom]) -> bool:
-    """An integer compared with a row of constants; with one constant it is a mask."""
-    a, b = equation.inputs
-    codes = [v for v in (a, b) if isinstance(v, Value) and v in carried]
-    others = [v for v in (a, b) if not isinstance(v, Value) or v not in dependent]
-    if len(codes) != 1 or len(others) != 1:
-        return False
-    return _varies(others[0])
-
-
 def _varies(atom: Atom) -> bool:
     """Whether a constant holds different numbers: not a literal that was broadcast."""
     while isinstance(atom, Value) and atom.producer is not None:
         if atom.producer.primitive is p.iota_p:
             return True
-        if atom.producer.primitive not in (
-            MOVES - {p.concatenate_p, p.gather_p, p.dynamic_update_slice_p}
-        ):
+        row, joins = traits(atom.producer), atom.producer.primitive in _JOINS
+        if row.codes != "moves" or joins:
             return int(np.prod(atom.shape)) > 1
         (atom, *_) = atom.producer.inputs
     return int(np.prod(atom.shape)) > 1
+
+
+_JOINS = (p.concatenate_p, p.gather_p, p.dynamic_update_slice_p)

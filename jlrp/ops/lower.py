@@ -17,17 +17,18 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.activity import Carries, active_parts, flow
-from jlrp.analysis.sign import signs
+from jlrp.analysis.activity import Levels, active_parts
+from jlrp.analysis.dataflow import Passage, dependent, reached
+from jlrp.analysis.intervals import is_nonnegative
 from jlrp.analysis.stopped import (
     Choice,
     Stop,
     choices_of,
     endings,
-    is_adding,
     stopped_operands,
 )
-from jlrp.ir.primitives import family_at
+from jlrp.ir.families import family_at
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value, between
 from jlrp.ops.activation import Regions
 from jlrp.ops.affine import (
@@ -35,7 +36,6 @@ from jlrp.ops.affine import (
     affine_ending_at,
     batch_norm_start,
     is_core,
-    is_fixed,
     scale_chain,
 )
 from jlrp.ops.average import Handed
@@ -59,18 +59,17 @@ class _Builder:
         program: Program,
         opaque: set[Any],
         view: View,
-        carries: Carries,
+        levels: Levels,
         embeddings: Mapping[Value, Embedding],
         outer: Regions | None = None,
         handed: Iterable[Handed] = (),
     ):
         self.program = program
-        self.carries = carries
+        self.levels = levels
         self.embeddings = embeddings
         self.opaque = opaque
         self.view = view
         self.regions = Regions(program, opaque, outer)
-        self.signs = signs(program)
         self.products, self.averages = products(
             program, self.regions, view.find_signals, handed
         )
@@ -79,10 +78,16 @@ class _Builder:
     def unmapped(self) -> set[Value]:
         """The values that a source reaches through no affine operation."""
 
-        def passes(equation: Equation) -> list[bool]:
-            return [not is_core(self.program, equation)] * len(equation.outputs)
+        def passes(equation: Equation, _: Value) -> bool:
+            return not is_core(self.program, equation)
 
-        return flow(self.program, self.program.sources, passes)
+        return reached(Passage(passes), self.program, self.program.sources)
+
+    @cached_property
+    def varying(self) -> set[Value]:
+        """The values that are not the same for all arguments, as counts are."""
+        program = self.program
+        return dependent(program, (*program.inputs, *program.constants))
 
     def ending_at(self, value: Value) -> Operation:
         equation = value.producer
@@ -109,19 +114,20 @@ class _Builder:
         """A loop or branch; what its bodies hold are operations in turn."""
         found = []
         peel = self.view.peel_first and not self.unmapped.isdisjoint(equation.inputs)
-        for parts in active_parts(self.program, equation, self.carries, peel):
+        for parts in active_parts(self.program, equation, self.levels, peel):
             for body in parts:
                 inner = _Builder(
                     body.program,
                     self.opaque,
                     self.view,
-                    self.carries,
+                    self.levels,
                     {},
                     self.regions,
                     self.averages.handed.get(equation, ()),
                 )
                 found.append((body, inner.operations()))
-        kind = _LOOPS.get(equation.primitive, "unsupported")
+        loops = traits(equation).kind == "control flow"
+        kind = equation.primitive.name if loops else "unsupported"
         operation = Operation(
             kind,
             "loop" if found else "unsupported",
@@ -178,7 +184,8 @@ class _Builder:
             return None
         summed = steps[0].source.producer
         assert summed is not None
-        kind = _MEANS[summed.primitive]
+        kind = traits(summed).mean
+        assert kind is not None
         return self.group(kind, "linear", self.operands(summed), end)
 
     def _mean_steps(self, steps: list[Step]) -> int:
@@ -187,14 +194,14 @@ class _Builder:
         equation = summed.producer
         if (
             equation is None
-            or equation.primitive not in _MEANS
+            or traits(equation).mean is None
             or equation.primitive in self.opaque
             or not self.program.used_once(summed)
         ):
             return 0
         fixed = 0
         for index, step in enumerate(steps):
-            if step.kind == "shift" or not is_fixed(self.program, step.constant):
+            if step.kind == "shift" or step.constant in self.varying:
                 break
             if step.kind == "scale":
                 fixed = index + 1
@@ -208,7 +215,7 @@ class _Builder:
         facts = set()
         if affine.has_shift:
             facts.add("offset")
-        if self.signs.get(affine.start) in (0, 1):
+        if is_nonnegative(affine.start):
             facts.add("nonnegative")
         return replace(operation, affine=affine, facts=frozenset(facts))
 
@@ -236,7 +243,6 @@ class _Builder:
 
     def addition(self, end: Value) -> Operation | None:
         """A sum of active values, flattened: ``(a + b) + c`` is one operation."""
-        sums = (p.add_p, p.add_jaxvals_p, p.sub_p)
         leaves: list[Value] = []
         offset = False
         stack = [end]
@@ -247,7 +253,7 @@ class _Builder:
             if (
                 inner
                 and equation is not None
-                and equation.primitive in sums
+                and traits(equation).addition
                 and equation.primitive not in self.opaque
                 and (value is end or self.activation(value) is None)
                 and (value is end or len(self.operands(equation)) > 1)
@@ -346,7 +352,7 @@ class _Builder:
         offset = nature in ("linear", "movement") and len(operands) < len(
             [a for a in equation.inputs if np.issubdtype(a.dtype, np.inexact)]
         )
-        facts = {"offset"} if offset and is_adding(equation) else ()
+        facts = {"offset"} if offset and traits(equation).adds else ()
         return Operation(
             kind,
             nature,
@@ -399,10 +405,6 @@ class _Builder:
         return Operation(kind, nature, tuple(inputs), (end,), equations, constants)
 
 
-_LOOPS = {p.scan_p: "scan", p.while_p: "while", p.cond_p: "cond"}
-_MEANS = {p.reduce_sum_p: "mean", p.reduce_window_sum_p: "avg_pool"}
-
-
 def _offset(steps: list[Step]) -> frozenset[str]:
     return frozenset({"offset"} if any(s.kind == "shift" for s in steps) else ())
 
@@ -411,14 +413,14 @@ def find_operations(
     program: Program,
     opaque: set[Any],
     view: View,
-    carries: Carries,
+    levels: Levels,
     embeddings: Mapping[Value, Embedding],
 ) -> list[Operation]:
     """The operations that relevance passes, from the outputs back to the sources.
 
     ``opaque`` primitives have a rule of their own: each is an operation by itself.
     """
-    builder = _Builder(program, opaque, view, carries, embeddings)
+    builder = _Builder(program, opaque, view, levels, embeddings)
     found = marked_by_position(builder.operations())
     before, _ = affine_before(found, {})
     return with_depths(found, before, max(before.values(), default=0))

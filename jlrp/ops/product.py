@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
-from jlrp.ir.primitives import PRODUCTS_BY_NAME, family_of
+from jlrp.analysis.intervals import scalar_of
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.activation import Regions
 from jlrp.ops.average import Averages, Handed, Part, averages
@@ -26,18 +26,6 @@ from jlrp.ops.softmax import (
     softmax_input,
 )
 from jlrp.ops.statistic import statistic_of
-
-_PRODUCTS = {p.mul_p, p.div_p, p.dot_general_p, p.conv_general_dilated_p}
-_TRANSPARENT = {
-    p.broadcast_in_dim_p,
-    p.convert_element_type_p,
-    p.copy_p,
-    p.neg_p,
-    p.reshape_p,
-    p.slice_p,
-    p.squeeze_p,
-    p.transpose_p,
-}
 
 
 @dataclass(frozen=True)
@@ -107,8 +95,7 @@ def _part(part: Part) -> Product:
 
 
 def is_product(program: Program, regions: Regions, equation: Equation) -> bool:
-    by_name = equation.primitive.name in PRODUCTS_BY_NAME
-    if equation.primitive not in _PRODUCTS and not by_name:
+    if traits(equation).nature != "product":
         return False
     if equation.primitive in regions.opaque:
         return False
@@ -180,13 +167,18 @@ def _product_below(program: Program, regions: Regions, value: Value) -> Equation
     return None
 
 
+def _is_transparent(equation: Equation) -> bool:
+    kept = equation.primitive in (p.neg_p, p.slice_p)
+    return kept or traits(equation).view
+
+
 def transparent(program: Program, equation: Equation) -> Value | None:
     operands = program.active_inputs(equation)
     if len(operands) != 1:
         return None
-    if equation.primitive in _TRANSPARENT:
+    if _is_transparent(equation):
         return operands[0]
-    if equation.primitive in (p.mul_p, p.div_p) and equation.inputs[0] is operands[0]:
+    if traits(equation).scaling and equation.inputs[0] is operands[0]:
         return operands[0] if scalar_of(equation.inputs[1]) is not None else None
     if equation.primitive is p.mul_p and scalar_of(equation.inputs[0]) is not None:
         return operands[0]
@@ -233,11 +225,10 @@ def _handed_on(program: Program, equation: Equation) -> Value | None:
     """The value that an equation moves, selects from, scales, shifts or normalises."""
     operands = program.active_inputs(equation)
     if len(operands) == 1:
-        family = family_of(equation.primitive)
-        moves = family is not None and family.nature in ("movement", "selection")
+        moves = traits(equation).nature in ("movement", "selection")
         scales = _scales(equation, operands[0]) or _is_literal_shift(equation)
         return operands[0] if moves or scales else None
-    if equation.primitive in (p.mul_p, p.div_p):
+    if traits(equation).scaling:
         statistic = statistic_of(program, equation)
         if statistic is not None:
             signal = equation.inputs[1 - statistic]
@@ -254,7 +245,7 @@ def _scales(equation: Equation, operand: Value) -> bool:
         # By itself: it is a product of two values.
         return bool(others) and (not contracting or _is_code(others[0]))
     divides = equation.primitive is p.div_p and equation.inputs[1] is operand
-    return equation.primitive in (p.mul_p, p.div_p) and not divides
+    return traits(equation).scaling and not divides
 
 
 def _is_literal_shift(equation: Equation) -> bool:
@@ -271,7 +262,7 @@ def _is_code(atom: Atom) -> bool:
         source = equation.inputs[0]
         if equation.primitive is p.convert_element_type_p and source.dtype == np.bool_:
             return True
-        if equation.primitive not in _TRANSPARENT:
+        if not _is_transparent(equation):
             return False
         atom = source
     return False

@@ -18,18 +18,8 @@ from collections.abc import Sequence
 
 from jax.extend.core import primitives as p
 
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value
-from jlrp.ops.affine import CORES
-
-_MOVES = {
-    p.broadcast_in_dim_p,
-    p.convert_element_type_p,
-    p.copy_p,
-    p.reshape_p,
-    p.squeeze_p,
-    p.transpose_p,
-}
-
 
 _Made = tuple[Value, bool]  # a value, and whether an earlier iteration made it
 
@@ -143,11 +133,12 @@ def _map_of(program: Program, value: Value) -> Equation | None:
     equation = value.producer
     while equation is not None:
         operands = _operands(program, equation)
-        if equation.primitive in CORES:
+        row = traits(equation)
+        if row.contraction:
             return equation if len(operands) == 1 else None
         splits = equation.primitive is p.slice_p or equation.primitive.name == "split"
         shifts = equation.primitive in (p.add_p, p.mul_p, p.sub_p)  # a bias
-        if not (splits or shifts or equation.primitive in _MOVES) or len(operands) != 1:
+        if not (splits or shifts or row.view) or len(operands) != 1:
             return None
         if splits and not _splits_features(equation):
             return None

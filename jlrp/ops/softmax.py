@@ -13,22 +13,14 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
+from jlrp.analysis.intervals import scalar_of
+from jlrp.ir.primitives import primitives_where
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.affine import reshape_groups, varying_axes
 
-_MOVES = {
-    p.broadcast_in_dim_p,
-    p.convert_element_type_p,
-    p.copy_p,
-    p.reduce_precision_p,
-    p.reshape_p,
-    p.squeeze_p,
-    p.stop_gradient_p,
-    p.transpose_p,
-}
-_MASKS = {p.add_p, p.add_jaxvals_p, p.sub_p, p.select_n_p, p.mul_p, p.div_p}
-_EXPONENTIALS = (p.exp_p, p.exp2_p)
+_MOVES = primitives_where(lambda row: row.view) | {p.stop_gradient_p}
+_MASKS = primitives_where(lambda row: row.addition or row.scaling) | {p.select_n_p}
+_EXPONENTIALS = primitives_where(lambda row: row.base is not None)
 
 
 def softmax_input(program: Program, end: Value) -> Value | None:

@@ -14,28 +14,20 @@ import math
 
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import scalar_of
-from jlrp.ir.primitives import ELEMENTWISE
+from jlrp.analysis.intervals import scalar_of
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
 
-_REDUCTIONS = {p.reduce_sum_p, p.reduce_max_p, p.reduce_min_p, p.reduce_prod_p}
-_MOVES = {
-    p.broadcast_in_dim_p,
-    p.reshape_p,
-    p.squeeze_p,
-    p.transpose_p,
-    p.stop_gradient_p,
-}
-_LINEAR = _MOVES | {
-    p.reduce_sum_p,
-    p.add_p,
-    p.add_jaxvals_p,
-    p.sub_p,
-    p.neg_p,
-    p.convert_element_type_p,
-    p.copy_p,
-}
-_SHIFTS = {p.add_p, p.add_jaxvals_p, p.sub_p}
+
+def _moves(equation: Equation) -> bool:
+    return traits(equation).layout or equation.primitive is p.stop_gradient_p
+
+
+def _sums(equation: Equation) -> bool:
+    """Whether it is a sum, or the same number or its negative."""
+    row = traits(equation)
+    same = row.identity or equation.primitive is p.neg_p
+    return same or row.addition or row.reduction == "sum"
 
 
 def statistic_of(program: Program, equation: Equation) -> int | None:
@@ -61,7 +53,7 @@ def statistic_of(program: Program, equation: Equation) -> int | None:
 
 def _size(value: Value) -> int:
     """How many numbers a value holds, before it was broadcast."""
-    while value.producer is not None and value.producer.primitive in _MOVES:
+    while value.producer is not None and _moves(value.producer):
         (source, *_) = value.producer.inputs
         if not isinstance(source, Value):
             break
@@ -78,8 +70,8 @@ def unscaled(program: Program, statistic: Value) -> tuple[Value, list[Equation]]
     scales: list[Equation] = []
     value = statistic
     while (equation := value.producer) is not None:
-        moves = equation.primitive in _MOVES
-        if not moves and equation.primitive not in (p.mul_p, p.div_p):
+        moves = _moves(equation)
+        if not moves and not traits(equation).scaling:
             break
         operands = program.active_inputs(equation)
         others = [a for a in equation.inputs if a not in operands]
@@ -140,23 +132,26 @@ class _Cone:
 
 
 def _is_measuring(program: Program, equation: Equation) -> bool:
-    prim = equation.primitive
+    row = traits(equation)
     operands = program.active_inputs(equation)
-    if prim in _SHIFTS and len(operands) == 1:
+    if row.addition and len(operands) == 1:
         constants = [a for a in equation.inputs if a is not operands[0]]
         return all(scalar_of(a) is not None for a in constants)
-    if prim is p.dot_general_p:  # einsum('bd,bd->b', x, x): a product and its sum
+    if (
+        equation.primitive is p.dot_general_p
+    ):  # einsum('bd,bd->b', x, x): a product and its sum
         contracting, batch = equation.params["dimension_numbers"]
         summed = all(
             len(a.shape) == len(c) + len(b)
             for a, c, b in zip(equation.inputs, contracting, batch, strict=True)
         )
         return summed and all(program.is_active(a) for a in equation.inputs)
-    return prim in ELEMENTWISE | _REDUCTIONS | _MOVES
+    return row.carries_elementwise or row.reduction is not None or _moves(equation)
 
 
 def _reduces(program: Program, equation: Equation) -> bool:
-    return equation.primitive in _REDUCTIONS or equation.primitive is p.dot_general_p
+    reduces = traits(equation).reduction is not None
+    return reduces or equation.primitive is p.dot_general_p
 
 
 def _is_linear(program: Program, operand: Atom, sources: _Cone) -> bool:
@@ -173,8 +168,8 @@ def _is_linear(program: Program, operand: Atom, sources: _Cone) -> bool:
         if not _is_measuring(program, equation):
             continue
         operands = program.active_inputs(equation)
-        scales = equation.primitive in (p.mul_p, p.div_p) and len(operands) == 1
-        if equation.primitive not in _LINEAR and not scales:
+        scales = traits(equation).scaling and len(operands) == 1
+        if not _sums(equation) and not _moves(equation) and not scales:
             return False
         stack += operands
     return True

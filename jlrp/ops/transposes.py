@@ -17,6 +17,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Value
 from jlrp.ops.base import Operation
 from jlrp.promise import number, zeros_like
@@ -48,7 +49,7 @@ def direct_transpose(
     for equation in op.equations:
         if not moving.isdisjoint(equation.inputs):
             moving.update(equation.outputs)
-        elif equation.primitive in (p.mul_p, p.div_p):  # scales, before they are one
+        elif traits(equation).scaling:  # scales, before they are one
             args = [read(a) for a in equation.inputs]
             outs = jax_compat.bind(equation.primitive, equation.params, args)
             still.update(zip(equation.outputs, outs, strict=True))

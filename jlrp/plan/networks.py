@@ -7,12 +7,15 @@ on how a program is written: a loop counts as what it unrolls to, axes lie in an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import reduce
+from operator import or_
 
 from jax.extend.core import primitives as p
 
+from jlrp.ir.families import rearranges
+from jlrp.ir.fixpoint import settled
 from jlrp.ir.loops import Body
 from jlrp.ir.program import Atom, Value
 from jlrp.ops.affine import reshape_groups
@@ -126,8 +129,8 @@ class _Windows:
         return self.convolutions
 
     def walk(
-        self, operations: Sequence[Operation], known: Mapping[Any, _Seen], times: int
-    ) -> dict[Any, _Seen]:
+        self, operations: Sequence[Operation], known: Mapping[Value, _Seen], times: int
+    ) -> dict[Value, _Seen]:
         at = dict(known)
         for op in reversed(operations):
             before = _merged(at[v] for v in op.inputs if v in at)
@@ -172,7 +175,7 @@ class _Windows:
         return after
 
     def through(
-        self, op: Operation, at: dict[Any, _Seen], before: _Seen, times: int
+        self, op: Operation, at: dict[Value, _Seen], before: _Seen, times: int
     ) -> None:
         """A loop: its last iteration sees most. A branch: all of its cases."""
         (equation,) = op.equations
@@ -184,11 +187,12 @@ class _Windows:
                 v: at.get(a, before) if a in at else _Seen()
                 for v, a in zip(body.program.inputs, operands, strict=True)
             }
-            for _ in range(2 if body.n_carries and runs > 1 else 1):
-                after = self.walk(inner, inside, times * runs)
+            after = self.walk(inner, inside, times * runs)
+            if body.n_carries and runs > 1:
                 for carry, out in zip(body.carries, body.program.outputs, strict=False):
                     if out in after:
                         inside[carry] = _grown(inside[carry], after[out], runs)
+                after = self.walk(inner, inside, times * runs)
             outs = zip(equation.outputs, body.program.outputs, strict=False)
             for value, out in outs:
                 if out in after:
@@ -254,22 +258,13 @@ def _cuts(op: Operation) -> bool:
     while value.producer is not None:
         equation = value.producer
         moved = [a for a in equation.inputs if isinstance(a, Value)]
-        if len(moved) != 1 or equation.primitive not in _MOVES:
+        if len(moved) != 1 or not rearranges(equation):
             return False
         cut |= equation.primitive is p.reshape_p and _splits(
             moved[0].shape, value.shape
         )
         value = moved[0]
     return cut and positions > 1
-
-
-_MOVES = (
-    p.convert_element_type_p,
-    p.copy_p,
-    p.reshape_p,
-    p.squeeze_p,
-    p.transpose_p,
-)
 
 
 def _splits(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
@@ -349,7 +344,7 @@ class _Again:
 
     kernels: dict[Operation, int] = field(default_factory=dict)
     again: int = 0
-    numbers: dict[Any, int] = field(default_factory=dict)  # of a spelling
+    numbers: dict[Hashable, int] = field(default_factory=dict)  # of a spelling
     known: dict[Value, int] = field(default_factory=dict)  # the number of a value
 
     def found(self, operations: Sequence[Operation]) -> set[Operation]:
@@ -359,9 +354,9 @@ class _Again:
     def walk(
         self,
         operations: Sequence[Operation],
-        known: Mapping[Any, int],
+        known: Mapping[Atom, int],
         body: Body | None,
-    ) -> dict[Any, int]:
+    ) -> dict[Atom, int]:
         at = dict(known)
         for op in reversed(operations):
             bits = 0
@@ -377,23 +372,25 @@ class _Again:
         return at
 
     def through(
-        self, op: Operation, body: Body, inner: list[Operation], at: Mapping[Any, int]
+        self, op: Operation, body: Body, inner: list[Operation], at: Mapping[Atom, int]
     ) -> int:
-        """The bits that a loop or branch adds; a loop by its first two iterations."""
+        """The bits that a loop or branch adds."""
         operands = body.operands(op.equations[0])
         pairs = list(zip(body.program.inputs, operands, strict=True))
-        inside = {v: at.get(a, 0) for v, a in pairs}
+        inside: dict[Atom, int] = {v: at.get(a, 0) for v, a in pairs}
         for constant, outside in pairs[: body.n_constants]:
             self.known[constant] = self.number(outside)
-        after: dict[Any, int] = {}
-        for _ in range(1 + bool(body.n_carries)):
+
+        def behind(carry: Sequence[int]) -> list[int]:
+            inside.update(zip(body.carries, carry, strict=True))
             after = self.walk(inner, inside, body)
-            for carry, out in zip(body.carries, body.program.outputs, strict=False):
-                inside[carry] |= after.get(out, 0)
-        bits = 0
-        for out in body.program.outputs:
-            bits |= after.get(out, 0)
-        return bits
+            return [after.get(out, 0) for out in body.program.outputs]
+
+        def step(carry: Sequence[int]) -> list[int]:
+            return behind(carry)[: body.n_carries]
+
+        carry = [inside[v] for v in body.carries]
+        return reduce(or_, behind(settled(step, carry, or_)), 0)
 
     def bit_of(self, kernel: Atom, body: Body | None) -> int:
         """The bit of a kernel; 0 for one that changes with every iteration."""
@@ -414,7 +411,7 @@ class _Again:
                 )
         return self.known[atom]
 
-    def spelled(self, value: Value) -> Any:
+    def spelled(self, value: Value) -> Hashable:
         equation = value.producer
         if equation is None:
             return value

@@ -10,14 +10,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jlrp.analysis.activity import flow, with_carries
+from jlrp.analysis.dataflow import Passage, reached
+from jlrp.analysis.intervals import vanishes_below_zero
 from jlrp.analysis.stopped import Stop
 from jlrp.errors import SelectorError
 from jlrp.ir.loops import Body
 from jlrp.ir.program import Equation, Program, Value, computing
 from jlrp.ops.base import Operation
 from jlrp.ops.captures import Asked, Entries, Masked, entries
-from jlrp.ops.rectified import vanishes_below_zero
 from jlrp.plan.residuals import (
     KeepWhere,
     Policy,
@@ -27,6 +27,7 @@ from jlrp.plan.residuals import (
     saved_by_user,
 )
 from jlrp.rules import Pass, Rule
+from jlrp.rules.base import Recorder
 from jlrp.rules.condition import Mask
 
 
@@ -72,12 +73,12 @@ class Plan:
     stops: tuple[Stop, ...] = ()
 
     @cached_property
-    def recorders(self) -> dict[Equation, Any]:
+    def recorders(self) -> dict[Equation, Recorder]:
         """The rules that run their equation themselves in the forward pass."""
         return {
             step.operation.equations[0]: step.rule
             for step in self.steps
-            if hasattr(step.rule, "record")
+            if isinstance(step.rule, Recorder)
         }
 
     @cached_property
@@ -118,32 +119,36 @@ def wanted(op: Operation, parameters: frozenset[Value]) -> tuple[Value, ...]:
     return tuple(dict.fromkeys(v for v in read if v in parameters))  # type: ignore
 
 
+class _Parameters(Passage):
+    """Which values are made of parameters: floats of some programs, not active ones."""
+
+    def __init__(self, programs: Iterable[Program]) -> None:
+        active = frozenset[Value]().union(*(program.active for program in programs))
+        self._may_be = lambda v: is_float(v) and v not in active
+        super().__init__(lambda _, v: self._may_be(v))
+
+    def forward(self, program: Program, starts: Mapping[Any, bool]) -> dict[Any, bool]:
+        starts = {v: flag for v, flag in starts.items() if self._may_be(v)}
+        return super().forward(program, starts)
+
+
 def parameters_of(program: Program, starts: Iterable[Value]) -> frozenset[Value]:
     """The floats that depend on some parameters, and carry no relevance."""
-
-    def passes(equation: Equation) -> list[bool]:
-        return [is_float(v) and v not in program.active for v in equation.outputs]
-
-    starts = [v for v in starts if is_float(v) and v not in program.active]
-    return frozenset(flow(program, starts, passes))
+    return frozenset(reached(_Parameters([program]), program, starts))
 
 
 def parameters_inside(
     bodies: Sequence[Body], equation: Equation, parameters: frozenset[Value]
 ) -> list[frozenset[Value]]:
     """The same of each body: a carry depends on them if any iteration makes it so."""
+    flow = _Parameters(body.program for body in bodies)
     flags = [atom in parameters for atom in bodies[0].operands(equation)]
-    while True:
-        found, grown = [], flags
-        for body in bodies:
-            chosen = zip(body.program.inputs, flags, strict=True)
-            inside = parameters_of(body.program, [v for v, flag in chosen if flag])
-            made = [a in inside for a in body.program.outputs]  # type: ignore
-            grown = with_carries(body, grown, made)
-            found.append(inside)
-        if grown == flags:
-            return found
-        flags = grown
+    flags = flow.settled(bodies, flags)
+    starts = [dict(zip(b.program.inputs, flags, strict=True)) for b in bodies]
+    return [
+        frozenset(flow.forward(body.program, inside))
+        for body, inside in zip(bodies, starts, strict=True)
+    ]
 
 
 def plan_body(
@@ -203,7 +208,7 @@ def make_plan(
         asked = not parameters.isdisjoint(op.constants)
         if policy is None or (asked and not op.bodies):
             needed += op.inputs + op.outputs
-        if hasattr(step.rule, "record") and not saved_by_user(op.equations[0]):
+        if isinstance(step.rule, Recorder) and not saved_by_user(op.equations[0]):
             repeated.add(op.equations[0])
             needed += tuple(v for v in op.equations[0].inputs if isinstance(v, Value))
         read.update(dict.fromkeys(needed))
@@ -294,12 +299,17 @@ def read_by(step: Step) -> tuple[Value, ...]:
 
 
 def _marked_rectified(program: Program, steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Mark the affine operations of whose output only the positive part is read."""
+    """Mark the affine operations of whose output only the positive part is read.
+
+    Where all readers are activations that are zero below zero, no relevance that comes
+    back as a multiplier reaches a negative entry: rules that treat the two signs apart
+    need one of them.
+    """
     others = {*program.explained, *program.outputs}
     rectifying: set[Value] = set()
     for step in steps:
-        region = step.operation.region
-        if type(step.rule) is Pass and region and vanishes_below_zero(region):
+        region = step.operation.region if type(step.rule) is Pass else None
+        if region is not None and vanishes_below_zero(region.end, region.start):
             rectifying.update(step.operation.inputs)
         else:
             others.update(step.operation.inputs)

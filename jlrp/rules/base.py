@@ -1,10 +1,13 @@
 """What a rule is, what it may ask for, and what it gives back."""
 
+# JAX types its functions in part.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 
@@ -16,6 +19,7 @@ from jlrp.ops.affine import Affine
 from jlrp.ops.base import Operation
 from jlrp.ops.captures import Captured, Entries
 from jlrp.promise import Promise
+from jlrp.typing import PyTree
 
 Array = jax.Array
 Causes = dict[str, Array]
@@ -41,7 +45,7 @@ class Propagation:
     causes: Callable[[], Causes] = dict
     shares: Sequence[Array | None] | None = None
     constants: Callable[[Sequence[Value]], Sequence[Array]] | None = None
-    captured: Mapping[int, Captured] = field(default_factory=dict)
+    captured: Mapping[int, Captured] = field(default_factory=dict[int, Captured])
 
 
 @jax.tree_util.register_dataclass
@@ -138,7 +142,7 @@ class Context(Protocol):
         """Transpose of the operation's derivative by some of its constants."""
         ...
 
-    def recorded(self, equation: Equation) -> Any:
+    def recorded(self, equation: Equation) -> PyTree:
         """What a loop's rule recorded in the forward pass."""
         ...
 
@@ -148,16 +152,16 @@ class Context(Protocol):
 
     def forward_body(
         self, plan: BodyPlan, inputs: Sequence[Array]
-    ) -> tuple[list[Array], Mapping[Any, Any]]:
+    ) -> tuple[list[Array], Residuals]:
         """Run a body; its outputs, and what its plan keeps."""
         ...
 
     def reverse_body(
         self,
         plan: BodyPlan,
-        residuals: Mapping[Any, Any] | Both,
+        residuals: Residuals | Both,
         seeds: Mapping[Value, Promise],
-        observe: Any,
+        observe: Callable[..., None] | None,
         wanted: Sequence[Value],
         explained: Mapping[Value, Array],
         masks: Mapping[str, Array],
@@ -191,6 +195,21 @@ class Context(Protocol):
         ...
 
 
+Residuals = dict[Any, PyTree]  # arrays by Value; what loops record, by Equation
+Forward = Callable[[Any, Sequence[Array]], tuple[list[Array], Residuals]]
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """A rule that runs its equation itself in the forward pass."""
+
+    def record(
+        self, equation: Equation, operands: Sequence[Array], forward: Forward
+    ) -> tuple[list[Array], PyTree]:
+        """Its outputs, and what is kept for the reverse pass."""
+        ...
+
+
 class BodyPlan(Protocol):
     """The plan of a loop's or branch's body (``planning.Plan``)."""
 
@@ -201,7 +220,7 @@ class BodyPlan(Protocol):
     def parameters(self) -> frozenset[Value]: ...
 
     @property
-    def recorders(self) -> Mapping[Equation, Any]: ...
+    def recorders(self) -> Mapping[Equation, Recorder]: ...
 
     @property
     def repeated(self) -> frozenset[Equation]: ...

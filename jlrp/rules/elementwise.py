@@ -7,11 +7,9 @@ SiLU's sigmoid, GELU's Phi) and nothing is divided by a small x.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +17,10 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.scalar import at_zero, scalar_of, slope_at_infinity
-from jlrp.ir.primitives import ELEMENTWISE, NONLINEAR_UNARY
+from jlrp.analysis.intervals import at_zero, scalar_of, slope_at_infinity
+from jlrp.ir import jax_compat
+from jlrp.ir.families import keeps_order
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Value
 from jlrp.ops.activation import Region
 from jlrp.ops.base import Operation
@@ -141,8 +141,6 @@ class NativeGradient(Rule):
 
 
 _NOT_ELEMENTWISE = "its output is not elementwise in one active input"
-# The order of numbers in memory is the same, so that element i stays element i.
-_RESHAPES = {p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p}
 
 
 def is_elementwise(op: Operation) -> bool:
@@ -156,7 +154,7 @@ def is_elementwise(op: Operation) -> bool:
     (x,), (y,) = op.inputs, op.outputs
     if x.shape != y.shape:
         return False
-    if op.region is not None or op.nature == "custom" or op.primitive in _UNSEEN:
+    if op.region is not None or op.nature == "custom" or traits(op).has_derivative:
         return True
     moving: set[Atom] = {x}
     for equation in op.equations:
@@ -164,26 +162,18 @@ def is_elementwise(op: Operation) -> bool:
         if not active:
             continue
         (out,) = equation.outputs
-        if equation.primitive in _RESHAPES:
-            fits = math.prod(active[0].shape) == math.prod(out.shape)
-        else:
-            same = all(a.shape == out.shape for a in active)
-            fits = same and equation.primitive in ELEMENTWISE
-        if not fits:
+        same = all(a.shape == out.shape for a in active)
+        fits = same and traits(equation).carries_elementwise
+        if not fits and not keeps_order(equation):
             return False
         moving.add(out)
     return True
 
 
-_UNSEEN = (p.custom_jvp_call_p, p.custom_vjp_call_p)
-
-
 def _is_costly(region: Region) -> bool:
     """Whether the region has intermediate values that XLA would keep."""
-    return any(e.primitive in NONLINEAR_UNARY - _CHEAP for e in region.equations)
-
-
-_CHEAP = {p.abs_p, p.integer_pow_p, p.square_p}
+    rows = map(traits, region.equations)
+    return any(row.activation and not row.arithmetic for row in rows)
 
 
 def gated(region: Region, x: Array, y: Array, m: Array, ctx: Context) -> Array:
@@ -212,21 +202,6 @@ def _quotient(function: Callable[[Array], Array], x: Array, y: Array) -> Array:
     undefined = lax.bitwise_or(at_zero, missing)
     quotient = lax.div(y, lax.select(undefined, lax.full_like(x, 1), x))
     return lax.select(at_zero, slope, quotient)
-
-
-# g(0) = 0 with slope 1 there: g(a) / a is taken by itself, times the ratio of a.
-_UNIT_SLOPE: dict[Any, Callable[[Array], Array]] = {
-    p.asin_p: lax.asin,
-    p.asinh_p: lax.asinh,
-    p.atan_p: lax.atan,
-    p.atanh_p: lax.atanh,
-    p.expm1_p: lax.expm1,
-    p.log1p_p: lax.log1p,
-    p.sin_p: lax.sin,
-    p.sinh_p: lax.sinh,
-    p.tan_p: lax.tan,
-    p.tanh_p: lax.tanh,
-}
 
 
 class _Ratios:
@@ -271,15 +246,20 @@ class _Ratios:
     def _made_by(self, equation: Equation | None) -> Array | None:
         assert equation is not None
         inputs = equation.inputs
-        combine = _COMBINE.get(equation.primitive)
-        if combine is not None:
-            return combine(self, equation, *inputs)
-        if (function := _UNIT_SLOPE.get(equation.primitive)) is not None:
-            inner = self.of(inputs[0])
-            if inner is not None:
-                a = self.value(inputs[0])
-                return lax.mul(inner, _quotient(function, a, function(a)))
-        return None
+        ratio = traits(equation).ratio
+        return None if ratio is None else _COMBINE[ratio](self, equation, *inputs)
+
+    def own(self, equation: Equation, a: Atom) -> Array | None:
+        """``g(a) / a`` by itself, times the ratio of a."""
+        inner = self.of(a)
+        if inner is None:
+            return None
+        number = self.value(a)
+
+        def function(v: Array) -> Array:
+            return jax_compat.bind(equation.primitive, equation.params, [v])[0]
+
+        return lax.mul(inner, _quotient(function, number, function(number)))
 
     def same(self, equation: Equation, a: Atom) -> Array | None:
         return self.of(a)
@@ -329,21 +309,16 @@ class _Ratios:
         return lax.mul(inner, lax.integer_pow(self.value(a), y - 1))
 
 
-_COMBINE: dict[Any, Callable[..., Array | None]] = {
-    p.add_jaxvals_p: _Ratios.sum,
-    p.add_p: _Ratios.sum,
-    p.convert_element_type_p: _Ratios.same,
-    p.copy_p: _Ratios.same,
-    p.div_p: _Ratios.quotient,
-    p.integer_pow_p: _Ratios.power,
-    p.max_p: _Ratios.extreme,
-    p.min_p: _Ratios.extreme,
-    p.mul_p: _Ratios.product,
-    p.neg_p: _Ratios.negated,
-    p.reduce_precision_p: _Ratios.same,
-    p.select_n_p: _Ratios.chosen,
-    p.square_p: _Ratios.power,
-    p.sub_p: _Ratios.sum,
+_COMBINE: dict[str, Callable[..., Array | None]] = {
+    "chosen": _Ratios.chosen,
+    "extreme": _Ratios.extreme,
+    "negated": _Ratios.negated,
+    "own": _Ratios.own,
+    "power": _Ratios.power,
+    "product": _Ratios.product,
+    "quotient": _Ratios.quotient,
+    "same": _Ratios.same,
+    "sum": _Ratios.sum,
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +11,15 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
-from jlrp.ir.primitives import STEERING, is_inexact
+from jlrp.ir.homogeneity import is_inexact
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Value
 from jlrp.ops.base import Operation
-from jlrp.ops.embedding import ARITHMETIC, Embedding
+from jlrp.ops.embedding import Embedding
 from jlrp.promise import Promise
-from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.base import Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.reference import constants_of, multipliers_of
+from jlrp.typing import Array, ArrayLike, DTypeLike
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class _Spread:
     moves them, arithmetic passes them on, a gather hands each row its index's number.
     """
 
-    def __init__(self, embedding: Embedding, numbers: Mapping[Value, Any], dtype: Any):
+    def __init__(
+        self, embedding: Embedding, numbers: Mapping[Value, Array], dtype: DTypeLike
+    ):
         self.embedding, self.numbers, self.dtype = embedding, numbers, dtype
 
     def __call__(self, *carried: Array) -> Array:
@@ -87,13 +90,14 @@ class _Spread:
 
     def _passed(self, equation: Equation, env: Mapping[Value, Array]) -> Array:
         prim, shape = equation.primitive, equation.outputs[0].shape
+        row = traits(equation)
         carried = [env[a] for a in equation.inputs if a in env]  # type: ignore[operator]
-        if prim in (p.gather_p, p.dynamic_slice_p) and equation.inputs[0] not in env:
+        if row.fetches and equation.inputs[0] not in env:
             return self._fetched(equation, env)
         if prim is p.convert_element_type_p:
             return carried[0]
         chooses = prim is p.select_n_p and equation.inputs[0] not in env
-        if prim is p.eq_p or (prim in ARITHMETIC and not chooses):
+        if prim is p.eq_p or (row.codes == "computes" and not chooses):
             return sum(jnp.broadcast_to(t, shape) for t in carried)  # type: ignore
         args = [
             self._stand_in(a, i, equation, env) for i, a in enumerate(equation.inputs)
@@ -102,12 +106,12 @@ class _Spread:
 
     def _stand_in(
         self, atom: Atom, index: int, equation: Equation, env: Mapping[Value, Array]
-    ) -> Any:
+    ) -> ArrayLike:
         """The number carried by an operand; indices and predicates as they are."""
         if isinstance(atom, Value) and atom in env:
             return env[atom]
         number = atom.number if not isinstance(atom, Value) else self.numbers[atom]
-        steers = index in STEERING.get(equation.primitive, ())
+        steers = index in traits(equation).steering
         return number if steers else jnp.zeros(jnp.shape(number), self.dtype)
 
     def _fetched(self, equation: Equation, env: Mapping[Value, Array]) -> Array:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
+from jax.extend.core.primitives import custom_vjp_call_p
 
-from jlrp.ir.primitives import KERNELS, family_of
+from jlrp.ir.primitives import names_where, traits
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
 from jlrp.promise import Promise, product, unless_zero
@@ -100,10 +100,10 @@ class Gradient(Rule):
     def is_exact(self, op: Operation) -> bool:
         if op.kind == "softmax":
             return True
-        if op.primitive in (custom_jvp_call_p, custom_vjp_call_p):
-            return not op.equations[-1].holds(KERNELS)
+        if traits(op).has_derivative:
+            return not op.equations[-1].holds(names_where(lambda row: row.kernel))
         if op.nature == "function":  # the table of primitives says so
-            family = family_of(op.primitive)
+            family = traits(op).family
             return family is not None and family.exact
         region = op.region
         return region is not None and not (region.zero_at_zero or region.homogeneous)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from jlrp.ir.primitives import rounds
+from jlrp.ir.families import rounds
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
 from jlrp.promise import Promise, is_complex, lax_real, like, safe_divide

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
 from jlrp.promise import Promise, is_complex, number, safe_divide, signed
@@ -156,7 +157,7 @@ class Absolute(Rule):
             refuse(self, op, "it is neither a sum nor a product of active values")
         if is_complex(op.outputs[0]):
             refuse(self, op, "complex numbers have no sign to compare")
-        if op.product is not None and op.primitive not in (p.mul_p, p.div_p):
+        if op.product is not None and not traits(op).scaling:
             refuse(self, op, "a contraction has no elementwise factors to compare")
 
     def propagate(

@@ -5,12 +5,14 @@ JAX knows it too, where it checks replication; here it is found for every body.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import operator
+from collections.abc import Sequence
 
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
+from jlrp.ir.fixpoint import settled, through_jaxpr
+from jlrp.ir.jax_compat import Jaxpr, JaxprEqn, Params
 
 Axes = frozenset[str]
 NOWHERE: Axes = frozenset()
@@ -19,20 +21,25 @@ _AGREED = ("psum", "psum_invariant", "pmax", "pmin", "all_gather")
 _AGREED += ("all_gather_invariant", "pbroadcast")
 
 
-def named(params: dict[str, Any]) -> tuple[Any, ...]:
+def named(params: Params) -> tuple[str | int, ...]:
     """The mesh axes that a collective names; a number, where ``vmap`` mapped one."""
     names = params.get("axes", params.get("axis_name", ()))
     return tuple(names) if isinstance(names, tuple | list) else (names,)
 
 
-def variation(eqn: Any, operands: Sequence[Axes]) -> list[Axes]:
+def mesh_axes(params: Params) -> tuple[str, ...]:
+    """The same, without the axes of ``vmap``."""
+    return tuple(name for name in named(params) if isinstance(name, str))
+
+
+def variation(eqn: JaxprEqn, operands: Sequence[Axes]) -> list[Axes]:
     """The axes along which the outputs vary, from those of the operands."""
     params, everywhere = eqn.params, NOWHERE.union(*operands)
     name = eqn.primitive.name
     if name == "axis_index":
-        everywhere = frozenset(named(params))
+        everywhere = frozenset(mesh_axes(params))
     elif name in _AGREED:
-        everywhere -= frozenset(named(params))
+        everywhere -= frozenset(mesh_axes(params))
     elif (call := jax_compat.call_body(eqn)) is not None:
         return _variations(call[0], operands)
     elif eqn.primitive is p.scan_p:
@@ -50,38 +57,21 @@ def variation(eqn: Any, operands: Sequence[Axes]) -> list[Axes]:
             (goes_on,) = _variations(condition, [*first, *carry])
             return [a | goes_on for a in _variations(body, [*constants, *carry])]
 
-        return _settled(again, carry)
+        return settled(again, carry, operator.or_)
     return [everywhere] * len(eqn.outvars)
 
 
-def of_scan(eqn: Any, operands: Sequence[Axes]) -> list[Axes]:
+def of_scan(eqn: JaxprEqn, operands: Sequence[Axes]) -> list[Axes]:
     ((body, _),) = jax_compat.bodies(eqn)
     c, n = jax_compat.scan_counts(eqn.params)
     constants, carry, slices = operands[:c], operands[c : c + n], operands[c + n :]
-    carry = _settled(
-        lambda carry: _variations(body, [*constants, *carry, *slices])[:n], carry
+    carry = settled(
+        lambda carry: _variations(body, [*constants, *carry, *slices])[:n],
+        carry,
+        operator.or_,
     )
     return [*carry, *_variations(body, [*constants, *carry, *slices])[n:]]
 
 
-def _settled(
-    again: Callable[[Sequence[Axes]], list[Axes]], carry: Sequence[Axes]
-) -> list[Axes]:
-    carry = list(carry)
-    while True:
-        grown = [a | b for a, b in zip(carry, again(carry), strict=True)]
-        if grown == carry:
-            return carry
-        carry = grown
-
-
-def _variations(jaxpr: Any, inputs: Sequence[Axes]) -> list[Axes]:
-    known = dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def of(atom: Any) -> Axes:
-        return NOWHERE if jax_compat.is_literal(atom) else known.get(atom, NOWHERE)
-
-    for eqn in jaxpr.eqns:
-        outs = variation(eqn, [of(a) for a in eqn.invars])
-        known.update(zip(eqn.outvars, outs, strict=True))
-    return [of(a) for a in jaxpr.outvars]
+def _variations(jaxpr: Jaxpr, inputs: Sequence[Axes]) -> list[Axes]:
+    return through_jaxpr(jaxpr, inputs, variation, NOWHERE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jlrp.ir.primitives import rounds
+from jlrp.ir.families import rounds
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
 from jlrp.ops.means.points import Array, Cotangents, Points

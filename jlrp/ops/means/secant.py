@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp.ir.primitives import NO_RELEVANCE, NONLINEAR_UNARY, present
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Value
 from jlrp.ops.activation import Region
 from jlrp.ops.base import Operation
@@ -39,7 +39,9 @@ def mean_vjp(op: Operation, cotangents: Cotangents, points: Points) -> list[Arra
     (m,), region = cotangents, op.region
     assert m is not None and region is not None
     x, x0 = points.read(op.inputs[0]), points.reference.read(op.inputs[0])
-    if any(e.primitive in NONLINEAR_UNARY - _CHEAP for e in region.equations):
+    if any(
+        row.activation and not row.arithmetic for row in map(traits, region.equations)
+    ):
         # Or XLA keeps what the forward passes made of x, instead of x alone.
         held = lax.optimization_barrier((x, x0))
         x, x0 = (waiting_for(points.arrived, v) for v in held)
@@ -51,9 +53,6 @@ def left_over(
     op: Operation, cotangents: Cotangents, points: Points
 ) -> dict[str, Array]:
     return {}
-
-
-_CHEAP = {p.abs_p, p.integer_pow_p, p.square_p}
 
 
 class _Secants:
@@ -100,16 +99,16 @@ class _Secants:
     def _made_by(self, value: Value) -> Array | None:
         equation = value.producer
         assert equation is not None
-        prim = equation.primitive
+        row = traits(equation)
         slopes = [self.of(a) for a in equation.inputs]
         if all(s is None for s in slopes):
             return None
-        if (combine := _COMBINE.get(prim)) is not None:
+        if (combine := _COMBINE.get(equation.primitive)) is not None:
             return combine(self, equation, *equation.inputs)
-        if prim in _CLOSED and slopes[0] is not None:
+        if row.name in _CLOSED and slopes[0] is not None:
             a, b = self.both(equation.inputs[0])
-            return lax.mul(_CLOSED[prim](a, b), slopes[0])
-        if prim in NO_RELEVANCE or not jnp.issubdtype(value.dtype, jnp.inexact):
+            return lax.mul(_CLOSED[row.name](a, b), slopes[0])
+        if row.stops or not jnp.issubdtype(value.dtype, jnp.inexact):
             return self._divided(value)  # a mask made of x: a step has no slope
         if len(equation.inputs) == 1 and slopes[0] is not None:
             a, b = self.both(equation.inputs[0])
@@ -384,25 +383,26 @@ def _of_erf(a: Array, b: Array) -> Array:
     return jnp.where(close, jnp.asarray(mean), safe_divide(change, a - b))
 
 
-_CLOSED: dict[Any, Callable[[Array, Array], Array]] = {
-    p.abs_p: _of_abs,
-    p.cbrt_p: _of_cbrt,
-    p.cos_p: lambda a, b: -lax.sin((a + b) / 2) * _sinc((a - b) / 2),
-    p.erf_p: _of_erf,
-    p.erfc_p: lambda a, b: -_of_erf(a, b),
-    p.exp2_p: _of_exp2,
-    p.exp_p: _of_exp,
-    p.expm1_p: _of_exp,
-    p.log1p_p: _of_log1p,
-    p.log_p: _of_log,
-    p.logistic_p: _of_logistic,
-    p.rsqrt_p: _of_rsqrt,
-    p.sin_p: lambda a, b: lax.cos((a + b) / 2) * _sinc((a - b) / 2),
-    p.sqrt_p: _of_sqrt,
-    p.square_p: lambda a, b: a + b,
-    p.tanh_p: _of_tanh,
-    **dict.fromkeys(present("log2"), lambda a, b: _of_log(a, b) / math.log(2)),
-    **dict.fromkeys(present("one_minus_square"), lambda a, b: -a - b),
+# By the primitive's name: some are in newer versions of JAX only.
+_CLOSED: dict[str, Callable[[Array, Array], Array]] = {
+    "abs": _of_abs,
+    "cbrt": _of_cbrt,
+    "cos": lambda a, b: -lax.sin((a + b) / 2) * _sinc((a - b) / 2),
+    "erf": _of_erf,
+    "erfc": lambda a, b: -_of_erf(a, b),
+    "exp2": _of_exp2,
+    "exp": _of_exp,
+    "expm1": _of_exp,
+    "log1p": _of_log1p,
+    "log": _of_log,
+    "logistic": _of_logistic,
+    "rsqrt": _of_rsqrt,
+    "sin": lambda a, b: lax.cos((a + b) / 2) * _sinc((a - b) / 2),
+    "sqrt": _of_sqrt,
+    "square": lambda a, b: a + b,
+    "tanh": _of_tanh,
+    "log2": lambda a, b: _of_log(a, b) / math.log(2),
+    "one_minus_square": lambda a, b: -a - b,
 }
 
 _CLOSE = 0.25  # measured: the quotient and four points are both right to 1e-6 there

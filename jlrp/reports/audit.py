@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlrp.caching import Call, Key
 from jlrp.interpreter import Numbers
 from jlrp.ir import jax_compat
-from jlrp.ir.program import Value
+from jlrp.ir.program import Atom, Value
 from jlrp.notices import warn_of
 from jlrp.plan.planning import Plan, Step, is_float
-from jlrp.plan.targets import joined
 from jlrp.promise import Promise
 from jlrp.references import mean_over
-from jlrp.reports import Ledger, LedgerRow
-from jlrp.request import AtX, Options, Request
+from jlrp.reports.ledger import Ledger, LedgerRow
+from jlrp.request import AtX
 from jlrp.rules.base import Propagation
-
-Array = jax.Array
-
-
-class Key(Protocol):
-    """What a compiled audit depends on; hashable."""
-
-    fn: Any
-    options: Options
+from jlrp.typing import Array, ArrayLike, PyTree
 
 
 @dataclass(frozen=True)
@@ -82,18 +74,9 @@ class Audited:
     limits: tuple[float, ...]
 
 
-def ledger(
-    key: Key,
-    params: Any,
-    x: Any,
-    traced_target: Any,
-    masks: Mapping[str, Any],
-    reference: Any = None,
-) -> Ledger:
-    """The ledger of ``key.fn(params, x)``, by one compiled program for its shapes."""
-    found = jax.device_get(
-        _audited(key, params, x, traced_target, dict(masks), reference)
-    )
+def audited(call: Call) -> Ledger:
+    """The ledger of a call, by one compiled program for its shapes."""
+    found = jax.device_get(_audited(call.key, *call.arrays))
     seed, relevance, *amounts = found.amounts.tolist()
     rows, start = [], 0
     for row in found.rows:
@@ -112,19 +95,20 @@ def ledger(
 @partial(jax.jit, static_argnums=0)
 def _audited(
     key: Key,
-    params: Any,
-    x: Any,
-    traced_target: Any,
-    masks: dict[str, Any],
-    reference: Any,
+    params: PyTree,
+    x: PyTree,
+    traced: PyTree,
+    masks: dict[str, Array],
+    reference: list[Array] | None,
 ) -> Audited:
-    target = joined(key.options.target, traced_target)
-    request = Request(key.fn.call, params, x, key.options, target, reference)
+    request = key.request(params, x, traced, reference)
     plan = request.plan(for_ledger=True)
     warn_of(plan.stops)
     known: dict[str, Any] = {}
 
-    def amounts(at_x: AtX, reference: Any) -> tuple[Array, Array, Array]:
+    def amounts(
+        at_x: AtX, reference: Sequence[Array] | None
+    ) -> tuple[Array, Array, Array]:
         auditor = _Auditor()  # holds tracers: it must not outlive the trace
         explained = request.back(at_x, reference, auditor.observe)
         numbers, sources = explained.numbers, explained.delivered.sources
@@ -140,11 +124,11 @@ def _audited(
             _stacked([jnp.max(a, initial=0) for a in arrays]),
         )
 
-    def run(given: Any, masks: Any) -> tuple[Array, Array, Array]:
+    def run(given: PyTree, masks: dict[str, Array]) -> tuple[Array, Array, Array]:
         with request.at(given):
             at_x = request.forward(plan, request.arguments, masks)
-            rows, chunk = request.reference, request.options.background
-            if not chunk:
+            rows, chunk = request.reference, request.background
+            if rows is None or not chunk:
                 return amounts(at_x, rows)
             return mean_over(lambda row: amounts(at_x, row), rows, chunk)
 
@@ -157,7 +141,7 @@ class _Auditor:
     """Collects the amounts of each step while the reverse pass is traced."""
 
     rows: list[Row] = field(default_factory=list)
-    amounts: list[Any] = field(default_factory=list)
+    amounts: list[ArrayLike] = field(default_factory=list)
 
     def observe(
         self,
@@ -185,7 +169,7 @@ def _ledger_row(row: Row, amounts: Sequence[float]) -> LedgerRow:
     )
 
 
-def _total(pairs: Any, numbers: Numbers) -> Any:
+def _total(pairs: Iterable[tuple[Atom, Promise | None]], numbers: Numbers) -> ArrayLike:
     amounts = [
         jnp.sum(promise.resolve(numbers.difference(value)))
         for value, promise in pairs
@@ -194,14 +178,14 @@ def _total(pairs: Any, numbers: Numbers) -> Any:
     return sum(amounts, start=0.0)
 
 
-def _stacked(numbers: Sequence[Any]) -> Array:
+def _stacked(numbers: Sequence[ArrayLike]) -> Array:
     dtype = jnp.result_type(float)
     if not numbers:
         return jnp.zeros(0, dtype)
     return jnp.stack([jnp.asarray(_real_part(n), dtype) for n in numbers])
 
 
-def _real_part(number: Any) -> Any:
+def _real_part(number: ArrayLike) -> ArrayLike:
     return jnp.real(number) if jnp.iscomplexobj(number) else number
 
 
