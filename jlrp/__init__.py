@@ -18,9 +18,11 @@ from jlrp.errors import (
 )
 from jlrp.ir.own_primitives import custom_relevance, tag
 from jlrp.plan.residuals import KeepWhere
+from jlrp.references import Background
 from jlrp.rules import register_rule, unregister_rule
 
 __all__ = [
+    "Background",
     "Composite",
     "Explainer",
     "Explanation",
