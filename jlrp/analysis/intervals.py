@@ -63,6 +63,12 @@ def vanishes_below_zero(end: Value, start: Value) -> bool:
     return _point(_behind(end, start, (-np.inf, -tiny))) == 0
 
 
+def value_at(end: Value, start: Value, number: float) -> Scalar:
+    """``f(number)`` of the elementwise function from ``start`` to ``end``, if known."""
+    at = np.float64(number)
+    return _point(_behind(end, start, (at, at), rounds=False))
+
+
 def slope_at_infinity(end: Value, start: Value) -> float:
     """The slope of an elementwise function far from 0, its own gain; else 1.
 
