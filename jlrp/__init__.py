@@ -12,14 +12,17 @@ from jlrp.errors import (
     NoRelevanceError,
     RuleError,
     SelectorError,
+    SpellingError,
     TargetError,
     UnsupportedPrimitiveError,
 )
 from jlrp.ir.own_primitives import custom_relevance, tag
 from jlrp.plan.residuals import KeepWhere
+from jlrp.references import Background
 from jlrp.rules import register_rule, unregister_rule
 
 __all__ = [
+    "Background",
     "Composite",
     "Explainer",
     "Explanation",
@@ -32,6 +35,7 @@ __all__ = [
     "NoRelevanceError",
     "RuleError",
     "SelectorError",
+    "SpellingError",
     "TargetError",
     "UnsupportedPrimitiveError",
     "audit",

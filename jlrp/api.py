@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import caching, reports
+from jlrp import caching, references, reports
 from jlrp.arguments import check_function, takes
 from jlrp.errors import InputError
 from jlrp.fields import of_example, of_function
@@ -31,7 +31,7 @@ from jlrp.options import (
 from jlrp.plan import budget, targets
 from jlrp.reports.audit import audited
 from jlrp.reports.inspection import inspection
-from jlrp.request import Request, check_arrays
+from jlrp.request import Explained, Request, check_arrays
 from jlrp.typing import Array, Function, PyTree, Target
 
 
@@ -101,27 +101,44 @@ class Explainer(Options):
 
 @partial(jax.jit, static_argnums=0)
 def _explained(
-    key: caching.Key, params: PyTree, x: PyTree, traced: PyTree, masks: dict[str, Array]
+    key: caching.Key,
+    params: PyTree,
+    x: PyTree,
+    traced: PyTree,
+    masks: dict[str, Array],
+    reference: list[Array] | None,
 ) -> tuple[Explanation, list[Array]]:
     """And how often while loops ran of which iterations are recorded."""
-    request = key.request(params, x, traced)
+    request = key.request(params, x, traced, reference)
     plan = request.plan()
     warn_of(plan.stops)
     asks_for_params = "params" in key.options.asked
+
+    def handed_out(found: Explained) -> tuple[Explanation, list[Array]]:
+        explanation = Explanation(
+            found.relevance(),
+            found.output(),
+            found.captured(),
+            found.parameters() if asks_for_params else None,
+            axes,
+        )
+        return explanation, found.counts()
 
     def explained(
         given: PyTree, masks: dict[str, Array]
     ) -> tuple[Explanation, list[Array]]:
         with request.at(given):
-            found = request.run(plan, request.arguments, masks)
-            explanation = Explanation(
-                found.relevance(),
-                found.output(),
-                found.captured(),
-                found.parameters() if asks_for_params else None,
-                axes,
-            )
-            return explanation, found.counts()
+            rows, chunk = request.reference, request.background
+            if rows is None or not chunk:
+                return handed_out(request.run(plan, request.arguments, masks))
+            at_x = request.forward(plan, request.arguments, masks)
+
+            def of_one(row: list[Array]) -> tuple[Explanation, list[Array]]:
+                explanation, counts = handed_out(request.back(at_x, row))
+                return replace(explanation, output=None), counts
+
+            found, counts = references.mean_over(of_one, rows, chunk)
+            return replace(found, output=request.output_of(at_x.outputs)), counts
 
     axes = captures.loop_axes(plan.captured)
     any_captured: PyTree = 0.0
@@ -285,7 +302,7 @@ def inspect(
     complete = caching.all_options(options)
     request = Request(fn, params, x, complete, targets.given(target))
     plan = request.plan(strict=False)
-    why = complete.composite.why([step.operation for step in plan.steps])
+    why = request.options.composite.why([step.operation for step in plan.steps])
     return inspection(plan, why)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jlrp import references
 from jlrp.arguments import output_of
 from jlrp.fields import options_of
 from jlrp.ir import jax_compat
@@ -67,25 +68,35 @@ class Key:
     masked: tuple[str, ...]
     rules: tuple[object, ...]
 
-    def request(self, params: PyTree, x: PyTree, traced: PyTree) -> Request:
+    def request(
+        self, params: PyTree, x: PyTree, traced: PyTree, reference: list[Array] | None
+    ) -> Request:
         """The explanation, with the traced part of the target."""
         target = targets.joined(self.target, traced)
-        return Request(self.fn.call, params, x, self.options, target, self.masked)
+        return Request(
+            self.fn.call, params, x, self.options, target, self.masked, reference
+        )
 
 
 @dataclass(frozen=True)
 class Call:
-    """A key, and what comes with the call; ``traced`` is of the target."""
+    """A key, and what comes with the call; ``traced`` is of the target.
+
+    ``reference`` are the leaves of a baseline, rows of them of a background.
+    """
 
     key: Key
     params: PyTree
     x: PyTree
     traced: PyTree
     masks: dict[str, Array]
+    reference: list[Array] | None
 
     @property
-    def arrays(self) -> tuple[PyTree, PyTree, PyTree, dict[str, Array]]:
-        return self.params, self.x, self.traced, self.masks
+    def arrays(
+        self,
+    ) -> tuple[PyTree, PyTree, PyTree, dict[str, Array], list[Array] | None]:
+        return self.params, self.x, self.traced, self.masks, self.reference
 
 
 def call_of(
@@ -96,13 +107,16 @@ def call_of(
     masks = masks_of(options.condition)
     static, traced = _apart(function, params, x, target)
     rules = tuple(registered().items())
-    kept = all_options(options, target=None, condition=None, memory_limit=None)
-    return Call(
-        Key(function, kept, static, tuple(masks), rules), params, x, traced, masks
+    reference = references.resolved(options.baseline, x)
+    baseline = references.given(options.baseline)
+    kept = all_options(
+        options, target=None, condition=None, memory_limit=None, baseline=baseline
     )
+    key = Key(function, kept, static, tuple(masks), rules)
+    return Call(key, params, x, traced, masks, reference)
 
 
-def all_options(options: RuleOptions, **changes: None) -> Options:
+def all_options(options: RuleOptions, **changes: references.Given | None) -> Options:
     """Those options, those of others at their defaults."""
     given = {name: getattr(options, name) for name in options_of(type(options))}
     return Options(**{**given, **changes})

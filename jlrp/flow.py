@@ -18,6 +18,7 @@ from jlrp.errors import InputError
 from jlrp.ir.names import Place, check_steps, conditioned, matching, places
 from jlrp.ir.program import trace
 from jlrp.plan import targets
+from jlrp.references import Baseline
 from jlrp.typing import Function, PyTree, Target
 
 __all__ = [
@@ -43,6 +44,7 @@ def between(
     *,
     composite: str | Composite = "auto",
     capture_steps: int | None = None,
+    baseline: Baseline = None,
 ) -> dict[tuple[str, str], float]:
     """The relevance that each named value hands to each one before it, directly.
 
@@ -53,6 +55,7 @@ def between(
 
     Args:
       fn, params, x, target, composite: as in ``jlrp.relevance``.
+      baseline: as in ``jlrp.relevance``.
       capture_steps: as in ``jlrp.explain``, for names in a ``while_loop``.
       names: globs of name scopes and tags, each of one value, as in ``condition``. As
         there, one inside an operation splits it. In the body of a loop, each iteration
@@ -87,6 +90,7 @@ def between(
         capture=tuple(found),
         condition=dict.fromkeys(found, jnp.ones(())),
         capture_steps=capture_steps,
+        baseline=baseline,
     )
 
     def arriving(mask: jax.Array) -> jax.Array:

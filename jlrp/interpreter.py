@@ -35,8 +35,8 @@ from jlrp.ops.decompositions import bound, spelled, with_derivative
 from jlrp.ops.effective import EffectiveKernel, effective_map, linear_part
 from jlrp.ops.transposes import direct_product_vjp, direct_transpose, direct_vjp
 from jlrp.plan.planning import Plan, Step, is_float
-from jlrp.promise import Promise, number
-from jlrp.rules.base import Propagation, Recorder, Residuals
+from jlrp.promise import Promise, difference, number
+from jlrp.rules.base import Both, Propagation, Recorder, Residuals
 from jlrp.tactics import waiting_for
 from jlrp.typing import PyTree
 
@@ -186,7 +186,7 @@ def resolved(value: Value, promise: Promise | None, numbers: Numbers) -> PyTree:
         dtype = numbers.shape_of(value).dtype
         dtype = dtype if is_float(value) else jnp.float32
         return jnp.zeros(value.shape, dtype).real
-    return promise.resolve(numbers.read(value))
+    return promise.resolve(numbers.difference(value))
 
 
 def _total(promises: Sequence[Promise]) -> Promise | None:
@@ -240,7 +240,7 @@ def _of_constants(
     shares = handed.shares
     if shares is None:
         shares = [
-            promise and promise.per_unit(numbers.read(out))
+            promise and promise.per_unit(numbers.difference(out))
             for out, promise in zip(op.outputs, arriving, strict=True)
         ]
     return numbers.vjp_constants(op, shares, wanted)
@@ -345,9 +345,11 @@ class Numbers:
         residuals: Residuals,
         masks: Mapping[str, Array] | None = None,
         promised: Promised | None = None,
+        reference: Numbers | None = None,
     ):
         self._plan, self._residuals, self._masks = plan, residuals, masks or {}
         self._promised = promised or Promised(plan, residuals)
+        self.reference = reference
 
     @property
     def kept(self) -> Residuals:
@@ -361,10 +363,28 @@ class Numbers:
 
     def wait_for(self, promises: Sequence[Promise | None]) -> None:
         self._promised.arrived = next(iter(jax.tree.leaves(promises)), self.arrived)
+        if self.reference is not None:
+            self.reference.wait_for(promises)
 
     def replaced(self, numbers: Mapping[Value, Array]) -> Numbers:
         residuals = {**self._residuals, **numbers}
-        return Numbers(self._plan, residuals, self._masks, self._promised)
+        return Numbers(
+            self._plan, residuals, self._masks, self._promised, self.reference
+        )
+
+    def difference(self, value: Value) -> Array:
+        number = self.read(value)
+        if self.reference is None:
+            return number
+        return difference(number, self.reference.read(value))
+
+    def varies(self, atom: Atom) -> bool:
+        return not self._plan.program.is_parameter(atom)
+
+    def with_reference(self, reference: Numbers) -> Numbers:
+        return Numbers(
+            self._plan, self._residuals, self._masks, self._promised, reference
+        )
 
     def mask(self, name: str) -> Array:
         return self._masks[name]
@@ -387,7 +407,7 @@ class Numbers:
     def reverse_body(
         self,
         plan: Any,
-        residuals: Residuals,
+        residuals: Residuals | Both,
         seeds: Mapping[Value, Promise],
         observe: Observer | None,
         wanted: Sequence[Value],
@@ -395,9 +415,20 @@ class Numbers:
         masks: Mapping[str, Array],
         captures: bool,
     ) -> tuple[list[Promise | None], Sequence[Array], Captured]:
-        residuals = {**plan.program.constants, **residuals}
-        promised = Promised(plan, residuals, guarded=False)
-        inside = Numbers(plan, residuals, {**self._masks, **masks}, promised)
+        masks = {**self._masks, **masks}
+
+        def at(residuals: Mapping[Any, Any], reference: Numbers | None) -> Numbers:
+            residuals = {**plan.program.constants, **residuals}
+            promised = Promised(plan, residuals, guarded=False)
+            return Numbers(plan, residuals, masks, promised, reference)
+
+        here, there = (
+            (residuals.here, residuals.there)
+            if isinstance(residuals, Both)
+            else (residuals, None)
+        )
+        inside = at(here, None if there is None else at(there, None))
+        residuals = inside.kept
         plan = plan if wanted else replace(plan, parameters=frozenset())
         delivered = reverse(plan, inside, seeds, observe, explained)
         found = _stackable(plan, captured(plan, delivered, inside)) if captures else {}

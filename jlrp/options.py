@@ -17,6 +17,7 @@ from typing import cast
 
 import jax.numpy as jnp
 
+from jlrp import references
 from jlrp.arguments import check_array, choice, optional, shown
 from jlrp.composites import FALLBACKS, Composite, resolve
 from jlrp.errors import InputError
@@ -24,6 +25,7 @@ from jlrp.fields import Option, checked
 from jlrp.plan import residuals as policies
 from jlrp.plan import targets
 from jlrp.plan.residuals import KeepWhere
+from jlrp.references import Baseline
 from jlrp.typing import Array, ArrayLike, Target
 
 Conditions = Mapping[str, ArrayLike] | None
@@ -128,6 +130,25 @@ class RuleOptions:
         brief="For operations without a rule.",
         choices=tuple(FALLBACKS),
     )
+    baseline: Option[Baseline, Baseline] = Option(
+        None,
+        "what relevance is relative to: it then sums to ``fn(params, x) - fn(params, "
+        "baseline)``. None: to nothing, as LRP is. A number, an array or a pytree that "
+        "broadcasts to x; a function of x, such as ``metrics.Blur(...)``; of token "
+        "ids, ids; or ``jlrp.Background(data)``, the mean over its rows. ``auto`` is "
+        "``deep_lift`` then.",
+        references.check,
+        word=float,
+        brief="A number that relevance is relative to, such as 0.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.baseline is None and self.composite.view.relative:
+            raise InputError(
+                "This composite, deep_lift or made of it, is of differences: say from "
+                "what, with baseline=0.0, an array like x, a function of x, or "
+                "jlrp.Background(data)."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +190,14 @@ class AuditOptions(RuleOptions):
         _condition,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.baseline is not None and self.seed != "score":
+            raise InputError(
+                "With a baseline, relevance starts at a difference of scores: "
+                f'seed="score", not {self.seed!r}.'
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RelevanceOptions(InspectOptions, AuditOptions):
@@ -199,6 +228,7 @@ class RelevanceOptions(InspectOptions, AuditOptions):
         return (self.wrt,) if isinstance(self.wrt, str) else self.wrt
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.memory_limit is not None and self.residuals != "keep":
             raise InputError(
                 "memory_limit chooses the residuals itself: leave residuals out, or "

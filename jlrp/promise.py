@@ -161,6 +161,15 @@ def product(multiplier: Array, v: Array) -> Array:
     return Promise(multiplier=multiplier).resolve(v)
 
 
+def difference(a: Array, b: Array) -> Array:
+    """``a - b``, 0 where both are the same infinity or NaN, as masked scores are."""
+    if not jnp.issubdtype(a.dtype, jnp.inexact):
+        return a
+    missing = lax.bitwise_and(lax.ne(a, a), lax.ne(b, b))
+    same = lax.bitwise_or(lax.eq(a, b), missing)
+    return lax.select(same, zeros_like(a), lax.sub(a, b))
+
+
 def unless_zero(handed: Array, arrived: Array) -> Array:
     """What is handed on, element by element: 0 where nothing arrived, even if NaN."""
     kept = lax.bitwise_or(_is_finite(handed), lax.ne(arrived, zero(arrived)))

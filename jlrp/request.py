@@ -61,7 +61,12 @@ class Request:
         options: Options,
         target: Target = None,
         masked: Sequence[str] = (),
+        reference: Sequence[Array] | None = None,
     ):
+        self.background = 0  # how many references are run at once, if there are several
+        if options.baseline is not None:
+            self.background = getattr(options.baseline, "chunk", 0)
+            options = replace(options, composite=options.composite.from_reference())
         self.options, self.masked = options, masked
         self.target = options.target if target is None else target
         scored = targets.scored(fn, self.target)
@@ -76,6 +81,7 @@ class Request:
         self.n_scores = len(jax.tree.leaves(scores))
         self.output_tree = jax.tree.structure(output)
         self.arguments = jax.tree.leaves((params, x))
+        self.reference = reference
         self.x_tree = jax.tree.structure(x)
         self.params_tree = jax.tree.structure(params)
         n_params = self.params_tree.num_leaves
@@ -87,7 +93,8 @@ class Request:
     @property
     def given(self) -> PyTree:
         """All arrays that come from outside."""
-        return self.arguments, self.target, list(self.program.constants.values())
+        constants = list(self.program.constants.values())
+        return self.arguments, self.target, constants, self.reference
 
     @contextlib.contextmanager
     def at(self, given: PyTree) -> Iterator[None]:
@@ -100,9 +107,13 @@ class Request:
             self._take(before)
 
     def _take(self, given: PyTree) -> None:
-        self.arguments, self.target, constants = given
+        self.arguments, self.target, constants, self.reference = given
         names = self.program.constants
         self.program.constants = dict(zip(names, constants, strict=True))
+
+    def output_of(self, outputs: Sequence[Array]) -> PyTree:
+        """The function's output among the program's."""
+        return jax.tree.unflatten(self.output_tree, outputs[self.n_scores :])
 
     def output_like(self) -> PyTree:
         """The output, as values of the program."""
@@ -171,14 +182,43 @@ class Request:
         observe: Observer | None = None,
     ) -> Explained:
         """Both passes, on these arguments."""
+        at_x = self.forward(plan, arguments, masks)
+        return self.back(at_x, self.reference, observe)
+
+    def forward(
+        self, plan: Plan, arguments: Sequence[Any], masks: Mapping[str, Any]
+    ) -> AtX:
+        """The forward pass at x."""
         for name, place in self.conditions.items():
             shape, steps = np.shape(masks[name]), self.options.capture_steps
             names.check_mask(name, shape, place, steps)
         outputs, kept = forward(plan, arguments)
-        numbers = Numbers(plan, kept, masks)
+        return AtX(plan, arguments, masks, outputs, kept)
+
+    def back(
+        self,
+        at_x: AtX,
+        reference: Sequence[Any] | None = None,
+        observe: Observer | None = None,
+    ) -> Explained:
+        """The reverse pass; with the forward pass at a reference, if there is one."""
+        plan, outputs = at_x.plan, at_x.outputs
+        numbers = Numbers(plan, at_x.kept, at_x.masks)
+        if reference is not None:
+            numbers = numbers.with_reference(self._at_reference(at_x, reference))
         seeds = self._seeds(outputs)
         delivered = reverse(plan, numbers, seeds, observe)
         return Explained(self, plan, numbers, outputs, seeds, delivered)
+
+    def _at_reference(self, at_x: AtX, reference: Sequence[Array]) -> Numbers:
+        """The numbers of the program at the reference point."""
+        n_params = self.params_tree.num_leaves
+        leaves = [
+            number if jax_compat.is_key(v.dtype) else jnp.broadcast_to(number, v.shape)
+            for number, v in zip(reference, self.sources, strict=True)
+        ]
+        _, kept = forward(at_x.plan, [*at_x.arguments[:n_params], *leaves])
+        return Numbers(at_x.plan, kept, at_x.masks)
 
     def _seeds(self, outputs: Sequence[Array]) -> dict[Value, Promise]:
         scores = [jax_compat.at_least_float32(out) for out in outputs[: self.n_scores]]
@@ -189,6 +229,17 @@ class Request:
                 assert isinstance(atom, Value)
                 seeds[atom] = start + seeds.get(atom)
         return seeds
+
+
+@dataclass(frozen=True)
+class AtX:
+    """The forward pass at x: the outputs, and what the plan keeps."""
+
+    plan: Plan
+    arguments: Sequence[Any]
+    masks: Mapping[str, Any]
+    outputs: Sequence[Any]
+    kept: Mapping[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -203,8 +254,7 @@ class Explained:
     delivered: Delivered
 
     def output(self) -> PyTree:
-        leaves = self.outputs[self.request.n_scores :]
-        return jax.tree.unflatten(self.request.output_tree, leaves)
+        return self.request.output_of(self.outputs)
 
     def relevance(self) -> PyTree:
         pairs = zip(self.request.sources, self.delivered.sources, strict=True)

@@ -20,10 +20,11 @@ LEVELS = {
     "ops": ["ops"],
     "rules": ["rules"],
     "plan": ["plan", "composites"],
-    "engine": ["interpreter", "options", "request", "caching"],
+    "engine": ["interpreter", "references", "options", "request", "caching"],
     "api": ["api", "reports", "notices", "__init__"],
     "apps": [
         *["baselines", "flow", "integrations", "jobs", "metrics", "plotting"],
+        "testing",
         *["cli", "__main__"],
     ],
 }

@@ -43,6 +43,7 @@ from jlrp.ops.affine import (
 from jlrp.ops.average import Handed
 from jlrp.ops.base import Operation, View
 from jlrp.ops.embedding import Embedding
+from jlrp.ops.factors import Reading, factors_of, norm_of
 from jlrp.ops.mean import is_mean, mean_kind, weight_of
 from jlrp.ops.position import (
     affine_before,
@@ -299,6 +300,8 @@ class _Builder:
         product = self.products.get(equation)
         if product is None:
             return None
+        if self.view.relative:
+            return self.of_factors(equation)
         averaged = equation in self.averages.parts
         statistic = None if averaged else statistic_of(self.regions.terms, equation)
         if statistic is not None and self.view.hold_statistics:
@@ -315,6 +318,29 @@ class _Builder:
             facts.add("gate")
         facts = frozenset(facts)
         return replace(operation, inputs=slots, product=product, facts=facts)
+
+    def of_factors(self, equation: Equation) -> Operation:
+        """A product with all its factors, a norm with what it divides by."""
+        view = self.view
+        reading = Reading(
+            self.program,
+            self.regions,
+            self.averages.parts,
+            view.find_signals,
+            view.hold_statistics,
+        )
+        values, product = factors_of(reading, equation)
+        is_norm = any(product.denominators) and len(values) == 2
+        kind = (
+            "norm" if is_norm and norm_of(reading, equation) is not None else "product"
+        )
+        operation = self.group(kind, "product", values, equation.outputs[0])
+        facts = set()
+        if any(product.weights):
+            facts.add("attention")
+        elif product.gated != product.uniform:
+            facts.add("gate")
+        return replace(operation, product=product, facts=frozenset(facts))
 
     def norm(self, equation: Equation, statistic: int) -> Operation:
         """A signal over its statistic, which is a constant, scaled by parameters."""

@@ -39,6 +39,9 @@ class Product:
     number: what is missing is the Taylor remainder of its softmax. ``weights`` marks
     the operands that are softmax weights, ``masked`` those that a mask of -inf may have
     made NaN. ``recurs`` marks that of a selective recurrence (see ``facts.signal``).
+    From a reference (see ``ops.factors``) there is a slot for each factor, and one
+    value may have several; ``inverted`` marks the values that enter by division,
+    ``denominators`` those that are shared with as such.
     """
 
     slots: tuple[int, ...]
@@ -48,6 +51,8 @@ class Product:
     weights: tuple[bool, ...]
     masked: tuple[bool, ...]
     recurs: bool = False
+    inverted: tuple[bool, ...] = ()
+    denominators: tuple[bool, ...] = ()
 
 
 def products(
@@ -65,7 +70,7 @@ def products(
     equations = [
         e
         for e in (*program.equations, *standing)
-        if _is_product(program, regions, e)
+        if is_product(program, regions, e)
         and program.standing.keys().isdisjoint(e.outputs)
     ]
     quotients = [e for e in equations if e.primitive is p.div_p]
@@ -97,7 +102,7 @@ def _part(part: Part) -> Product:
     return Product((0, 1), uniform, gated, uniform, marks, (False, False))
 
 
-def _is_product(program: Program, regions: Regions, equation: Equation) -> bool:
+def is_product(program: Program, regions: Regions, equation: Equation) -> bool:
     if traits(equation).nature != "product":
         return False
     if equation.primitive in regions.opaque:
@@ -137,8 +142,8 @@ def _share(
         return below[0] + below[1]
 
     all_factors = flatten(root)
-    ends = {v: _end_of(program, regions, v) for v in all_factors}
-    gates = _gates(all_factors, ends)
+    ends = {v: end_of(program, regions, v) for v in all_factors}
+    gates = gates_among(all_factors, ends)
     signal = signal_among(regions.terms, all_factors) if find_signals else None
     recurs = signal is not None and is_selective(regions.terms, signal, all_factors)
     for equation, below in members:
@@ -153,9 +158,7 @@ def _share(
             tuple(g / sum(gated) for g in gated),
             tuple(c / sum(chosen) for c in chosen),
             tuple(len(fs) == 1 and ends[fs[0]] == "softmax" for fs in below),
-            tuple(
-                len(fs) == 1 and _may_be_nan(program, regions, fs[0]) for fs in below
-            ),
+            tuple(len(fs) == 1 and may_be_nan(program, regions, fs[0]) for fs in below),
             recurs,
         )
 
@@ -169,11 +172,11 @@ def _products_below(program: Program, regions: Regions, value: Value) -> list[Eq
         equation = program.maker(value)
         if equation is None:
             break
-        if _is_product(program, regions, equation):
+        if is_product(program, regions, equation):
             return [equation]
         if traits(equation).addition and len(program.active_inputs(equation)) == 2:
             return _products_of_contraction(program, regions, value)
-        source = _transparent(program, equation)
+        source = transparent(program, equation)
         if weight_of(program, equation) is not None:  # a contraction, written out
             (source,) = program.active_inputs(equation)
         if source is None or regions.ending_at(value) is not None:
@@ -207,7 +210,7 @@ def _is_transparent(equation: Equation) -> bool:
     return kept or traits(equation).view
 
 
-def _transparent(program: Program, equation: Equation) -> Value | None:
+def transparent(program: Program, equation: Equation) -> Value | None:
     """What an equation moves beside constants, or scales by a number."""
     operands = program.active_inputs(equation)
     if len(operands) != 1:
@@ -221,7 +224,7 @@ def _transparent(program: Program, equation: Equation) -> Value | None:
     return None
 
 
-def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
+def end_of(program: Program, regions: Regions, value: Value) -> str | None:
     """What a factor ends in: ``"softmax"``, ``"activation"``, None, or ``"open"``: an
     activation with f(0) other than 0, such as a sigmoid."""
     while True:
@@ -249,10 +252,10 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
 def _end_of_product(program: Program, regions: Regions, value: Value) -> str | None:
     """A product of gates is a gate: the coefficient of two steps of a recurrence."""
     equation = program.maker(value)
-    if equation is None or not _is_product(program, regions, equation):
+    if equation is None or not is_product(program, regions, equation):
         return None
     if value not in regions.ends:
-        ends = [_end_of(program, regions, v) for v in program.active_inputs(equation)]
+        ends = [end_of(program, regions, v) for v in program.active_inputs(equation)]
         weakest = "activation" if "activation" in ends else "open"
         regions.ends[value] = None if None in ends else weakest
     return regions.ends[value]
@@ -321,18 +324,18 @@ def _is_code(atom: Atom) -> bool:
     return False
 
 
-def _may_be_nan(program: Program, regions: Regions, factor: Value) -> bool:
+def may_be_nan(program: Program, regions: Regions, factor: Value) -> bool:
     """Whether a factor is the softmax of scores that may all be -inf."""
     value: Value | None = factor
     while value is not None:
         if (found := regions.softmaxes.ending_at(value)) is not None:
             return may_be_minus_infinity(program, found.scores)
         made = program.maker(value)
-        value = made and _transparent(program, made)
+        value = made and transparent(program, made)
     return False
 
 
-def _gates(factors: list[Value], ends: dict[Value, str | None]) -> set[Value]:
+def gates_among(factors: list[Value], ends: dict[Value, str | None]) -> set[Value]:
     for kinds in (("softmax", "open"), ("activation",)):
         gates = {f for f in factors if ends[f] in kinds}
         if gates and len(factors) > len([f for f in factors if f in gates]):

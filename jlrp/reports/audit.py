@@ -18,7 +18,9 @@ from jlrp.ir.program import Atom, Value
 from jlrp.notices import warn_of
 from jlrp.plan.planning import Plan, Step, is_float
 from jlrp.promise import Promise
+from jlrp.references import mean_over
 from jlrp.reports.ledger import Ledger, LedgerRow
+from jlrp.request import AtX
 from jlrp.rules.base import Propagation
 from jlrp.typing import Array, ArrayLike, PyTree
 
@@ -92,29 +94,43 @@ def audited(call: Call) -> Ledger:
 
 @partial(jax.jit, static_argnums=0)
 def _audited(
-    key: Key, params: PyTree, x: PyTree, traced: PyTree, masks: dict[str, Array]
+    key: Key,
+    params: PyTree,
+    x: PyTree,
+    traced: PyTree,
+    masks: dict[str, Array],
+    reference: list[Array] | None,
 ) -> Audited:
-    request = key.request(params, x, traced)
+    request = key.request(params, x, traced, reference)
     plan = request.plan(for_ledger=True)
     warn_of(plan.stops)
     known: dict[str, Any] = {}
 
+    def amounts(
+        at_x: AtX, reference: Sequence[Array] | None
+    ) -> tuple[Array, Array, Array]:
+        auditor = _Auditor()  # holds tracers: it must not outlive the trace
+        explained = request.back(at_x, reference, auditor.observe)
+        numbers, sources = explained.numbers, explained.delivered.sources
+        handed = zip(request.sources, sources, strict=True)
+        totals = [_total(explained.seeds.items(), numbers), _total(handed, numbers)]
+        known["rows"] = tuple(auditor.rows)
+        values, known["checked"] = _checked(plan)
+        arrays = [_real(numbers.read(v)) for v in values]
+        known["limits"] = tuple(float(jnp.finfo(a.dtype).min) / 2 for a in arrays)
+        return (
+            _stacked([*totals, *auditor.amounts]),
+            _stacked([jnp.min(a, initial=0) for a in arrays]),
+            _stacked([jnp.max(a, initial=0) for a in arrays]),
+        )
+
     def run(given: PyTree, masks: dict[str, Array]) -> tuple[Array, Array, Array]:
         with request.at(given):
-            auditor = _Auditor()  # holds tracers: it must not outlive the trace
-            explained = request.run(plan, request.arguments, masks, auditor.observe)
-            numbers, sources = explained.numbers, explained.delivered.sources
-            handed = zip(request.sources, sources, strict=True)
-            totals = [_total(explained.seeds.items(), numbers), _total(handed, numbers)]
-            known["rows"] = tuple(auditor.rows)
-            values, known["checked"] = _checked(plan)
-            arrays = [_real(numbers.read(v)) for v in values]
-            known["limits"] = tuple(float(jnp.finfo(a.dtype).min) / 2 for a in arrays)
-            return (
-                _stacked([*totals, *auditor.amounts]),
-                _stacked([jnp.min(a, initial=0) for a in arrays]),
-                _stacked([jnp.max(a, initial=0) for a in arrays]),
-            )
+            at_x = request.forward(plan, request.arguments, masks)
+            rows, chunk = request.reference, request.background
+            if rows is None or not chunk:
+                return amounts(at_x, rows)
+            return mean_over(lambda row: amounts(at_x, row), rows, chunk)
 
     numbers = jax_compat.untyped(run, 0.0, request.given, masks)
     return Audited(*numbers, **known)
@@ -155,7 +171,7 @@ def _ledger_row(row: Row, amounts: Sequence[float]) -> LedgerRow:
 
 def _total(pairs: Iterable[tuple[Atom, Promise | None]], numbers: Numbers) -> ArrayLike:
     amounts = [
-        jnp.sum(promise.resolve(numbers.read(value)))
+        jnp.sum(promise.resolve(numbers.difference(value)))
         for value, promise in pairs
         if promise is not None
     ]

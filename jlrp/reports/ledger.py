@@ -13,6 +13,8 @@ CAUSES = (
     *("bias", "stabilizer", "taylor", "constants"),
     *("stopped", "rounding", "blocked"),
 )
+# Of relevance from a reference alone.
+CAUSES_OF_DIFFERENCES = ("switch", "statistic", "held", "quadrature")
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,11 +56,16 @@ class Ledger(Table):
         amounts = [abs(row.unexplained) for row in self.rows]
         return float(np.max(amounts, initial=0.0))  # NaN stays NaN
 
+    @property
+    def _causes(self) -> tuple[str, ...]:
+        found = {cause for row in self.rows for cause in row.causes}
+        return CAUSES + tuple(c for c in CAUSES_OF_DIFFERENCES if c in found)
+
     def _title(self) -> str:
         return f"relevance: seed {self.seed:.6g}, input {self.relevance:.6g}"
 
     def _cells(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-        header = ("kind", "scope", "rule", "in", "out", *CAUSES, "unexplained")
+        header = ("kind", "scope", "rule", "in", "out", *self._causes, "unexplained")
         rows = [
             (
                 row.kind,
@@ -66,7 +73,7 @@ class Ledger(Table):
                 row.rule,
                 f"{row.arrived:.5g}",
                 f"{row.handed:.5g}",
-                *(_amount(row.causes.get(cause)) for cause in CAUSES),
+                *(_amount(row.causes.get(cause)) for cause in self._causes),
                 f"{row.unexplained:.1e}",
             )
             for row in self.rows
@@ -75,7 +82,9 @@ class Ledger(Table):
 
     def _footer(self) -> str:
         causes = ", ".join(
-            f"{cause} {total:.5g}" for cause in CAUSES if (total := self.total(cause))
+            f"{cause} {total:.5g}"
+            for cause in self._causes
+            if (total := self.total(cause))
         )
         lines = [
             f"absorbed: {causes or 'nothing'}; "

@@ -31,6 +31,7 @@ from jlrp.rules.linalg import Euler
 from jlrp.rules.linear import Epsilon, Flat, Zero
 from jlrp.rules.movement import Follow
 from jlrp.rules.product import Absolute, Gate, Selective, Uniform
+from jlrp.rules.reference import Difference
 from jlrp.rules.rounding import StraightThrough
 from jlrp.typing import Array, ArrayLike
 
@@ -38,6 +39,7 @@ __all__ = [
     "Absolute",
     "AlphaBeta",
     "Context",
+    "Difference",
     "Epsilon",
     "Euler",
     "Flat",

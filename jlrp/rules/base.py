@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 
@@ -48,8 +48,34 @@ class Propagation:
     captured: Mapping[int, Captured] = field(default_factory=dict[int, Captured])
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Both:
+    """The same at the two points of an explanation from a reference: a pytree."""
+
+    here: Any
+    there: Any
+
+
 class Context(Protocol):
     """Values and maps of one operation, in the dtype in which relevance is computed."""
+
+    @property
+    def reference(self) -> Context | None:
+        """The same at the reference point, if relevance is relative to one."""
+        ...
+
+    def difference(self, value: Value) -> Array:
+        """What multipliers are of: x - x0 with a reference, else x."""
+        ...
+
+    def varies(self, atom: Atom) -> bool:
+        """Whether an atom may be another one at another x."""
+        ...
+
+    def with_reference(self, reference: Any) -> Context:
+        """The same context with another reference point."""
+        ...
 
     @property
     def arrived(self) -> Array | None:
@@ -133,7 +159,7 @@ class Context(Protocol):
     def reverse_body(
         self,
         plan: BodyPlan,
-        residuals: Residuals,
+        residuals: Residuals | Both,
         seeds: Mapping[Value, Promise],
         observe: Callable[..., None] | None,
         wanted: Sequence[Value],
@@ -265,6 +291,22 @@ class Rule:
     def is_exact(self, op: Operation) -> bool:
         """Whether this is the operation kind's own rule, or a fallback."""
         return True
+
+    def from_reference(self, op: Operation) -> Rule:
+        """The rule that does the same relative to a reference (``baseline=``).
+
+        Raises:
+          RuleError: there is none.
+        """
+        raise RuleError(
+            f"{self!r} has no meaning relative to a baseline, at the {op!r}: "
+            f"{self._why_no_reference}. Leave the baseline out, or explain with "
+            'composite="deep_lift", jlrp.rules.Gamma, ZPlus, AlphaBeta or Epsilon.'
+        )
+
+    _why_no_reference: ClassVar[str] = (
+        "what it hands on is not known to be a multiple of x - x0"
+    )
 
 
 BIASES = ("absorb", "ignore", "split")

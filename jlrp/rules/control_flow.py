@@ -25,10 +25,11 @@ from jlrp.ir.loops import Body
 from jlrp.ir.program import Atom, Equation, Literal, Value, computing
 from jlrp.ops.base import Operation
 from jlrp.ops.captures import COUNTS, Captured
-from jlrp.promise import Promise
+from jlrp.promise import Promise, difference
 from jlrp.rules.base import (
     Array,
     BodyPlan,
+    Both,
     Causes,
     Context,
     Forward,
@@ -194,8 +195,31 @@ class _Iteration:
             zero = jnp.zeros_like(number)
             _added(found, outer, zero if multiplier is None else multiplier)
 
-    def _number(self, atom: Atom, residuals: Residuals) -> Any:
-        return atom.number if isinstance(atom, Literal) else residuals[atom]
+    def _number(self, atom: Atom, residuals: Residuals | Both) -> Any:
+        """What multipliers of the atom are of: from a reference, its change."""
+
+        def at(residuals: Residuals) -> Any:
+            return atom.number if isinstance(atom, Literal) else residuals[atom]
+
+        found = at_both(at, residuals)
+        if isinstance(found, Both):
+            return difference(jnp.asarray(found.here), jnp.asarray(found.there))
+        return found
+
+
+def both_of(ctx: Context, read: Callable[[Context], Any]) -> Any:
+    """What is read at x, and, from a reference, there too."""
+    here = read(ctx)
+    return here if ctx.reference is None else Both(here, read(ctx.reference))
+
+
+def at_both(function: Callable[..., Any], *args: Any) -> Any:
+    """A function of what there may be one of at each point."""
+    if not any(isinstance(a, Both) for a in args):
+        return function(*args)
+    here = [a.here if isinstance(a, Both) else a for a in args]
+    there = [a.there if isinstance(a, Both) else a for a in args]
+    return Both(function(*here), function(*there))
 
 
 def _by_iteration(plans: Sequence[BodyPlan], ctx: Context) -> Masks:
@@ -358,6 +382,9 @@ class Scan(_Bodies):
         order = _Order(equation, len(peeled))
         first_ys, rest_ys = order.taken(arriving[n:])
         recorded = ctx.recorded(equation)
+        if ctx.reference is not None:
+            there = ctx.reference.recorded(equation)
+            recorded = [Both(a, b) for a, b in zip(recorded, there, strict=True)]
         kept, residuals = recorded[: len(first_ys)], recorded[len(first_ys) :]
         runs = [_PartInReverse(part, equation, ctx, extra) for part in (*peeled, main)]
         *first_runs, run = runs
@@ -366,9 +393,13 @@ class Scan(_Bodies):
 
         again = None
         if self.chunked:
-            operands = [ctx.original(a) for a in equation.inputs]
-            constants, xs = operands[:c], order.taken(operands[c + n :])[1]
-            again = (_iteration(main, constants, ctx.forward_body), xs)
+
+            def rerun(ctx: Context) -> Any:
+                operands = [ctx.original(a) for a in equation.inputs]
+                constants, xs = operands[:c], order.taken(operands[c + n :])[1]
+                return _iteration(main, constants, ctx.forward_body), xs
+
+            again = _again(both_of(ctx, rerun))
         spans = order.spans(self.chunked)
         of_ys, of_slices = _shapes_of_one((rest_ys, slices[-1][1]))
         one = (of_ys, spans[0].shapes(residuals[0], again), of_slices)
@@ -436,6 +467,20 @@ def _iteration(part: _Part, constants: Sequence[Array], forward: Forward) -> Sca
     return run
 
 
+def _again(rerun: Again | Both) -> Again:
+    """An iteration that is run again, and the arrays that it slices."""
+    if not isinstance(rerun, Both):
+        return rerun
+    (here, xs), (there, other_xs) = rerun.here, rerun.there
+
+    def run(carry: Both, xs: Both) -> tuple[PyTree, PyTree]:
+        of_x, (ys, residuals) = here(carry.here, xs.here)
+        of_other, (_, others) = there(carry.there, xs.there)
+        return Both(of_x, of_other), (ys, Both(residuals, others))
+
+    return run, Both(xs, other_xs)
+
+
 def _shapes_of_one(arrays: PyTree) -> PyTree:
     """Shapes of the slices along the first axis."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), arrays)
@@ -453,10 +498,18 @@ class _PartInReverse:
     ):
         self.part, body = part, part.body
         pairs = zip(body.program.inputs, body.operands(equation), strict=True)
-        outside = {v: ctx.original(a) for v, a in pairs if v in part.inputs_read}
-        self.sliced = [v for v in body.slices if v in outside]
-        self.arrays = [outside.pop(v) for v in self.sliced]
-        self.constants = ctx.made(body.program, part.invariant, outside)
+        operands = [(v, a) for v, a in pairs if v in part.inputs_read]
+        read = {v for v, _ in operands}
+        self.sliced = [v for v in body.slices if v in read]
+
+        def outside(ctx: Context) -> tuple[list[Array], dict[Value, Array]]:
+            found = {v: ctx.original(a) for v, a in operands}
+            arrays = [found.pop(v) for v in self.sliced]
+            return arrays, ctx.made(body.program, part.invariant, found)
+
+        found = both_of(ctx, outside)
+        self.arrays = at_both(lambda pair: pair[0], found)
+        self.constants = at_both(lambda pair: pair[1], found)
         self.iteration = _Iteration(body, part.plan, equation, ctx, extra)
         wanted = self.iteration.wanted
         self.is_slice = [v in body.slices for v, _ in wanted]
@@ -470,11 +523,16 @@ class _PartInReverse:
         """
         ys, residuals, (slices, masks) = xs
         n, c = self.part.body.n_carries, self.part.body.n_constants
-        numbers = {
-            **self.constants,
-            **dict(zip(self.part.stacked, residuals, strict=True)),
-        }
-        numbers |= dict(zip(self.sliced, slices, strict=True))
+
+        def numbers_of(constants: Any, residuals: Any, slices: Any) -> Any:
+            stacked = dict(zip(self.part.stacked, residuals, strict=True))
+            return {
+                **constants,
+                **stacked,
+                **dict(zip(self.sliced, slices, strict=True)),
+            }
+
+        numbers = at_both(numbers_of, self.constants, residuals, slices)
         outs = [*carried, *ys]
         handed, causes, multipliers, captured = self.iteration(numbers, outs, masks)
         pairs = list(zip(multipliers, self.is_slice, strict=True))
@@ -709,22 +767,92 @@ class Cond(_Bodies):
     def _reverse(
         self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
-        index, *operands = (ctx.read(a) for a in equation.inputs)
+        index, operands = self._operands(equation, ctx)
+        if ctx.reference is not None and ctx.varies(equation.inputs[0]):
+            return self._of_both(equation, arriving, ctx, extra)
+        return self._of_branch(index, operands, equation, arriving, ctx, extra)
+
+    def _operands(self, equation: Equation, ctx: Context) -> tuple[Array, Any]:
+        def read(ctx: Context) -> list[Array]:
+            return [ctx.read(a) for a in equation.inputs]
+
+        index, *operands = read(ctx)
+        if ctx.reference is None:
+            return index, operands
+        return index, Both(operands, read(ctx.reference)[1:])
+
+    def _of_both(
+        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+    ) -> _Found:
+        """Half by the branch of each point; what another branch makes is a switch."""
+        assert ctx.reference is not None
+        index, operands = self._operands(equation, ctx)
+        other = ctx.reference.read(equation.inputs[0])
+        first, second = (
+            self._of_branch(i, operands, equation, arriving, ctx, extra)
+            for i in (index, other)
+        )
+
+        def mean(a: Any, b: Any) -> Any:
+            return jax.tree.map(lambda x, y: (x + y) / 2, a, b)
+
+        causes = mean(first.causes, second.causes)
+        if extra.causes:
+            switch = self._switched(index, other, operands, arriving, ctx)
+            causes["switch"] = causes.get("switch", 0.0) + switch
+        return _Found(
+            mean(first.promises, second.promises),
+            causes,
+            mean(first.multipliers, second.multipliers),
+            mean(first.captured, second.captured),
+        )
+
+    def _switched(
+        self, index: Array, other: Array, operands: Both, arriving: Promises, ctx: Any
+    ) -> Array:
+        def outputs(index: Array, operands: Sequence[Array]) -> list[Array]:
+            def branch(plan: BodyPlan) -> Callable[..., Any]:
+                return lambda *xs: [
+                    jnp.asarray(y) for y in ctx.forward_body(plan, xs)[0]
+                ]
+
+            return lax.switch(index, [branch(plan) for plan in self.plans], *operands)
+
+        total = jnp.zeros(())
+        for xs in (operands.here, operands.there):
+            pairs = zip(outputs(index, xs), outputs(other, xs), strict=True)
+            for promise, (y, y0) in zip(arriving, pairs, strict=True):
+                if promise is not None:
+                    total = total + jnp.sum(promise.resolve(difference(y, y0))) / 2
+        return total
+
+    def _of_branch(
+        self,
+        index: Array,
+        operands: Any,
+        equation: Equation,
+        arriving: Promises,
+        ctx: Context,
+        extra: _Extra,
+    ) -> _Found:
+        n_operands = len(equation.inputs) - 1
         iterations = [
             _Iteration(body, plan, equation, ctx, extra)
             for body, plan in zip(self.bodies, self.plans, strict=True)
         ]
 
         def branch(iteration: _Iteration) -> Callable[..., PyTree]:
-            def run(operands: Sequence[Array], arriving: Promises) -> PyTree:
-                _, residuals = ctx.forward_body(iteration.plan, operands)
-                return iteration(residuals, arriving, {})
+            def again(operands: Sequence[Array]) -> Residuals:
+                return ctx.forward_body(iteration.plan, operands)[1]
+
+            def run(operands: PyTree, arriving: Promises) -> PyTree:
+                return iteration(at_both(again, operands), arriving, {})
 
             return run
 
         branches = [branch(iteration) for iteration in iterations]
         shapes = [jax.eval_shape(b, operands, arriving) for b in branches]
-        promises: Promises = [None] * len(operands)
+        promises: Promises = [None] * n_operands
         causes: Causes = {}
         for handed, amounts, *_ in shapes:
             promises = [_filled(p, q) for p, q in zip(promises, handed, strict=True)]
@@ -794,7 +922,17 @@ class While(_Bodies):
         *_, body = self.bodies
         c = body.n_constants
         count = ctx.recorded(equation)
-        loop = _Loop(equation, [ctx.original(a) for a in equation.inputs])
+
+        def loop_of(ctx: Context) -> _Loop:
+            return _Loop(equation, [ctx.original(a) for a in equation.inputs])
+
+        loops = both_of(ctx, loop_of)
+        loop = loops.here if isinstance(loops, Both) else loops
+        start = at_both(lambda loop: loop.start, loops)
+
+        def advance(state: Any) -> Any:
+            return at_both(lambda loop, state: loop.advance(state), loops, state)
+
         iterations = [
             _Iteration(body, plan, equation, ctx, extra)
             for body, plan in zip(self.bodies, self.plans, strict=True)
@@ -806,26 +944,34 @@ class While(_Bodies):
 
         def keep(i: Array, kept: PyTree) -> PyTree:
             states, state = kept
-            states = [
-                lax.dynamic_update_index_in_dim(
+            states = jax.tree.map(
+                lambda s, v: lax.dynamic_update_index_in_dim(
                     s, jnp.where(i % spacing == 0, v, s[i // spacing]), i // spacing, 0
-                )
-                for s, v in zip(states, state, strict=True)
-            ]
-            return states, loop.advance(state)
+                ),
+                states,
+                state,
+            )
+            return states, advance(state)
 
-        states = [jnp.zeros((_CHECKPOINTS, *v.shape), v.dtype) for v in loop.start]
-        states, _ = lax.fori_loop(0, count, keep, (states, loop.start))
+        states = jax.tree.map(
+            lambda v: jnp.zeros((_CHECKPOINTS, *v.shape), v.dtype), start
+        )
+        states, _ = lax.fori_loop(0, count, keep, (states, start))
 
         def before(i: Array) -> PyTree:
-            start = [s[i // spacing] for s in states]
-            return lax.fori_loop(0, i % spacing, lambda _, s: loop.advance(s), start)
+            start = jax.tree.map(lambda s: s[i // spacing], states)
+            return lax.fori_loop(0, i % spacing, lambda _, s: advance(s), start)
 
         def one(
-            iteration: _Iteration, carried: Promises, state: Sequence[Array], i: Array
+            iteration: _Iteration, carried: Promises, state: PyTree, i: Array
         ) -> PyTree:
-            _, residuals = ctx.forward_body(iteration.plan, [*loop.constants, *state])
-            runs, waits = loop.divided(carried, state)
+            def again(loop: _Loop, state: Sequence[Array]) -> Residuals:
+                inputs = [*loop.constants, *state]
+                return ctx.forward_body(iteration.plan, inputs)[1]
+
+            residuals = at_both(again, loops, state)
+            at_x = state.here if isinstance(state, Both) else state
+            runs, waits = loop.divided(carried, at_x)
             here = rows.at(masks, i)
             handed, causes, found, captured = iteration(residuals, runs, here)
             handed[c:] = [_sum(a, b) for a, b in zip(handed[c:], waits, strict=True)]
@@ -838,11 +984,9 @@ class While(_Bodies):
         carried, first = arriving, jnp.int32(0)
         for iteration in iterations:
             run_once = partial(one, iteration)
-            carried = _settled(
-                lambda s, f=run_once: f(s, loop.start, first)[0], carried
-            )
+            carried = _settled(lambda s, f=run_once: f(s, start, first)[0], carried)
         made = [
-            jax.eval_shape(partial(one, iteration), carried, loop.start, first)
+            jax.eval_shape(partial(one, iteration), carried, start, first)
             for iteration in iterations
         ]
         shapes, stacked = [amounts for _, amounts, _ in made], rows.empty(made[-1][2])
@@ -857,7 +1001,7 @@ class While(_Bodies):
         totals = (constants, *sums)
 
         def alike(iteration: _Iteration) -> Callable[..., PyTree]:
-            def uniform(carried: Promises, state: Sequence[Array], i: Array) -> PyTree:
+            def uniform(carried: Promises, state: PyTree, i: Array) -> PyTree:
                 handed, (promises, *dicts), captured = one(iteration, carried, state, i)
                 dicts = [
                     {

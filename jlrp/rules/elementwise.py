@@ -27,6 +27,7 @@ from jlrp.ops.activation import Region
 from jlrp.ops.base import Operation
 from jlrp.promise import Promise, safe_divide, unless_zero, zero, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.reference import Difference
 from jlrp.tactics import waiting_for
 
 
@@ -46,6 +47,11 @@ class Pass(Rule):
     def check(self, op: Operation) -> None:
         if op.kind != "softmax" and not is_elementwise(op):
             refuse(self, op, _NOT_ELEMENTWISE)
+
+    def from_reference(self, op: Operation) -> Rule:
+        if is_elementwise(op):
+            return Difference()
+        return super().from_reference(op)
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context

@@ -15,6 +15,7 @@ from jlrp.ops.base import Operation
 from jlrp.promise import Promise, product, unless_zero
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.elementwise import to_start
+from jlrp.rules.reference import Taylor
 from jlrp.rules.stopped import dead_part
 
 
@@ -100,6 +101,9 @@ class Gradient(Rule):
 
         return Propagation([Promise(multiplier=m) for m in handed], causes, multipliers)
 
+    def from_reference(self, op: Operation) -> Rule:
+        return Taylor()
+
     def is_exact(self, op: Operation) -> bool:
         if op.kind == "softmax":
             return True
@@ -127,12 +131,15 @@ class Stop(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return ()
 
+    def from_reference(self, op: Operation) -> Rule:
+        return self
+
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
         def causes() -> Causes:
             resolved = [
-                jnp.sum(promise.resolve(ctx.read(out)))
+                jnp.sum(promise.resolve(ctx.difference(out)))
                 for out, promise in zip(op.outputs, r, strict=True)
                 if promise is not None
             ]

@@ -20,6 +20,7 @@ from jlrp.ops.base import Operation
 from jlrp.ops.decompositions import bound, n_factors, spelled
 from jlrp.promise import Promise
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.reference import Difference
 
 Degree = float | Array  # of homogeneity, in one group of operands
 Degrees = Degree | tuple[Degree, ...]  # of all outputs, or of each
@@ -53,6 +54,9 @@ class Euler(Rule):
             refuse(self, op, "it consists of several equations")
         if self.degree is None and op.nature != "homogeneous":
             refuse(self, op, "its degree is not known; give it")
+
+    def from_reference(self, op: Operation) -> Rule:
+        return Difference()
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
