@@ -336,8 +336,9 @@ def pruned(closed: Any) -> Any:
     def run(*args: Any) -> list[Any]:
         return jax_compat.evaluate(jaxpr.replace(eqns=kept[::-1]), consts, args)
 
-    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
-    return jax.make_jaxpr(run)(*avals)
+    avals: list[Any] = [v.aval for v in jaxpr.invars]
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+    return jax.make_jaxpr(run)(*shapes)
 
 
 def traced(fn: Function, params: Any, x: Any) -> tuple[Any, Any, list[Origin]]:
