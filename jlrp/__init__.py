@@ -12,6 +12,7 @@ from jlrp.errors import (
     NoRelevanceError,
     RuleError,
     SelectorError,
+    SpellingError,
     TargetError,
     UnsupportedPrimitiveError,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "NoRelevanceError",
     "RuleError",
     "SelectorError",
+    "SpellingError",
     "TargetError",
     "UnsupportedPrimitiveError",
     "audit",

@@ -9,6 +9,7 @@ __all__ = [
     "NoRelevanceError",
     "RuleError",
     "SelectorError",
+    "SpellingError",
     "TargetError",
     "UnsupportedPrimitiveError",
 ]
@@ -52,3 +53,7 @@ class MemoryLimitError(JlrpError, MemoryError):
 
 class IntegrationError(JlrpError):
     """A framework is missing, or a model of it is not in a state to be explained."""
+
+
+class SpellingError(JlrpError, AssertionError):
+    """Two spellings of one function have two explanations."""

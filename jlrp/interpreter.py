@@ -483,7 +483,8 @@ class Numbers:
         # The core gives zero at zero, but XLA would run a convolution of zeros.
         (end,), (out,) = op.affine.core.outputs, op.outputs
         zero = {end: lax.full(end.shape, 0, self.shape_of(end).dtype)}
-        return self.run(op.equations[1:], op.constants, zero)[out]
+        behind = [step.equation for step in op.affine.steps]
+        return self.run(behind, op.constants, zero)[out]
 
     def shape_of(self, value: Value) -> jax.ShapeDtypeStruct:
         low = str(value.dtype) in jax_compat.LOW_PRECISION

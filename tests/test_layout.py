@@ -24,6 +24,7 @@ LEVELS = {
     "api": ["api", "reports", "notices", "__init__"],
     "apps": [
         *["baselines", "flow", "integrations", "jobs", "metrics", "plotting"],
+        "testing",
         *["cli", "__main__"],
     ],
 }

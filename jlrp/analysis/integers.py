@@ -1,7 +1,7 @@
 """Integers and booleans of x as numbers: ``x @ w`` with an integer x is x_i w_i.
 
 They carry relevance in two ways, which add up. As a *code*: what they fetch from a
-table (``facts.embedding``). As a *number*: sums, products and selections of integers
+table (``ops.embedding``). As a *number*: sums, products and selections of integers
 propagate as their float twins do, which this file writes into the program. Remainders,
 integer division, shifts and bits are codes only.
 """

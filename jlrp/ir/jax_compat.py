@@ -437,3 +437,52 @@ class OnHost:
 
     def back(self) -> jax.Array:
         return _to_device(self._array)
+
+
+def with_bodies(
+    eqn: core.JaxprEqn, rewrite: Callable[[int, Jaxpr, Sequence[Any]], Any]
+) -> Params:
+    """The parameters of an equation, each of its bodies written again.
+
+    ``rewrite(index, jaxpr, consts)`` returns what ``jax.make_jaxpr`` does, of the same
+    inputs and outputs; the indices are those of ``body_inputs``.
+    """
+    call = _BODY_PARAMETER.get(eqn.primitive)
+    names = (call,) if call else _BODIES.get(eqn.primitive, ())
+    params = dict(eqn.params)
+    count = 0
+    for name in names:
+        old = params[name]
+        group = old if isinstance(old, tuple) else (old,)
+        new = []
+        for body in group:
+            closed = rewrite(count, *open_jaxpr(body))
+            is_open = getattr(body, "jaxpr", body) is body
+            new.append(open_jaxpr(closed)[0] if is_open else closed)
+            count += 1
+        params[name] = tuple(new) if isinstance(old, tuple) else new[0]
+    return params
+
+
+def body_inputs(eqn: core.JaxprEqn) -> list[list[int]]:
+    """For each body of a call, loop or branch: which operand each input starts as."""
+    count = len(eqn.invars)
+    if eqn.primitive in _BODY_PARAMETER:
+        return [list(range(count))]
+    if eqn.primitive is p.scan_p:
+        return [list(range(count))]
+    if eqn.primitive is p.while_p:
+        condition, body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        carries = list(range(condition + body, count))
+        return [
+            [*range(condition), *carries],
+            [*range(condition, condition + body), *carries],
+        ]
+    if eqn.primitive is p.cond_p:
+        return [list(range(1, count))] * len(eqn.params["branches"])
+    return []
+
+
+def double_precision() -> contextlib.AbstractContextManager[Any]:
+    """Floats of 64 bits, whatever the user's setting."""
+    return jax.enable_x64(True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import KeyEntry
 
 from jlrp.api import Explainer, Explanation
 from jlrp.arguments import check_array, first_lines, leaves_of, shapes_of, shown
@@ -212,7 +211,7 @@ def _named(name: str, tree: PyTree) -> Arrays:
     return dict(zip(names, (leaf for _, leaf in pairs), strict=True))
 
 
-def _key(part: KeyEntry) -> str:
+def _key(part: object) -> str:
     return jax.tree_util.keystr((part,), simple=True)
 
 

@@ -194,7 +194,7 @@ def curves(
 
 @partial(jax.jit, static_argnums=0)
 def _curves(
-    options: tuple[Score, Removal, int, int, str],
+    options: tuple[Score, Callee | Inpaint, int, int, str],
     params: PyTree,
     x: PyTree,
     relevance: PyTree,
@@ -229,7 +229,7 @@ def _ranks(key: Array, present: Array) -> Array:
     return jnp.argsort(order, axis=-1).astype(jnp.int32)
 
 
-def _filling(removal: Removal, x: Array) -> Callable[[Array], Array]:
+def _filling(removal: Callee | Inpaint, x: Array) -> Callable[[Array], Array]:
     """What is put at removed places; computed once, if it does not depend on them."""
     if isinstance(removal, Inpaint):
 

@@ -88,7 +88,7 @@ def _product(reading: Reading, found: list[Factor], held: bool) -> Product:
         _fractions(gated),
         _fractions(chosen),
         tuple(ends[v] == "softmax" for v in values),
-        tuple(may_be_nan(reading.program, v) for v in values),
+        tuple(may_be_nan(reading.program, reading.regions, v) for v in values),
         inverted=tuple(f.inverted for f in found),
         denominators=denominators,
     )
@@ -99,9 +99,9 @@ def _fractions(weights: list[float]) -> tuple[float, ...]:
 
 
 def _of_signal(reading: Reading, values: list[Value]) -> list[float]:
-    program = reading.program
-    signal = signal_among(program, values) if reading.find_signals else None
-    if signal is None or not is_selective(program, signal, values):
+    terms = reading.regions.terms
+    signal = signal_among(terms, values) if reading.find_signals else None
+    if signal is None or not is_selective(terms, signal, values):
         return [1.0] * len(values)
     return [float(v is signal) for v in values]
 
@@ -110,7 +110,7 @@ def norm_of(reading: Reading, equation: Equation) -> int | None:
     """The operand of a product that a norm divides by, or multiplies by its inverse."""
     if equation in reading.parts:
         return None
-    statistic = statistic_of(reading.program, equation)
+    statistic = statistic_of(reading.regions.terms, equation)
     if statistic == 0 and equation.primitive is p.div_p:
         return None
     return statistic
@@ -161,7 +161,7 @@ def _factor(reading: Reading, value: Value, inverted: bool) -> Factor:
 
 def _region_at(reading: Reading, value: Value) -> Region | None:
     while (region := reading.regions.ending_at(value)) is None:
-        equation = value.producer
+        equation = reading.program.maker(value)
         source = None if equation is None else transparent(reading.program, equation)
         if source is None:
             return None
@@ -191,8 +191,10 @@ def _product_below(
 ) -> Equation | None:
     """The product that ends at ``value`` through moves and literal scales."""
     program, regions = reading.program, reading.regions
-    while value.producer is not None and program.used_once(value):
-        equation = value.producer
+    while program.used_once(value):
+        equation = program.maker(value)
+        if equation is None:
+            return None
         if is_product(program, regions, equation):
             return equation if _joins(reading, equation, contracting) else None
         source = transparent(program, equation)

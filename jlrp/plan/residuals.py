@@ -45,6 +45,8 @@ def kept_and_promised(
     allowed, forbidden = policy(program, needed), _not_saved_by_user(program)
 
     def is_promised(v: Value) -> bool:
+        if v in program.virtual:  # the forward pass does not make it
+            return True
         if v in kept or v.producer is None or _runs_once(v.producer):
             return False
         return v in forbidden or not allowed(v)

@@ -98,6 +98,12 @@ class _KernelRule(Rule):
         assert promise is not None
         z, found = ctx.read(op.outputs[0]), ctx.kernel_map(op)
         x = ctx.read(op.inputs[0])
+        if "negated" in op.facts:  # so is the effective kernel
+            z = lax.neg(z)
+            promise = Promise(
+                promise.value,
+                None if promise.multiplier is None else lax.neg(promise.multiplier),
+            )
         # One element of it, or equal layers differ by what is behind them.
         arrived = first_of(ctx.arrived)
         numbers = _Numbers(found.kernel, found.bias, x, z, promise, arrived)
