@@ -37,7 +37,7 @@ from jlrp.ops.transposes import direct_product_vjp, direct_transpose, direct_vjp
 from jlrp.plan.planning import Plan, Step, is_float
 from jlrp.promise import Promise, difference, number
 from jlrp.rules.base import Both, Propagation, Recorder, Residuals
-from jlrp.tactics import waiting_for
+from jlrp.tactics import depend_on
 from jlrp.typing import PyTree
 
 Array = jax.Array
@@ -310,7 +310,7 @@ class Promised:
             for i, number in zip(floats, lax.optimization_barrier(held), strict=False):
                 still = self._plan.program.is_parameter(starts[i])
                 waits = not still or starts[i] in laid_out
-                numbers[i] = waiting_for(self.arrived, number) if waits else number
+                numbers[i] = depend_on(number, after=self.arrived) if waits else number
         return numbers
 
 

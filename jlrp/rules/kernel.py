@@ -49,7 +49,7 @@ from jlrp.rules.reference import (
     settings,
     switched,
 )
-from jlrp.tactics import anywhere, first_of, waiting_for
+from jlrp.tactics import anywhere, depend_on, first_of
 
 
 class _Layer(NamedTuple):
@@ -232,7 +232,7 @@ class KernelDifference(Rule):
     def _handed(self, op: Operation, m: Array, ctx: Context) -> Array:
         found = ctx.kernel_map(op)
         d, z = ctx.difference(op.inputs[0]), ctx.difference(op.outputs[0])
-        kernel = waiting_for(first_of(ctx.arrived), found.kernel)
+        kernel = depend_on(found.kernel, after=first_of(ctx.arrived))
         changes = _Changes(found.linear, kernel, d, z, m)
         if isinstance(self.rule, AlphaBeta):
             return changes.by_both_signs(self.rule.alpha, self.rule.beta)
@@ -319,7 +319,7 @@ class _Split:
         self.absorbed: list[Callable[[], Causes]] = []
         self.shared: list[tuple[Array, Array]] = []  # per unit, and all that is shared
         self.x = numbers.x
-        self.kernel = waiting_for(numbers.arrived, numbers.kernel)
+        self.kernel = depend_on(numbers.kernel, after=numbers.arrived)
         self._layer, self._numbers = layer, numbers
         self._linear: Array | None = None
         self.few: Array | None = None  # whether somewhere few products have a sign
