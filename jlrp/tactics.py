@@ -103,25 +103,27 @@ def _reduced(flags: Array) -> Array:
     return lax.reduce_or(flags, range(flags.ndim))
 
 
-def _anywhere_batched(
+def _any_unbatched_batched(
     args: Sequence[Array], axes: Sequence[int | None]
 ) -> tuple[Array, int | None]:
-    return anywhere_p.bind(*args), None  # an axis: none
+    return any_unbatched_p.bind(*args), None  # an axis: none
 
 
-anywhere_p = Primitive("anywhere")
-anywhere_p.def_impl(_reduced)
-anywhere_p.def_abstract_eval(
+any_unbatched_p = Primitive("any_unbatched")
+any_unbatched_p.def_impl(_reduced)
+any_unbatched_p.def_abstract_eval(
     lambda flags: jax.core.ShapedArray((), np.dtype(bool))  # type: ignore[attr]
 )
-mlir.register_lowering(anywhere_p, mlir.lower_fun(_reduced, multiple_results=False))
-batching.primitive_batchers[anywhere_p] = _anywhere_batched
-ad.primitive_jvps[anywhere_p] = lambda primals, tangents: (
-    anywhere_p.bind(*primals),
+mlir.register_lowering(
+    any_unbatched_p, mlir.lower_fun(_reduced, multiple_results=False)
+)
+batching.primitive_batchers[any_unbatched_p] = _any_unbatched_batched
+ad.primitive_jvps[any_unbatched_p] = lambda primals, tangents: (
+    any_unbatched_p.bind(*primals),
     ad.Zero(jax.core.ShapedArray((), jax.dtypes.float0)),  # type: ignore[attr]
 )
 
 
-def anywhere(flags: Array) -> Array:
+def any_unbatched(flags: Array) -> Array:
     """Whether any of the flags is set, for any example of a batch."""
-    return anywhere_p.bind(flags)
+    return any_unbatched_p.bind(flags)

@@ -49,7 +49,7 @@ from jlrp.rules.reference import (
     settings,
     switched,
 )
-from jlrp.tactics import anywhere, depend_on, first_of
+from jlrp.tactics import any_unbatched, depend_on, first_of
 
 
 class _Layer(NamedTuple):
@@ -440,7 +440,7 @@ class _Split:
         plain, size = self.linear(), self.sizes()
         halves = [_times(0.5, z) for z in (lax.add(plain, size), lax.sub(plain, size))]
         least = lax.min(*map(lax.abs, halves))
-        self.few = anywhere(lax.lt(least, _times(_SMALL, size)))
+        self.few = any_unbatched(lax.lt(least, _times(_SMALL, size)))
         return lax.cond(self.few, apart, lambda: halves)
 
     def _rest(self, part: Array) -> Array:
@@ -450,7 +450,7 @@ class _Split:
             return exact()
         rest = lax.sub(self.linear(), part)
         small = lax.lt(lax.abs(rest), _times(_SMALL, lax.abs(part)))
-        return lax.cond(anywhere(small), exact, lambda: rest)
+        return lax.cond(any_unbatched(small), exact, lambda: rest)
 
     def back(self, signs: Sequence[Sign], shares: Sequence[Array]) -> Array:
         """What ``sums`` hand back of relevance per unit."""
