@@ -30,9 +30,9 @@ from jlrp.ir.program import (
 )
 from jlrp.ops.activation import Region
 from jlrp.ops.base import Operation
+from jlrp.ops.canonized import CanonizedKernel, canonized_map, linear_part
 from jlrp.ops.captures import Captured, Entry
 from jlrp.ops.decompositions import bound, spelled, with_derivative
-from jlrp.ops.effective import EffectiveKernel, effective_map, linear_part
 from jlrp.ops.transposes import direct_product_vjp, direct_transpose, direct_vjp
 from jlrp.plan.planning import Plan, Step, is_float
 from jlrp.promise import Promise, difference, number
@@ -588,5 +588,5 @@ class Numbers:
     def region(self, region: Region, x: Array) -> dict[Value, Array]:
         return self.run(region.equations, region.constants, {region.start: x})
 
-    def kernel_map(self, op: Operation) -> EffectiveKernel:
-        return effective_map(op, self)
+    def kernel_map(self, op: Operation) -> CanonizedKernel:
+        return canonized_map(op, self)
