@@ -32,7 +32,7 @@ from jlrp.ops.activation import Region
 from jlrp.ops.base import Operation
 from jlrp.ops.canonized import CanonizedKernel, canonized_map, linear_part
 from jlrp.ops.captures import Captured, Entry
-from jlrp.ops.decompositions import bound, spelled, with_derivative
+from jlrp.ops.decompositions import bound, decomposition_of, with_derivative
 from jlrp.ops.transposes import direct_product_vjp, direct_transpose, direct_vjp
 from jlrp.plan.planning import Plan, Step, is_float
 from jlrp.promise import Promise, difference, number
@@ -463,7 +463,7 @@ class Numbers:
                 env[a] if isinstance(a, Value) else self.read(a)
                 for a in equation.inputs
             ]
-            outs = (spelled(equation) or bound(equation))(*args)
+            outs = (decomposition_of(equation) or bound(equation))(*args)
             env.update(zip(equation.outputs, outs, strict=True))
         return env
 

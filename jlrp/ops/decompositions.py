@@ -26,7 +26,7 @@ Array = jax.Array
 Function = Callable[..., list[Array]]
 
 
-def spelled(equation: Equation) -> Function | None:
+def decomposition_of(equation: Equation) -> Function | None:
     """A differentiable spelling of an equation, if it needs one."""
     spell = _SPELLINGS.get(equation.primitive)
     return spell and spell(equation)
@@ -37,7 +37,7 @@ def with_derivative(equation: Equation) -> Function | None:
 
     Only where the numbers are computed as they were.
     """
-    return spelled(equation) if equation.primitive in _WRAPPED else None
+    return decomposition_of(equation) if equation.primitive in _WRAPPED else None
 
 
 def bound(equation: Equation) -> Function:
