@@ -92,7 +92,7 @@ class _Builder:
         program = self.program
         return dependent(program, (*program.inputs, *program.constants))
 
-    def ending_at(self, value: Value) -> Operation:
+    def lower(self, value: Value) -> Operation:
         equation = value.producer
         assert equation is not None
         if equation.primitive in self.opaque:
@@ -417,7 +417,7 @@ class _Builder:
             value = heapq.heappop(heap)[2]
             if value in done or value in self.program.sources:
                 continue
-            operation = self._with_stops(self.ending_at(value))
+            operation = self._with_stops(self.lower(value))
             done.update(operation.outputs)
             found.append(operation)
             for operand in operation.inputs:
