@@ -254,7 +254,7 @@ def _finite(scores: Array) -> Array:
     return lax.clamp(-largest, scores, largest)
 
 
-class Promised:
+class Recomputed:
     """Activations that the forward pass did not keep, made again when asked for.
 
     ``guarded``: behind a barrier, or the compiler would take them from the forward
@@ -267,7 +267,7 @@ class Promised:
         self.arrived: Array | None = None
 
     def __getitem__(self, value: Value) -> Array:
-        if value not in self._plan.promised:
+        if value not in self._plan.recomputed:
             made = value.producer
             raise RuleError(
                 "A rule reads a value that its needs(op) does not name, "
@@ -344,11 +344,11 @@ class Numbers:
         plan: Plan,
         residuals: Residuals,
         masks: Mapping[str, Array] | None = None,
-        promised: Promised | None = None,
+        promised: Recomputed | None = None,
         reference: Numbers | None = None,
     ):
         self._plan, self._residuals, self._masks = plan, residuals, masks or {}
-        self._promised = promised or Promised(plan, residuals)
+        self._recomputed = promised or Recomputed(plan, residuals)
         self.reference = reference
 
     @property
@@ -359,17 +359,17 @@ class Numbers:
     @property
     def arrived(self) -> Array | None:
         """What is made of parameters or promised waits for this relevance."""
-        return self._promised.arrived
+        return self._recomputed.arrived
 
     def wait_for(self, promises: Sequence[Promise | None]) -> None:
-        self._promised.arrived = next(iter(jax.tree.leaves(promises)), self.arrived)
+        self._recomputed.arrived = next(iter(jax.tree.leaves(promises)), self.arrived)
         if self.reference is not None:
             self.reference.wait_for(promises)
 
     def replaced(self, numbers: Mapping[Value, Array]) -> Numbers:
         residuals = {**self._residuals, **numbers}
         return Numbers(
-            self._plan, residuals, self._masks, self._promised, self.reference
+            self._plan, residuals, self._masks, self._recomputed, self.reference
         )
 
     def difference(self, value: Value) -> Array:
@@ -383,7 +383,7 @@ class Numbers:
 
     def with_reference(self, reference: Numbers) -> Numbers:
         return Numbers(
-            self._plan, self._residuals, self._masks, self._promised, reference
+            self._plan, self._residuals, self._masks, self._recomputed, reference
         )
 
     def mask(self, name: str) -> Array:
@@ -392,12 +392,12 @@ class Numbers:
     def recorded(self, equation: Equation) -> PyTree:
         if equation in self._residuals:
             return self._residuals[equation]
-        return self._promised.recorded(equation)
+        return self._recomputed.recorded(equation)
 
     def original(self, atom: Atom) -> Array:
         if isinstance(atom, Literal) or atom in self._residuals:
             return _on_device(read(self._residuals, atom))
-        return self._promised[atom]
+        return self._recomputed[atom]
 
     def forward_body(
         self, plan: Any, inputs: Sequence[Array]
@@ -419,7 +419,7 @@ class Numbers:
 
         def at(residuals: Mapping[Any, Any], reference: Numbers | None) -> Numbers:
             residuals = {**plan.program.constants, **residuals}
-            promised = Promised(plan, residuals, guarded=False)
+            promised = Recomputed(plan, residuals, guarded=False)
             return Numbers(plan, residuals, masks, promised, reference)
 
         here, there = (

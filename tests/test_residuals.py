@@ -459,7 +459,7 @@ def test_operations_are_kept_by_the_users_word():
     plan = plan_of(stacked, policy=dense)
     made = [v.producer.primitive.name for v in plan.kept if v.producer is not None]
     assert set(made) <= {"dot_general", "add"}  # with its bias
-    assert plan.promised
+    assert plan.recomputed
 
 
 # Several targets.
@@ -505,7 +505,7 @@ def test_random_numbers_are_kept():
             lambda x, r=policy: jlrp.explain(fn, residuals=r)(P, x, 1).relevance
         )(X)
         assert str(again).count("= random_bits") == 4
-        assert all(v.producer.primitive.name != "random_bits" for v in plan.promised)
+        assert all(v.producer.primitive.name != "random_bits" for v in plan.recomputed)
     assert_same(explained(fn, "epsilon"), explained(fn, "epsilon", residuals="sqrt"))
 
 

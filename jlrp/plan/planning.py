@@ -22,7 +22,7 @@ from jlrp.plan.residuals import (
     KeepWhere,
     Policy,
     keep,
-    kept_and_promised,
+    kept_and_recomputed,
     offloaded,
     saved_by_user,
 )
@@ -214,7 +214,7 @@ def make_plan(
         read.update(dict.fromkeys(needed))
     if isinstance(policy, KeepWhere):
         policy = policy.among(step.operation for step in steps)
-    more, promised = kept_and_promised(program, read, kept, policy or keep)
+    more, promised = kept_and_recomputed(program, read, kept, policy or keep)
     kept.update(dict.fromkeys(more))
     return Plan(
         program,
