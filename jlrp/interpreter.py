@@ -43,7 +43,7 @@ from jlrp.typing import PyTree
 Array = jax.Array
 Env = dict[Any, Any]  # arrays by Value; what loops record, by Equation
 _NONE: Residuals = {}
-Observer = Callable[[Step, Sequence[Promise | None], Propagation, "Numbers"], None]
+Observer = Callable[[Step, Sequence[Promise | None], Propagation, "EvalContext"], None]
 
 
 def forward(plan: Plan, arguments: Sequence[Array]) -> tuple[list[Array], Residuals]:
@@ -103,7 +103,7 @@ class Delivered:
 
 def reverse(
     plan: Plan,
-    numbers: Numbers,
+    numbers: EvalContext,
     seeds: Mapping[Value, Promise],
     observe: Observer | None = None,
     explained: Mapping[Value, Array] = _NONE,
@@ -148,7 +148,7 @@ def reverse(
     return Delivered(sources, captured, parameters, inside)
 
 
-def captured(plan: Plan, delivered: Delivered, numbers: Numbers) -> Captured:
+def captured(plan: Plan, delivered: Delivered, numbers: EvalContext) -> Captured:
     """The relevance that was asked for by name, zeros where none arrived."""
 
     def one(name: str, entry: Entry) -> PyTree:
@@ -178,7 +178,7 @@ def captured(plan: Plan, delivered: Delivered, numbers: Numbers) -> Captured:
     return {name: [one(name, e) for e in es] for name, es in plan.captured.items()}
 
 
-def resolved(value: Value, promise: Promise | None, numbers: Numbers) -> PyTree:
+def resolved(value: Value, promise: Promise | None, numbers: EvalContext) -> PyTree:
     """The relevance of a value; random keys have none, not even zeros."""
     if jax_compat.is_key(value.dtype):
         return ()
@@ -229,7 +229,7 @@ def _of_constants(
     op: Operation,
     arriving: Sequence[Promise | None],
     handed: Propagation,
-    numbers: Numbers,
+    numbers: EvalContext,
     wanted: Sequence[Value],
 ) -> Sequence[Array]:
     """The multipliers of some constants of an operation."""
@@ -332,7 +332,7 @@ def _stackable(plan: Plan, found: Captured) -> Captured:
     }
 
 
-class Numbers:
+class EvalContext:
     """The context of rules: kept numbers, and operations as functions of them.
 
     Low-precision programs are read and re-run in float32 here, so that relevance
@@ -345,7 +345,7 @@ class Numbers:
         residuals: Residuals,
         masks: Mapping[str, Array] | None = None,
         promised: Recomputed | None = None,
-        reference: Numbers | None = None,
+        reference: EvalContext | None = None,
     ):
         self._plan, self._residuals, self._masks = plan, residuals, masks or {}
         self._recomputed = promised or Recomputed(plan, residuals)
@@ -366,9 +366,9 @@ class Numbers:
         if self.reference is not None:
             self.reference.wait_for(promises)
 
-    def replaced(self, numbers: Mapping[Value, Array]) -> Numbers:
+    def replaced(self, numbers: Mapping[Value, Array]) -> EvalContext:
         residuals = {**self._residuals, **numbers}
-        return Numbers(
+        return EvalContext(
             self._plan, residuals, self._masks, self._recomputed, self.reference
         )
 
@@ -381,8 +381,8 @@ class Numbers:
     def varies(self, atom: Atom) -> bool:
         return not self._plan.program.is_parameter(atom)
 
-    def with_reference(self, reference: Numbers) -> Numbers:
-        return Numbers(
+    def with_reference(self, reference: EvalContext) -> EvalContext:
+        return EvalContext(
             self._plan, self._residuals, self._masks, self._recomputed, reference
         )
 
@@ -417,10 +417,12 @@ class Numbers:
     ) -> tuple[list[Promise | None], Sequence[Array], Captured]:
         masks = {**self._masks, **masks}
 
-        def at(residuals: Mapping[Any, Any], reference: Numbers | None) -> Numbers:
+        def at(
+            residuals: Mapping[Any, Any], reference: EvalContext | None
+        ) -> EvalContext:
             residuals = {**plan.program.constants, **residuals}
             promised = Recomputed(plan, residuals, guarded=False)
-            return Numbers(plan, residuals, masks, promised, reference)
+            return EvalContext(plan, residuals, masks, promised, reference)
 
         here, there = (
             (residuals.here, residuals.there)

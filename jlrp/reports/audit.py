@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlrp.caching import Call, Key
-from jlrp.interpreter import Numbers
+from jlrp.interpreter import EvalContext
 from jlrp.ir import jax_compat
 from jlrp.ir.program import Value
 from jlrp.notices import warn_of
@@ -148,7 +148,7 @@ class _Auditor:
         step: Step,
         arriving: Sequence[Promise | None],
         handed: Propagation,
-        numbers: Numbers,
+        numbers: EvalContext,
     ) -> None:
         op, causes = step.operation, handed.causes()
         row = Row(op.kind, op.scope, repr(step.rule), repr(op), tuple(causes))
@@ -170,7 +170,7 @@ def _ledger_row(row: Row, amounts: Sequence[float]) -> LedgerRow:
 
 
 def _total(
-    pairs: Iterable[tuple[Value, Promise | None]], numbers: Numbers
+    pairs: Iterable[tuple[Value, Promise | None]], numbers: EvalContext
 ) -> ArrayLike:
     amounts = [
         jnp.sum(promise.resolve(numbers.difference(value)))
