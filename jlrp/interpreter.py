@@ -344,11 +344,11 @@ class EvalContext:
         plan: Plan,
         residuals: Residuals,
         masks: Mapping[str, Array] | None = None,
-        promised: Recomputed | None = None,
+        recomputed: Recomputed | None = None,
         reference: EvalContext | None = None,
     ):
         self._plan, self._residuals, self._masks = plan, residuals, masks or {}
-        self._recomputed = promised or Recomputed(plan, residuals)
+        self._recomputed = recomputed or Recomputed(plan, residuals)
         self.reference = reference
 
     @property
@@ -358,7 +358,7 @@ class EvalContext:
 
     @property
     def arrived(self) -> Array | None:
-        """What is made of parameters or promised waits for this relevance."""
+        """What is made of parameters or recomputed depends on this relevance."""
         return self._recomputed.arrived
 
     def wait_for(self, promises: Sequence[Promise | None]) -> None:
@@ -421,8 +421,8 @@ class EvalContext:
             residuals: Mapping[Any, Any], reference: EvalContext | None
         ) -> EvalContext:
             residuals = {**plan.program.constants, **residuals}
-            promised = Recomputed(plan, residuals, guarded=False)
-            return EvalContext(plan, residuals, masks, promised, reference)
+            recomputed = Recomputed(plan, residuals, guarded=False)
+            return EvalContext(plan, residuals, masks, recomputed, reference)
 
         here, there = (
             (residuals.here, residuals.there)

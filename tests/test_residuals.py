@@ -153,7 +153,7 @@ def deep(depth):
 def test_promise_keeps_less_and_runs_no_dot_again():
     keep, promise = (plan_of(stacked, policy=name) for name in ("keep", "promise"))
     assert bytes_made(promise) < bytes_made(keep)
-    assert not keep.promised and promise.promised
+    assert not keep.recomputed and promise.recomputed
     dots = [dots_in(stacked, residuals=name) for name in ("keep", "promise")]
     assert dots[0] == dots[1]
 
@@ -222,7 +222,7 @@ def test_a_checkpoints_policy_is_honoured():
     policy = jax.checkpoint_policies.dots_saveable
     fn = functools.partial(stacked, block=jax.checkpoint(block, policy=policy))
     assert dots_in(fn) == dots_in(stacked)
-    assert plan_of(fn).promised
+    assert plan_of(fn).recomputed
 
 
 def test_names_saved_by_a_checkpoint():

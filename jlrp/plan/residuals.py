@@ -1,8 +1,8 @@
-"""Residual policies: which activations are kept for the reverse pass, which promised.
+"""Residual policies: which activations are kept for the reverse pass, which recomputed.
 
-A promised activation is made again from kept ones when a rule asks for it. A policy
+An activation that is not kept is recomputed from kept ones when a rule asks for it. A policy
 looks at a program and at the values that its rules read, and says of any value whether
-it may be kept. What a ``jax.checkpoint`` of the user's does not save is promised under
+it may be kept. What a ``jax.checkpoint`` of the user's does not save is recomputed under
 every policy; random numbers never are.
 """
 
@@ -36,24 +36,24 @@ Policy = Callable[[Program, Sequence[Value]], Saves]
 def kept_and_recomputed(
     program: Program, needed: Iterable[Value], kept: Container[Value], policy: Policy
 ) -> tuple[list[Value], list[Value]]:
-    """Divide the values that rules need into kept and promised ones.
+    """Divide the values that rules need into kept and recomputed ones.
 
-    The kept ones include what promised ones are made from. Values in ``kept`` are kept
+    The kept ones include what the others are computed from. Values in ``kept`` are kept
     anyway.
     """
     needed = list(dict.fromkeys(needed))
     allowed, forbidden = policy(program, needed), _not_saved_by_user(program)
 
-    def is_promised(v: Value) -> bool:
+    def is_recomputed(v: Value) -> bool:
         if v in program.virtual:  # the forward pass does not make it
             return True
         if v in kept or v.producer is None or _runs_once(v.producer):
             return False
         return v in forbidden or not allowed(v)
 
-    promised = [v for v in needed if is_promised(v)]
-    _, starts = computing(program, promised, is_promised)
-    return [v for v in needed if not is_promised(v)] + starts, promised
+    recomputed = [v for v in needed if is_recomputed(v)]
+    _, starts = computing(program, recomputed, is_recomputed)
+    return [v for v in needed if not is_recomputed(v)] + starts, recomputed
 
 
 def _runs_once(equation: Equation) -> bool:

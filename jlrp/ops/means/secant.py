@@ -24,7 +24,7 @@ from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Value
 from jlrp.ops.activation import Region
 from jlrp.ops.base import Operation
-from jlrp.ops.decompositions import bound
+from jlrp.ops.decompositions import bound, decomposition_of
 from jlrp.ops.means.line import nodes_of
 from jlrp.ops.means.points import Array, Cotangents, Points
 from jlrp.promise import difference, safe_divide, unless_zero, zero
