@@ -119,29 +119,29 @@ def reverse(
     parameters: dict[Value, Array] = dict(explained)
     for step in plan.steps:
         op = step.operation
-        arriving = [_total(pending.pop(v, ())) for v in op.outputs]
-        if all(promise is None for promise in arriving):
+        r_out = [_added(pending.pop(v, ())) for v in op.outputs]
+        if all(promise is None for promise in r_out):
             continue
         if numbers.arrived is None:
-            numbers.wait_for(arriving)
-        handed = step.rule.propagate(op, arriving, numbers)
+            numbers.wait_for(r_out)
+        propagation = step.rule.propagate(op, r_out, numbers)
         if observe is not None:
-            observe(step, arriving, handed, numbers)
-        if handed.captured:
-            inside[op.equations[0]] = handed.captured
+            observe(step, r_out, propagation, numbers)
+        if propagation.captured:
+            inside[op.equations[0]] = propagation.captured
         if op.affine is not None:
-            numbers.wait_for(handed.promises)
-        for value, promise in zip(op.inputs, handed.promises, strict=True):
+            numbers.wait_for(propagation.promises)
+        for value, promise in zip(op.inputs, propagation.promises, strict=True):
             if promise is not None:
                 pending.setdefault(value, []).append(promise)
-        for value, promise in zip(op.outputs, arriving, strict=True):
+        for value, promise in zip(op.outputs, r_out, strict=True):
             if promise is not None and value in watched and value not in op.inputs:
                 captured[value] = promise
         wanted = plan.wanted(op)
-        multipliers = _of_constants(op, arriving, handed, numbers, wanted)
+        multipliers = _of_constants(op, r_out, propagation, numbers, wanted)
         for value, m in zip(wanted, multipliers, strict=True):
             parameters[value] = m + parameters[value] if value in parameters else m
-    sources = [_total(pending.get(value, ())) for value in plan.program.sources]
+    sources = [_added(pending.get(value, ())) for value in plan.program.sources]
     for value, promise in zip(plan.program.sources, sources, strict=True):
         if promise is not None and value in watched:
             captured[value] = promise
@@ -189,7 +189,7 @@ def resolved(value: Value, promise: Promise | None, numbers: EvalContext) -> PyT
     return promise.resolve(numbers.difference(value))
 
 
-def _total(promises: Sequence[Promise]) -> Promise | None:
+def _added(promises: Sequence[Promise]) -> Promise | None:
     """What arrived for one value, summed from the last to the first.
 
     Along a residual stream the first is all that came from behind. Were the others
@@ -227,21 +227,21 @@ def to_inputs(
 
 def _of_constants(
     op: Operation,
-    arriving: Sequence[Promise | None],
-    handed: Propagation,
+    r_out: Sequence[Promise | None],
+    propagation: Propagation,
     numbers: EvalContext,
     wanted: Sequence[Value],
 ) -> Sequence[Array]:
     """The multipliers of some constants of an operation."""
     if not wanted:
         return []
-    if handed.constants is not None:
-        return handed.constants(wanted)
-    shares = handed.shares
+    if propagation.constants is not None:
+        return propagation.constants(wanted)
+    shares = propagation.shares
     if shares is None:
         shares = [
             promise and promise.per_unit(numbers.difference(out))
-            for out, promise in zip(op.outputs, arriving, strict=True)
+            for out, promise in zip(op.outputs, r_out, strict=True)
         ]
     return numbers.vjp_constants(op, shares, wanted)
 

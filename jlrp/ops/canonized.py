@@ -19,7 +19,7 @@ from jlrp.ir import jax_compat
 from jlrp.ir.program import Atom, Value, evaluate
 from jlrp.ops.affine import (
     Affine,
-    Step,
+    Stage,
     feature_axes,
     feature_layouts,
     varying_axes,
@@ -174,7 +174,7 @@ def _on_kernel(affine: Affine, index: int, scale: Array) -> Array:
     return lax.reshape(scale, _features_only(affine.kernel.shape, kernel_axes))
 
 
-def _moved_back(affine: Affine, step: Step, scale: Array) -> Array:
+def _moved_back(affine: Affine, step: Stage, scale: Array) -> Array:
     """Undo a move on an array that is 1 along all axes without features."""
     if step.kind != "move":
         return scale

@@ -33,7 +33,7 @@ from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value, between
 from jlrp.ops.activation import Regions
 from jlrp.ops.affine import (
-    Step,
+    Stage,
     affine_ending_at,
     batch_norm_start,
     core_of,
@@ -192,7 +192,7 @@ class _Builder:
         kind = mean_kind(summed)
         return self.group(kind, "linear", self.operands(summed), end)
 
-    def _mean_steps(self, steps: list[Step]) -> int:
+    def _mean_steps(self, steps: list[Stage]) -> int:
         """How many of these steps turn the sum before them into a mean."""
         summed = steps[0].source
         equation = summed.producer
@@ -448,7 +448,7 @@ class _Builder:
         return Operation(kind, nature, tuple(inputs), (end,), equations, constants)
 
 
-def _offset(steps: list[Step]) -> frozenset[str]:
+def _offset(steps: list[Stage]) -> frozenset[str]:
     return frozenset({"offset"} if any(s.kind == "shift" for s in steps) else ())
 
 

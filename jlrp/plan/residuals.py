@@ -1,9 +1,9 @@
 """Residual policies: which activations are kept for the reverse pass, which recomputed.
 
-An activation that is not kept is recomputed from kept ones when a rule asks for it. A policy
-looks at a program and at the values that its rules read, and says of any value whether
-it may be kept. What a ``jax.checkpoint`` of the user's does not save is recomputed under
-every policy; random numbers never are.
+An activation that is not kept is recomputed from kept ones when a rule asks for it. A
+policy looks at a program and at the values that its rules read, and says of any value
+whether it may be kept. What a ``jax.checkpoint`` of the user's does not save is
+recomputed under every policy; random numbers never are.
 """
 
 from __future__ import annotations

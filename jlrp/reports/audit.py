@@ -113,7 +113,10 @@ def _audited(
         explained = request.back(at_x, reference, auditor.observe)
         numbers, sources = explained.numbers, explained.delivered.sources
         handed = zip(request.sources, sources, strict=True)
-        totals = [_total(explained.seeds.items(), numbers), _total(handed, numbers)]
+        totals = [
+            _relevance_at(explained.seeds.items(), numbers),
+            _relevance_at(handed, numbers),
+        ]
         known["rows"] = tuple(auditor.rows)
         values, known["checked"] = _checked(plan)
         arrays = [_real(numbers.read(v)) for v in values]
@@ -154,8 +157,8 @@ class _Auditor:
         row = Row(op.kind, op.scope, repr(step.rule), repr(op), tuple(causes))
         self.rows.append(row)
         self.amounts += [
-            _total(zip(op.outputs, arriving, strict=True), numbers),
-            _total(zip(op.inputs, handed.promises, strict=True), numbers),
+            _relevance_at(zip(op.outputs, arriving, strict=True), numbers),
+            _relevance_at(zip(op.inputs, handed.promises, strict=True), numbers),
             *causes.values(),
         ]
 
@@ -169,7 +172,7 @@ def _ledger_row(row: Row, amounts: Sequence[float]) -> LedgerRow:
     )
 
 
-def _total(
+def _relevance_at(
     pairs: Iterable[tuple[Value, Promise | None]], numbers: EvalContext
 ) -> ArrayLike:
     amounts = [
