@@ -411,7 +411,7 @@ class _Again:
                 )
         return self.known[atom]
 
-    def decomposition_of(self, value: Value) -> Hashable:
+    def spelled(self, value: Value) -> Hashable:
         equation = value.producer
         if equation is None:
             return value
