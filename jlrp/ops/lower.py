@@ -72,7 +72,7 @@ class _Builder:
         self.embeddings = embeddings
         self.opaque = opaque
         self.view = view
-        self.regions = Regions(program, opaque, outer)
+        self.regions = Regions(program, opaque, outer, not view.as_differentiated)
         self.products, self.averages = products(
             program, self.regions, view.find_signals, handed
         )
