@@ -220,7 +220,8 @@ class Regions:
             return True
         others = [a for a in made.inputs if a is not start]
         known = [scalar_of(a) for a in others]
-        if made.primitive is p.neg_p:
+        minus = made.primitive is p.mul_p and len(known) == 1 and known[0] == -1
+        if made.primitive is p.neg_p or minus:
             return self._is_mapped(start) and _grows(path[0], behind, inverted)
         if len(known) != 1 or known[0] is None:
             return False
