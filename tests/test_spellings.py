@@ -683,7 +683,7 @@ DECOYS = {  # of every sentence that says which of two readings holds: the kinds
     ),
     "a mask is no kernel": (
         lambda p, x: (x * LOWER.astype(x.dtype)).sum(1),
-        ["linear", "sum"],
+        ["scale", "sum"],
     ),
     "a matrix that is closed over is a kernel": (
         lambda p, x: x @ SAMPLE,

@@ -122,11 +122,7 @@ class Regions:
 
     def _ending_at(self, end: Value) -> Region | None:
         made = end.producer
-        if (
-            made is None
-            or traits(made).nature == "movement"
-            and not traits(made).identity
-        ):
+        if made is None or is_move(made):
             return None
         path = [end]
         while (above := self.dominator(path[-1])) is not None:
