@@ -133,7 +133,7 @@ def _explained(
                 return handed_out(request.run(plan, request.arguments, masks))
             at_x = request.forward(plan, request.arguments, masks)
 
-            def of_one(row: list[Array]) -> tuple[Explanation, list[Array]]:
+            def of_one(row: Sequence[Array]) -> tuple[Explanation, list[Array]]:
                 explanation, counts = handed_out(request.back(at_x, row))
                 return replace(explanation, output=None), counts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -152,13 +152,13 @@ def _fitting(where: str, leaf: Any, number: Any, rows: bool) -> Any:
 
 
 def mean_over(
-    of_one: Callable[[list[Array]], Any], rows: list[Array], chunk: int
-) -> Any:
+    of_one: Callable[[Sequence[Array]], PyTree], rows: Sequence[Array], chunk: int
+) -> PyTree:
     """The mean of ``of_one(row)`` over rows, by chunks: memory does not grow."""
     count = rows[0].shape[0]
     size = min(chunk, count)
 
-    def summed(rows: list[Array]) -> Any:
+    def summed(rows: Sequence[Array]) -> PyTree:
         found = jax.vmap(of_one)(rows)
         return jax.tree.map(lambda a: jnp.sum(a, 0, dtype=_summing(a)), found)
 
@@ -167,7 +167,7 @@ def mean_over(
     shapes = jax.eval_shape(summed, [c[0] for c in chunks])
     total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def step(total: Any, rows: list[Array]) -> tuple[Any, None]:
+    def step(total: PyTree, rows: Sequence[Array]) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, summed(rows)), None
 
     total, _ = lax.scan(step, total, chunks)

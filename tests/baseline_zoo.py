@@ -121,7 +121,8 @@ def picked(w, x):
 
 def cosine(w, x):
     a, b = x @ w, x @ w.T
-    return (a * b).sum(-1) / (jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1))
+    sizes = [jnp.sqrt((v * v).sum(-1) + 1e-3) for v in (a, b)]
+    return (a * b).sum(-1) / (sizes[0] * sizes[1])
 
 
 def solved(w, x):
@@ -211,7 +212,7 @@ EXACT = {
 
 # Something is, by a cause of its own.
 WITH_REMAINDER = {
-    "atan2": (lambda w, x: jnp.arctan2(x @ w, x + 9) @ V, W, X, "quadrature"),
+    "atan2": (lambda w, x: jnp.arctan2(x @ w, x + 3) @ V, W, X, "quadrature"),
     "branches": (branched, W, X, "switch"),
     "cholesky": (
         lambda w, x: jnp.linalg.cholesky(x.T @ x + jnp.eye(6)).sum(0) @ V,
@@ -220,7 +221,12 @@ WITH_REMAINDER = {
         "quadrature",
     ),
     "masked by x": (
-        lambda w, x: jax.nn.softmax(jnp.where(x > 0, x @ w, -jnp.inf)) @ V,
+        lambda w, x: (
+            jax.nn.softmax(
+                jnp.where((x > 0) | (jnp.arange(6)[None] < 2), x @ w, -jnp.inf)
+            )
+            @ V
+        ),
         W,
         X,
         "switch",

@@ -257,16 +257,19 @@ def test_where_a_hidden_unit_differs():
 
 
 def slopes(function, x, d):
-    """The secant by float64, its derivative where that would lose digits."""
+    """The secant by float64, the derivative between where that would lose digits."""
     x, x0 = np.float64(x), np.float64(x) - np.float64(d)
-    if abs(x - x0) < 1e-6:
+    if abs(x - x0) < 1e-3:
         return jax.jvp(function, (jnp.float64((x + x0) / 2),), (jnp.float64(1),))[1]
     return (function(jnp.float64(x)) - function(jnp.float64(x0))) / (x - x0)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_secants_in_float32(name):
-    """Off by at most 1e-5 of the largest derivative between the points."""
+    """Off by at most 1e-5 of the largest derivative between the points.
+
+    And 2e-7, which is what the tail of a GELU, 1 + tanh, is off by itself.
+    """
     function = ACTIVATIONS[name]
     starts = np.float32([-20, -5.3, -3.1, -1, -0.3, 0.21, 0.9, 1.7, 3.2, 6, 15])
     steps = np.float32([1e-12, 1e-8, 1e-6, 1e-4, 3e-3, 0.02, 0.2, 0.6, 1, 3, 40, 1e3])
@@ -276,22 +279,19 @@ def test_secants_in_float32(name):
     seed = np.ones(x.size, np.float32)
 
     @jax.jit
-    def multiplier(x, x0):
-        # Beside a change of 1 the other input hands the multiplier of h on as it is.
-        def fn(_, v):
-            return function(v[0] + 0 * v[1])
+    def explained(x, x0):
+        return jlrp.relevance(lambda _, x: function(x), (), x, seed, baseline=x0)
 
-        explain = jlrp.explain(fn, capture="h", baseline=jnp.stack([x0, x0]))
-        return explain((), jnp.stack([x, x]), seed).relevance[0]
-
-    found = np.asarray(multiplier(x, x0), np.float64)
+    found = np.asarray(explained(x, x0), np.float64)
     change = np.float64(x) - np.float64(x0)
     for i in np.flatnonzero(change):
-        between = np.linspace(x0[i], x[i], 201)
+        between = np.linspace(np.float64(x0[i]), np.float64(x[i]), 201)
+        near_zero = np.clip(np.linspace(-8, 8, 201), between.min(), between.max())
+        between = np.concatenate([between, near_zero])
         largest = np.abs(jax.vmap(jax.grad(function))(jnp.asarray(between))).max()
         exact = float(slopes(function, x[i], change[i]))
         error = abs(found[i] / change[i] - exact)
-        assert error <= 1e-5 * largest + 1e-12, (
+        assert error <= 1e-5 * largest + 2e-7, (
             x[i],
             x0[i],
             found[i] / change[i],

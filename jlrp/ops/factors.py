@@ -82,15 +82,20 @@ def _product(reading: Reading, found: list[Factor], held: bool) -> Product:
         gates = gates_among(values, ends)
         gated = [float(v not in gates) for v in values]
         chosen = _of_signal(reading, values)
-    shares = (tuple(w / sum(ws) for w in ws) for ws in (uniform, gated, chosen))
     return Product(
         tuple(range(len(found))),
-        *shares,
+        _fractions(uniform),
+        _fractions(gated),
+        _fractions(chosen),
         tuple(ends[v] == "softmax" for v in values),
         tuple(may_be_nan(reading.program, reading.regions, v) for v in values),
         inverted=tuple(f.inverted for f in found),
         denominators=denominators,
     )
+
+
+def _fractions(weights: list[float]) -> tuple[float, ...]:
+    return tuple(w / sum(weights) for w in weights)
 
 
 def _of_signal(reading: Reading, values: list[Value]) -> list[float]:

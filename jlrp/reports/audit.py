@@ -14,7 +14,7 @@ import numpy as np
 from jlrp.caching import Call, Key
 from jlrp.interpreter import Numbers
 from jlrp.ir import jax_compat
-from jlrp.ir.program import Atom, Value
+from jlrp.ir.program import Value
 from jlrp.notices import warn_of
 from jlrp.plan.planning import Plan, Step, is_float
 from jlrp.promise import Promise
@@ -169,7 +169,9 @@ def _ledger_row(row: Row, amounts: Sequence[float]) -> LedgerRow:
     )
 
 
-def _total(pairs: Iterable[tuple[Atom, Promise | None]], numbers: Numbers) -> ArrayLike:
+def _total(
+    pairs: Iterable[tuple[Value, Promise | None]], numbers: Numbers
+) -> ArrayLike:
     amounts = [
         jnp.sum(promise.resolve(numbers.difference(value)))
         for value, promise in pairs

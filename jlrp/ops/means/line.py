@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ def averaged(at: Callable[[Any], list[Array]], count: int) -> list[Array]:
         return at(0.5)
     if count <= _UNROLLED:
         parts = [weighed(t, w) for t, w in zip(nodes, weights, strict=True)]
-        return [sum(of_one[1:], of_one[0]) for of_one in zip(*parts, strict=True)]
+        return [reduce(lax.add, of_one) for of_one in zip(*parts, strict=True)]
 
     def step(total: list[Array], node: tuple[Array, Array]) -> tuple[list[Array], None]:
         return [a + b for a, b in zip(total, weighed(*node), strict=True)], None
@@ -124,5 +125,6 @@ def _moved(
 
 def between(start: Array, move: Array, t: Array | float) -> Array:
     """The point at t of the line."""
-    share = number(move, t) if isinstance(t, float) else t.astype(move.dtype)
+    known = isinstance(t, float | int)
+    share = number(move, t) if known else t.astype(move.dtype)
     return lax.add(start, lax.mul(move, share))

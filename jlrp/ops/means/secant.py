@@ -333,6 +333,13 @@ def _of_rsqrt(a: Array, b: Array) -> Array:
     return -r * s * (r * s / (r + s))
 
 
+def _of_atan(a: Array, b: Array) -> Array:
+    d = difference(a, b)
+    some = lax.ne(d, zero(d))
+    step = lax.select(some, d, jnp.ones_like(d))
+    return lax.select(some, lax.atan2(d, 1 + a * b) / step, 1 / (1 + a * b))
+
+
 def _of_cbrt(a: Array, b: Array) -> Array:
     r, s = lax.cbrt(a), lax.cbrt(b)
     total = r * r + r * s + s * s
@@ -386,6 +393,7 @@ def _of_erf(a: Array, b: Array) -> Array:
 # By the primitive's name: some are in newer versions of JAX only.
 _CLOSED: dict[str, Callable[[Array, Array], Array]] = {
     "abs": _of_abs,
+    "atan": _of_atan,
     "cbrt": _of_cbrt,
     "cos": lambda a, b: -lax.sin((a + b) / 2) * _sinc((a - b) / 2),
     "erf": _of_erf,
