@@ -485,7 +485,8 @@ class EvalContext:
         # The core gives zero at zero, but XLA would run a convolution of zeros.
         (end,), (out,) = op.affine.core.outputs, op.outputs
         zero = {end: lax.full(end.shape, 0, self.shape_of(end).dtype)}
-        behind = [step.equation for step in op.affine.steps]
+        before = {op.affine.core, *op.affine.of_kernel}
+        behind = [e for e in op.equations if e not in before]
         return self.run(behind, op.constants, zero)[out]
 
     def shape_of(self, value: Value) -> jax.ShapeDtypeStruct:

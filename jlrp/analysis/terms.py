@@ -33,12 +33,14 @@ from jax.extend.core import primitives as p
 from jlrp.analysis.intervals import scalar_of
 from jlrp.ir.families import rounds
 from jlrp.ir.jax_compat import is_inexact
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import (
     Atom,
     Equation,
     Literal,
     Program,
     Value,
+    between,
     computing,
     evaluate,
 )
@@ -330,6 +332,28 @@ class Terms:
         if term is None or not isinstance(term.factors[0].root, Value):
             return None
         return term.factors[0].root, term.factors[0].view
+
+    def before_trip(self, value: Value) -> Value:
+        """What a value was before it was moved forth and back: split and joined, padded
+        and cut, behind a barrier; itself if something else reads what is on the way."""
+        made = value.producer
+        in_shape = (
+            made is not None and moves_all(made) and made.primitive is not p.rev_p
+        )
+        if made is None or not is_move(made) or in_shape:
+            return value
+        found = self.before_moves(value)
+        if found is None or found[0] is value or not self.program.is_active(value):
+            return value
+        root, view = found
+        if root.shape != value.shape or view != View.whole(root.shape):
+            return value
+        equations, _ = between([root], [value], self.program.active.__contains__)
+        on_the_way = {root, *(v for e in equations for v in e.outputs)} - {value}
+        uses = (use for v in on_the_way for use in self.program.uses.get(v, ()))
+        kept_apart = not on_the_way.isdisjoint(self.program.boundaries)
+        alone = not kept_apart and set(uses) <= set(equations)
+        return root if alone else value
 
     def unmoved(self, atom: Atom) -> Reading:
         """An atom as a view of what it was before it was moved."""
@@ -1191,6 +1215,12 @@ def _cast(terms: Terms, equation: Equation, out: Value) -> Reading | None:
     if equation.inputs[0].dtype == np.bool_:
         return terms.operand(equation.inputs[0])  # a mask of zeros and ones
     return _unchanged(terms, equation, out)
+
+
+def is_move(equation: Equation) -> bool:
+    """Whether an equation puts numbers elsewhere, each of them unchanged."""
+    row = traits(equation)
+    return row.movement and not row.carries_elementwise
 
 
 def moves_all(equation: Equation) -> bool:

@@ -23,12 +23,12 @@ from jax.extend.core import primitives as p
 
 from jlrp.analysis.intervals import at_zero, is_elementwise, scalar_of, value_at
 from jlrp.analysis.missing import elementwise_sources, replaces, tested_by
-from jlrp.analysis.terms import Terms, moved, moves_all
+from jlrp.analysis.terms import Terms, is_move, moved, moves_all
 from jlrp.analysis.terms import View as AxisView
 from jlrp.ir.families import rounds, why_missing
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value, between
-from jlrp.ops.affine import core_of, scale_chain
+from jlrp.ops.affine import core_of, scale_chain, start_of
 from jlrp.ops.mean import is_mean
 from jlrp.ops.softmax import Softmaxes
 from jlrp.promise import is_complex
@@ -79,9 +79,11 @@ class Regions:
         equation = value.producer
         if equation is None or equation.primitive in self.opaque:
             return None
-        if moves_all(equation):
-            (source, *_) = self.program.active_inputs(equation) or (None,)
-            return None if source is None or is_complex(source) else source
+        if is_move(equation) and not rounds(equation):
+            source = self.terms.before_trip(value)
+            if source is value and moves_all(equation):
+                (source, *_) = self.program.active_inputs(equation) or (value,)
+            return None if source is value or is_complex(source) else source
         if not traits(equation).carries_elementwise:
             return None
         operands = self.program.active_inputs(equation)
@@ -125,7 +127,7 @@ class Regions:
 
     def _ending_at(self, end: Value) -> Region | None:
         made = end.producer
-        if made is None or moves_all(made):
+        if made is None or is_move(made):
             return None
         path = [end]
         while (above := self.dominator(path[-1])) is not None:
@@ -149,7 +151,7 @@ class Regions:
         if any(map(self._adds_dead, of_active)):
             return None
         layout = None
-        if any(map(moves_all, equations)):
+        if any(map(is_move, equations)):
             views = self._views(start, equations)
             if views is None:
                 return None
@@ -179,10 +181,17 @@ class Regions:
         """How the values of a region view its start; None if its paths differ."""
         views = {start: AxisView.whole(start.shape)}
         for equation in equations:
-            inside = [views[a] for a in equation.inputs if a in views]  # type: ignore
-            if not inside:
-                continue
             (out, *_) = equation.outputs
+            before = self.terms.before_trip(out)
+            if before is not out and before in views:
+                views[out] = views[before]
+                continue
+            inside = [views[a] for a in equation.inputs if a in views]  # type: ignore
+            moves = is_move(equation)
+            if not inside or (moves and not moves_all(equation)):
+                if moves or not self._is_active(equation):
+                    continue
+                return None  # of a part of what is moved
             view: AxisView | None = inside[0]
             if any(other != view for other in inside[1:]):
                 return None
@@ -193,7 +202,7 @@ class Regions:
             if view is None:
                 return None
             views[out] = view
-        return views
+        return views if equations[-1].outputs[0] in views else None
 
     # Where a region begins.
 
@@ -202,6 +211,8 @@ class Regions:
         start, behind = path[-1], path[-2]
         made = behind.producer
         assert made is not None
+        if self.terms.before_trip(behind) is start:
+            return True
         if self.program.active_inputs(made) != (start,) or made.inputs.count(start) > 1:
             return False
         if len(self.program.uses.get(start, ())) > 1:
@@ -210,7 +221,8 @@ class Regions:
             return True
         others = [a for a in made.inputs if a is not start]
         known = [scalar_of(a) for a in others]
-        if made.primitive is p.neg_p:
+        minus = made.primitive is p.mul_p and len(known) == 1 and known[0] == -1
+        if made.primitive is p.neg_p or minus:
             return self._is_mapped(start) and _grows(path[0], behind, inverted)
         if len(known) != 1 or known[0] is None:
             return False
@@ -236,8 +248,9 @@ class Regions:
 
     def _is_mapped(self, value: Value) -> bool:
         """Whether a value comes from a dense or convolution, scaled and shifted."""
-        steps = scale_chain(self.program, value)
-        return core_of(self.terms, steps[0].source if steps else value) is not None
+        steps = scale_chain(self.terms, value)
+        start = start_of(self.terms, steps) if steps else value
+        return core_of(self.terms, start) is not None
 
     def _divides(self, end: Value) -> bool:
         """Whether the one thing that is done with a value is to divide by it."""
@@ -322,7 +335,7 @@ def _is_monomial(start: Value, region: Sequence[Equation]) -> bool:
         if equation.primitive is p.pow_p:
             return equation.inputs[1] not in inside
         row = traits(equation)
-        return row.scaling or row.degree is not None or moves_all(equation)
+        return row.scaling or row.degree is not None or is_move(equation)
 
     return all(is_power(e) for e in region)
 
@@ -355,8 +368,8 @@ def _is_rectifier(start: Value, end: Value, region: Sequence[Equation]) -> bool:
             found = x[0]
         elif prim in (p.add_p, p.add_jaxvals_p, p.sub_p, p.max_p, p.min_p):
             found = _same_degree(x)
-        elif moves_all(equation):
-            found = x[0]
+        elif is_move(equation):
+            found = _same_degree(x)
         else:
             found = -1 if any(x) else 0
         if found == -1:

@@ -110,22 +110,32 @@ def step_of(program: Program, equation: Equation) -> Stage | None:
     return Stage(equation, kind, source, others[0])
 
 
-def scale_chain(program: Program, end: Value) -> list[Stage]:
+def scale_chain(terms: Terms, end: Value) -> list[Stage]:
     """The longest run of scales and shifts by constants that ends at ``end``.
 
     From the first to the last. Moves are part of it only between two of them.
     """
+    program = terms.program
     steps: list[Stage] = []
     value = end
     while (made := program.maker(value)) is not None:
         if value is not end and not program.used_once(value):
             break
+        before = terms.before_trip(value) if steps else value
+        if before is not value:
+            value = before
+            continue
         step = step_of(program, made)
         if step is None or (not steps and step.kind == "move"):
             break
         steps.append(step)
         value = step.source
     return steps[::-1]
+
+
+def start_of(terms: Terms, steps: list[Stage]) -> Value:
+    """What the first of some steps reads, before it was moved forth and back."""
+    return terms.before_trip(steps[0].source)
 
 
 def core_of(terms: Terms, value: Value, behind: bool = True) -> Dot | None:
@@ -148,19 +158,30 @@ def core_of(terms: Terms, value: Value, behind: bool = True) -> Dot | None:
 def affine_ending_at(terms: Terms, end: Value, merge_batch_norm: bool = True):
     """The affine operation that ends at ``end``, or None."""
     program = terms.program
-    steps = scale_chain(program, end)
-    value = steps[0].source if steps else end
+    steps = scale_chain(terms, end)
+    value = start_of(terms, steps) if steps else end
     dot = core_of(terms, value, bool(steps))
-    if dot is None or (steps and not program.used_once(value)):
+    if dot is None:
+        return None
+    whole = not steps or value is not steps[0].source or program.used_once(value)
+    if not whole:
         return None
     behind = [Stage(e, "move", e.inputs[0]) for e in dot.moves]  # type: ignore[arg-type]
     operand = next(i for i, a in enumerate(dot.core.inputs) if program.is_active(a))
     late = any(step.equation in program.standing.values() for step in steps)
     stands = late or dot.core is not value.producer
+    if stands and not _follow_each_other(value, steps):
+        return None
     affine = Affine(dot.core, operand, (*behind, *steps), stands, dot.kernel)
     if not merge_batch_norm and batch_norm_start(steps) is not None:
         return None
     return affine if _scales_fit(affine) else None
+
+
+def _follow_each_other(start: Value, steps: list[Stage]) -> bool:
+    """Whether each step reads what the step before has made, and nothing is between."""
+    made = [start, *(v for step in steps for v in step.equation.outputs)]
+    return all(step.source in made for step in steps)
 
 
 def batch_norm_start(steps: list[Stage]) -> int | None:

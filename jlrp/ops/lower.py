@@ -39,6 +39,7 @@ from jlrp.ops.affine import (
     core_of,
     is_core,
     scale_chain,
+    start_of,
 )
 from jlrp.ops.average import Handed
 from jlrp.ops.base import Operation, View
@@ -184,23 +185,23 @@ class _Builder:
 
     def mean(self, end: Value) -> Operation | None:
         """A sum over axes or windows, divided by its fixed count."""
-        steps = scale_chain(self.program, end)
+        steps = scale_chain(self.regions.terms, end)
         if not steps or self._mean_steps(steps) < len(steps):
             return None
-        summed = steps[0].source.producer
+        summed = start_of(self.regions.terms, steps).producer
         assert summed is not None
         kind = mean_kind(summed)
         return self.group(kind, "linear", self.operands(summed), end)
 
     def _mean_steps(self, steps: list[Stage]) -> int:
         """How many of these steps turn the sum before them into a mean."""
-        summed = steps[0].source
+        summed = start_of(self.regions.terms, steps)
         equation = summed.producer
         if (
             equation is None
             or equation.primitive in self.opaque
             or weight_of(self.program, equation) is None
-            or not self.program.used_once(summed)
+            or not (summed is not steps[0].source or self.program.used_once(summed))
         ):
             return 0
         found = 0
@@ -245,7 +246,7 @@ class _Builder:
 
     def scale(self, end: Value) -> Operation | None:
         """Scales and shifts by constants; with a square root, a batch norm."""
-        steps = scale_chain(self.program, end)
+        steps = scale_chain(self.regions.terms, end)
         for i in reversed(range(len(steps))):  # a literal tail is the activation's
             if self.regions.ending_at(steps[i].source) is not None:
                 steps = steps[i:]
@@ -253,7 +254,9 @@ class _Builder:
         if not steps:
             return None
         start = batch_norm_start(steps)
-        behind_core = core_of(self.regions.terms, steps[0].source) is not None
+        behind_core = (
+            core_of(self.regions.terms, start_of(self.regions.terms, steps)) is not None
+        )
         if start is not None and behind_core and not self.view.merge_batch_norm:
             steps = steps[start:]
         elif behind_core and self.program.used_once(steps[0].source):

@@ -54,6 +54,10 @@ def is_mean(terms: Terms, value: Value) -> bool:
     while (made := value.producer) is not None:
         if made.primitive in terms.opaque:
             return False
+        before = terms.before_trip(value)
+        if before is not value:
+            value = before
+            continue
         operands = program.active_inputs(made)
         weight = weight_of(program, made)
         if weight is not None and len(operands) == 1:

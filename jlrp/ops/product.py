@@ -243,6 +243,10 @@ def end_of(program: Program, regions: Regions, value: Value) -> str | None:
         if region is not None:
             return "activation" if region.zero_at_zero else "open"
         made = program.maker(value)
+        before = regions.terms.before_trip(value)
+        if before is not value:
+            value = before
+            continue
         source = made and _handed_on(program, regions, made)
         if source is None:
             return _end_of_product(program, regions, value)

@@ -15,7 +15,7 @@ import math
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.intervals import scalar_of
-from jlrp.analysis.terms import Terms
+from jlrp.analysis.terms import Terms, factors_of, is_move
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.contraction import is_learned
@@ -99,6 +99,9 @@ def _measures(terms: Terms, operand: Value, signal: Value) -> bool:
         if reduced and value in sources:
             continue
         equation = value.producer
+        if equation is not None and (parts := _written_out(terms, equation)):
+            stack += [(a, True) for a in parts]  # a sum over an axis, term by term
+            continue
         if equation is None or not _is_measuring(terms, equation):
             return False
         reduced = reduced or _reduces(equation)
@@ -153,6 +156,20 @@ def _is_measuring(terms: Terms, equation: Equation) -> bool:
     if row.reduction == "sum" and is_learned(terms, equation):
         return False
     return row.carries_elementwise or row.reduction is not None or _moves(equation)
+
+
+def _written_out(terms: Terms, equation: Equation) -> list[Value]:
+    """What an addition of slices sums over an axis: ``x[:, :1] + x[:, 1:]``."""
+    made: Equation | None = equation
+    while made is not None and traits(made).addition and len(made.inputs) == 2:
+        made = made.inputs[1].producer if isinstance(made.inputs[1], Value) else None
+    if made is equation or made is None or not is_move(made):
+        return []
+    reading = terms.closed(terms.active(terms.read(equation.outputs[0])))
+    roots = [f.root for f in factors_of(reading)]
+    summed = bool(reading.terms) and all(term.inner for term in reading.terms)
+    values = [root for root in roots if isinstance(root, Value)]
+    return values if summed and len(values) == len(roots) else []
 
 
 def _reduces(equation: Equation) -> bool:
