@@ -29,7 +29,7 @@ from jlrp.analysis.stopped import (
 )
 from jlrp.ir.families import family_at
 from jlrp.ir.primitives import traits
-from jlrp.ir.program import Equation, Program, Value, between
+from jlrp.ir.program import Atom, Equation, Program, Value, between
 from jlrp.ops.activation import Regions
 from jlrp.ops.affine import (
     Step,
@@ -200,11 +200,14 @@ class _Builder:
             return 0
         fixed = 0
         for index, step in enumerate(steps):
-            if step.kind == "shift" or step.constant in self.varying:
+            if step.kind == "shift" or self._varies(step.constant):
                 break
             if step.kind == "scale":
                 fixed = index + 1
         return fixed
+
+    def _varies(self, constant: Atom | None) -> bool:
+        return isinstance(constant, Value) and constant in self.varying
 
     def affine(self, end: Value) -> Operation | None:
         affine = affine_ending_at(self.program, end, self.view.merge_batch_norm)
