@@ -83,7 +83,8 @@ def _stacked(flat):
         times = equation.params["length"] if equation.name == "scan" else 1
         total += times * sum(map(_stacked, equation.all_bodies))
         if equation.name == "scan":
-            stacked = equation.avals[equation.params["num_carry"] :]
+            _, carries = _scan_counts(equation.params)
+            stacked = equation.avals[carries:]
             total += sum(aval.size * aval.dtype.itemsize for aval in stacked)
     return total
 
@@ -248,7 +249,7 @@ def _refined(carries, step):
 
 def _of_scan(equation, inputs):
     params, (body,) = equation.params, equation.bodies["jaxpr"]
-    n, m = params["num_consts"], params["num_carry"]
+    n, m = _scan_counts(params)
     consts = [_hash("each time", h) for h in inputs[:n]]
     slices = [_hash("slice", h) for h in inputs[n + m :]]
     how = _hash("scan", params["length"], params["reverse"], params["unroll"])
@@ -260,6 +261,14 @@ def _of_scan(equation, inputs):
     found = step(carries)
     ends = [_hash(how, "carry", a, b) for a, b in zip(carries, found[:m], strict=True)]
     return ends + [_hash(how, "stacked", h) for h in found[m:]]
+
+
+def _scan_counts(params):
+    """How many constants and carries a scan has."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carries, _ = map(list, params["ft_in"].unpack())  # from jax 0.11 on
+    return len(consts), len(carries)
 
 
 def _of_while(equation, inputs):

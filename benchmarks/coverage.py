@@ -647,9 +647,9 @@ def timed(fn):
 def measure(name, composite, layers):
     """One model at full size, on shapes: a row of the table."""
     import jlrp
-    from jlrp.composites import resolve
+    from jlrp.options import Options
     from jlrp.plan import targets
-    from jlrp.request import Options, Request
+    from jlrp.request import Request
 
     source, build = MODELS[name]
     m, build_time = timed(lambda: build(True, layers))
@@ -664,7 +664,7 @@ def measure(name, composite, layers):
         out = jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *leaves)
         return jax.tree.unflatten(out_tree, out)
 
-    options = Options(resolve(composite), m.target)
+    options = Options(composite=composite, target=m.target)
     request, row["retrace_s"] = timed(lambda: Request(ready, m.params, m.x, options))
     plan, row["plan_s"] = timed(lambda: request.plan(strict=False))
     covered = coverage(plan)
@@ -798,15 +798,15 @@ def measure_other(name):
 
 
 def planned(m, composite):
-    from jlrp.composites import resolve
-    from jlrp.request import Options, Request
+    from jlrp.options import Options
+    from jlrp.request import Request
 
-    options = Options(resolve(composite), m.target)
+    options = Options(composite=composite, target=m.target)
     return Request(m.fn, m.params, m.x, options).plan(strict=False)
 
 
 def coverage(plan):
-    from jlrp.reports import coverage
+    from jlrp.reports.inspection import coverage
 
     return coverage(plan)
 

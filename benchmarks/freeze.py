@@ -24,6 +24,7 @@ import fnmatch
 import functools
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -263,37 +264,40 @@ def policies():
     }
 
 
-# The whole product costs a night: every composite with `keep`, every policy with these.
+# The whole product would take hours. Every composite with `keep`, every policy with
+# these; of the 150 others a few pairs that tell recognisers, rules, policies apart.
 WITH_POLICIES = ("auto", "epsilon", "epsilon_alpha2_beta1_flat", "split")
+FEW = (
+    ("auto", "keep"),
+    ("attnlrp_gamma", "keep"),
+    ("epsilon_alpha2_beta1_flat", "keep"),
+    ("gradient_input", "keep"),
+    ("split", "promise"),
+    ("epsilon", "sqrt"),
+)
 
-# Of the tests: what tells recognisers, rules and policies apart at the least cost.
-SMALL = {
-    "programs": (
-        "tests/*",
-        "spellings/bias_[ab]*",
-        "spellings/einsum_of_heads",
-        "spellings/odd_*",
-        "spellings/scale*",
-        "spellings/relu_times_step",
-        "peers/conv_kinds",
-    ),
-    "cells": (
-        ("auto", "keep"),
-        ("attnlrp_gamma", "keep"),
-        ("epsilon_alpha2_beta1_flat", "keep"),
-        ("gradient_input", "keep"),
-        ("split", "promise"),
-        ("epsilon", "sqrt"),
-    ),
-}
+# What the tests have, with the few.
+SMALL = (
+    "tests/*",
+    "spellings/bias_[ab]*",
+    "spellings/einsum_of_heads",
+    "spellings/odd_*",
+    "spellings/scale*",
+    "spellings/relu_times_step",
+    "peers/conv_kinds",
+)
 
 
-def cells(asked_composites, asked_policies):
-    """Pairs of a composite and a policy."""
-    for composite in asked_composites or COMPOSITES:
-        every = asked_policies or composite in WITH_POLICIES
-        for policy in asked_policies or (policies() if every else ["keep"]):
-            yield composite, policy
+def pairs_of(name, options):
+    """The composites and policies of a program."""
+    if options.composites or options.policies:
+        chosen = options.composites or COMPOSITES, options.policies or policies()
+        return list(itertools.product(*chosen))
+    if options.small or name.startswith("others/"):
+        return list(FEW)
+    every = set(itertools.product(WITH_POLICIES, policies()))
+    every |= {(composite, "keep") for composite in COMPOSITES}
+    return sorted(every)
 
 
 # Rows.
@@ -471,16 +475,11 @@ def _renamed(text, renamed):
 # Commands.
 
 
-def tasks(options, known=None):
-    """Programs and the pairs of each."""
-    if options.small:
-        pairs = list(SMALL["cells"])
-    else:
-        pairs = list(cells(options.composites, options.policies))
-    names = programs(options.programs or (SMALL["programs"] if options.small else "*"))
-    for name in names:
-        missing = [p for p in pairs if known is None or not known.has(name, p)]
-        if missing:
+def tasks(options, known):
+    """Programs, and those of their pairs that are not known yet."""
+    for name in programs(options.programs or (SMALL if options.small else "*")):
+        pairs = pairs_of(name, options)
+        if missing := [pair for pair in pairs if not known.has(name, pair)]:
             yield name, missing
 
 
@@ -573,8 +572,8 @@ def main():
     add("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args()
     if options.command == "list":
-        pairs = [f"{composite} {policy}" for composite, policy in cells(None, None)]
-        print(*programs(options.programs or "*"), "", *pairs, sep="\n")
+        for name in programs(options.programs or "*"):
+            print(name, len(pairs_of(name, options)))
         return 0
     if options.file is None:
         parser.error("a file is needed")

@@ -16,7 +16,7 @@ import numpy as np
 from digits import CNN, load, train
 from flax import serialization
 
-from jlrp.jobs import store
+from jlrp import jobs
 
 apply = CNN().apply  # for the command, which finds it as batch_job:apply
 
@@ -35,10 +35,6 @@ def start(*command):
     return subprocess.Popen(
         [sys.executable, "-m", "jlrp", *map(str, command)], cwd=Path(__file__).parent
     )
-
-
-def examples_done(folder):
-    return sum(record["count"] for record in store.done(folder))
 
 
 def main():
@@ -64,11 +60,11 @@ def main():
         ]  # fmt: skip
 
         job = start(*explain)
-        while examples_done(results) < args.examples // 2 and job.poll() is None:
+        while jobs.done(results) < args.examples // 2 and job.poll() is None:
             time.sleep(0.005)
         job.kill()
         job.wait()
-        print(f"\nkilled after {examples_done(results)} examples", flush=True)
+        print(f"\nkilled after {jobs.done(results)} examples", flush=True)
 
         if start(*explain).wait():
             sys.exit("the job did not go on")

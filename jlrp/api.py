@@ -1,38 +1,38 @@
 """The public functions: relevance, explain, inspect, audit."""
 
+# JAX types its functions in part.
+# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlrp import auditing, reports
-from jlrp.arguments import (
-    check_array,
-    check_choice,
-    check_function,
-    output_of,
-    shown,
-    takes,
-)
-from jlrp.composites import FALLBACKS, Composite, resolve
+from jlrp import caching, references, reports
+from jlrp.arguments import check_function, takes
 from jlrp.errors import InputError
+from jlrp.fields import of_example, of_function
 from jlrp.ir import jax_compat
-from jlrp.ir.closures import arrays_of, state_of
 from jlrp.notices import once, warn_of
 from jlrp.ops import captures
+from jlrp.options import (
+    AuditOptions,
+    Conditions,
+    InspectOptions,
+    Options,
+    RelevanceOptions,
+)
 from jlrp.plan import budget, targets
-from jlrp.plan import residuals as policies
-from jlrp.request import Options, Request, batch_of, check_arrays
-from jlrp.rules import registered
-
-Function = Callable[[Any, Any], Any]
-Conditions = Mapping[str, Any] | None
+from jlrp.reports.audit import audited
+from jlrp.reports.inspection import inspection
+from jlrp.request import Explained, Request, check_arrays
+from jlrp.typing import Array, Function, PyTree, Target
 
 
 @jax.tree_util.register_dataclass
@@ -51,38 +51,32 @@ class Explanation:
         iterations of loops; names outside of loops are left out.
     """
 
-    relevance: Any
-    output: Any
-    captured: Any = field(default_factory=dict)
-    params: Any = None
+    relevance: PyTree
+    output: PyTree
+    captured: Mapping[str, PyTree] = field(default_factory=dict[str, PyTree])
+    params: PyTree = None
     loop_axes: tuple[tuple[str, tuple[int, ...]], ...] = field(
         default=(), metadata={"static": True}
     )
 
 
 @dataclass(frozen=True)
-class Explainer:
+class Explainer(Options):
     """A function that explains ``fn``: ``explainer(params, x, target=None)``.
 
     Compiled and cached by itself; inside a user's ``jit``, ``vmap`` or ``grad`` it is
-    just traced. Made by ``explain``.
+    just traced. Made by ``explain``, whose options are its attributes.
     """
 
     fn: Function
-    composite: Composite
-    target: Any = None
-    seed: str = "score"
-    fallback: str | None = None
-    wrt: tuple[str, ...] = ("x",)
-    capture: tuple[str, ...] = ()
-    condition: Conditions = None
-    residuals: Any = "keep"
-    memory_limit: int | None = None
-    capture_steps: int | None = None
 
     @takes()
     def __call__(
-        self, params: Any, x: Any, target: Any = None, condition: Conditions = None
+        self,
+        params: PyTree,
+        x: PyTree,
+        target: Target = None,
+        condition: Conditions = None,
     ) -> Explanation:
         """Explain ``fn(params, x)``.
 
@@ -90,172 +84,76 @@ class Explainer:
         """
         check_arrays(params, x)
         target = self.target if target is None else targets.given(target)
-        masks = _masks(self.condition if condition is None else condition)
-        function = _Function(self.fn)
-        static, traced = _apart(function, params, x, target)
-        options = Options(
-            self.composite,
-            static,
-            self.seed,
-            self.fallback,
-            self.wrt,
-            self.capture,
-            tuple(masks),
-            self.residuals,
-            self.capture_steps,
-        )
-        key = _Key(function, options)
+        options = self if condition is None else replace(self, condition=condition)
+        call = caching.call_of(self.fn, params, x, target, options)
+        key = call.key
         if self.memory_limit is not None:
-            leaves, tree = jax.tree.flatten((params, x, traced, masks))
+            leaves, tree = jax.tree.flatten(call.arrays)
             shapes = tuple(
                 jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
                 for leaf in leaves
             )
-            policy = _fitting(key, self.memory_limit, tree, shapes)
-            key = _Key(function, replace(options, residuals=policy))
-        found, counts = _explained(key, params, x, traced, masks)
+            key = _fitting(key, self.memory_limit, tree, shapes)
+        found, counts = _explained(key, *call.arrays)
         _check_counts(counts, self.capture_steps)
         return found
 
 
-class _Function:
-    """A function as part of a key: hashable, and another one with other arrays.
-
-    Equal are equal functions that hold the same arrays (see ``closures``), which the
-    key keeps alive. A bound method of an unhashable object (a Linen module with a list
-    for a field) counts as the same while it is the same method of the same object.
-    """
-
-    def __init__(self, call: Callable[..., Any]):
-        self.call, self.held = call, arrays_of(call)
-        try:
-            hash(call)
-            function: Any = call
-        except TypeError:
-            owner = getattr(call, "__self__", call)
-            function = (id(owner), getattr(call, "__func__", None))
-        self._identity = (function, tuple(map(id, self.held)))
-
-    def __call__(self, *args: Any) -> Any:
-        return self.call(*args)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Function) and self._identity == other._identity
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-
-class _Key:
-    """What a compiled explanation depends on, besides shapes."""
-
-    def __init__(self, fn: _Function, options: Options):
-        self.fn, self.options = fn, options
-        self.rules = tuple(registered().items())
-
-    def _identity(self) -> tuple[Any, ...]:
-        return (self.fn, self.options, self.rules)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self._identity() == other._identity()
-
-    def __hash__(self) -> int:
-        return hash(self._identity())
-
-
-def _apart(fn: _Function, params: Any, x: Any, target: Any) -> tuple[Any, Any]:
-    """What of a target is part of the compiled program, and what comes with each call.
-
-    A function is traced anew, so that it explains what it reads now. Where types say
-    how arrays are spread, it is part of the program, with the arrays that it holds.
-    """
-    if callable(target):
-        if jax_compat.is_typed((params, x)):
-            return _Function(target), None
-        return _traced(target, _output_of(fn, params, x))
-    if targets.is_static(target):
-        return target, None
-    if not _is_traced(target):
-        output = _output_of(fn, params, x)
-        targets.check(output, targets.fitting(output, target), batch_of(x))
-    return None, target
-
-
-def _traced(target: Any, output: Any) -> tuple[targets.Traced, list[Any]]:
-    """A target function as it is now; traced before, if all that it reads is known."""
-    state = state_of(target)
-    if state is None:
-        return targets.traced(target, output)
-    leaves, tree = jax.tree.flatten(output)
-    kinds = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    key = (state[0], tree, kinds, _mode())
-    if key not in _targets:
-        _targets[key] = (targets.traced(target, output), state[1])
-        _oldest_out(_targets)
-    return _targets[key][0]
-
-
-def _oldest_out(cache: dict[Any, Any]) -> None:
-    while len(cache) > 256:
-        del cache[next(iter(cache))]
-
-
-def _output_of(fn: _Function, params: Any, x: Any) -> Any:
-    """The shapes of the output, traced once for a function and shapes."""
-    leaves, tree = jax.tree.flatten((params, x))
-    kinds = tuple((np.shape(v), getattr(v, "dtype", type(v))) for v in leaves)
-    key = (fn, tree, kinds, _mode())
-    if key not in _outputs:
-        _outputs[key] = output_of(fn.call, params, x)
-        _oldest_out(_outputs)
-    return _outputs[key]
-
-
-_outputs: dict[Any, Any] = {}
-_targets: dict[Any, Any] = {}
-
-
-def _mode() -> Any:
-    """The settings of JAX that dtypes depend on."""
-    return jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion  # type: ignore
-
-
 @partial(jax.jit, static_argnums=0)
 def _explained(
-    key: _Key, params: Any, x: Any, traced_target: Any, masks: dict[str, Any]
-) -> tuple[Explanation, list[Any]]:
+    key: caching.Key,
+    params: PyTree,
+    x: PyTree,
+    traced: PyTree,
+    masks: dict[str, Array],
+    reference: list[Array] | None,
+) -> tuple[Explanation, list[Array]]:
     """And how often while loops ran of which iterations are recorded."""
-    target = targets.joined(key.options.target, traced_target)
-    request = Request(key.fn.call, params, x, key.options, target)
+    request = key.request(params, x, traced, reference)
     plan = request.plan()
     warn_of(plan.stops)
-    asks_for_params = "params" in key.options.wrt
+    asks_for_params = "params" in key.options.asked
 
-    def explained(given: Any, masks: Any) -> tuple[Explanation, list[Any]]:
+    def handed_out(found: Explained) -> tuple[Explanation, list[Array]]:
+        explanation = Explanation(
+            found.relevance(),
+            found.output(),
+            found.captured(),
+            found.parameters() if asks_for_params else None,
+            axes,
+        )
+        return explanation, found.counts()
+
+    def explained(
+        given: PyTree, masks: dict[str, Array]
+    ) -> tuple[Explanation, list[Array]]:
         with request.at(given):
-            found = request.run(plan, request.arguments, masks)
-            explanation = Explanation(
-                found.relevance(),
-                found.output(),
-                found.captured(),
-                found.parameters() if asks_for_params else None,
-                axes,
-            )
-            return explanation, found.counts()
+            rows, chunk = request.reference, request.background
+            if rows is None or not chunk:
+                return handed_out(request.run(plan, request.arguments, masks))
+            at_x = request.forward(plan, request.arguments, masks)
+
+            def of_one(row: Sequence[Array]) -> tuple[Explanation, list[Array]]:
+                explanation, counts = handed_out(request.back(at_x, row))
+                return replace(explanation, output=None), counts
+
+            found, counts = references.mean_over(of_one, rows, chunk)
+            return replace(found, output=request.output_of(at_x.outputs)), counts
 
     axes = captures.loop_axes(plan.captured)
+    any_captured: PyTree = 0.0
     like = Explanation(
-        x, request.output_like(), 0.0, params if asks_for_params else 0.0, axes
+        x, request.output_like(), any_captured, params if asks_for_params else 0.0, axes
     )
     return jax_compat.untyped(explained, (like, 0), request.given, masks)
 
 
-def _check_counts(counts: Sequence[Any], steps: int | None) -> None:
+def _check_counts(counts: Sequence[Array], steps: int | None) -> None:
     """Refuse a while loop that ran more often than is recorded, where that is known.
 
     Inside of a user's ``jit`` it is not: what was captured is NaN there.
     """
-    if steps is None or _is_traced(counts):
+    if steps is None or caching.is_traced(counts):
         return
     most = max((int(np.max(count, initial=0)) for count in counts), default=0)
     if most > steps:
@@ -266,36 +164,37 @@ def _check_counts(counts: Sequence[Any], steps: int | None) -> None:
 
 
 @lru_cache(maxsize=64)
-def _fitting(key: _Key, limit: int, tree: Any, shapes: tuple[Any, ...]) -> Any:
-    """The cheapest residual policy for some shapes under a limit of memory."""
+def _fitting(
+    key: caching.Key,
+    limit: int,
+    tree: Hashable,
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
+) -> caching.Key:
+    """The key with the cheapest residual policy, for some shapes, within a limit."""
     arguments = jax.tree.unflatten(tree, shapes)
 
-    def bytes_of(policy: Any) -> int:
-        options = replace(key.options, residuals=policy)
-        lowered = _explained.lower(_Key(key.fn, options), *arguments)
+    def with_policy(policy: budget.Choice) -> caching.Key:
+        return replace(key, options=replace(key.options, residuals=policy))
+
+    def bytes_of(policy: budget.Choice) -> int:
+        lowered = _explained.lower(with_policy(policy), *arguments)
         if (found := lowered.compile().memory_analysis()) is None:
             raise InputError("This backend does not tell memory: no memory_limit here.")
         return found.temp_size_in_bytes
 
     with once():  # each policy makes a plan
-        return budget.fitting(bytes_of, limit)
+        return with_policy(budget.fitting(bytes_of, limit))
 
 
-@takes()
+@of_example(RelevanceOptions)
 def relevance(
     fn: Function,
-    params: Any,
-    x: Any,
-    target: Any = None,
+    params: PyTree,
+    x: PyTree,
+    target: Target = None,
     *,
-    composite: str | Composite = "auto",
-    seed: str = "score",
-    fallback: str | None = None,
-    wrt: str | Sequence[str] = "x",
-    condition: Conditions = None,
-    residuals: Any = "keep",
-    memory_limit: int | None = None,
-) -> Any:
+    options: RelevanceOptions,
+) -> PyTree:
     """How much each element of ``x`` contributed to an output of ``fn(params, x)``.
 
     Compiles and caches by itself, per function, structure and options; inside a user's
@@ -310,17 +209,6 @@ def relevance(
         int, or an int array of shape (batch,): that class. A float pytree like the
         output: the multiplier of each output. A function of the output that returns one
         number per example.
-      composite: name of a preset of ``jlrp.composites``, or a ``Composite``.
-      seed: ``"score"``: relevance starts at, and sums to, the explained score;
-        ``"one"``: it starts at 1.
-      fallback: for operations without a rule: None raises, ``"gradient"`` takes
-        first-order Taylor, ``"stop"`` absorbs their relevance.
-      wrt: ``"x"``; ``"params"``: the relevance of parameters, each times its
-        multiplier, for pruning; or both, ``("x", "params")``. Parameters are side
-        outputs: asking for them does not change the relevance of x.
-      condition: masks by the name of a scope or tag; relevance is multiplied by them
-        there, then goes on (CRP). Arrays that broadcast to the value named.
-      residuals, memory_limit: which activations are kept, as in ``explain``.
 
     Returns:
       Relevance: a pytree like ``x`` (or like ``params``, or a tuple of both, as ``wrt``
@@ -339,61 +227,23 @@ def relevance(
 
     Source: Bach et al. 2015; DynamicLRP (arXiv 2512.07010).
     """
-    explainer = explain(
-        fn,
-        composite=composite,
-        seed=seed,
-        fallback=fallback,
-        wrt=wrt,
-        condition=condition,
-        residuals=residuals,
-        memory_limit=memory_limit,
+    found = _explainer(fn, options)(params, x, target)
+    shares = tuple(
+        found.relevance if of == "x" else found.params for of in options.asked
     )
-    found = explainer(params, x, target)
-    if isinstance(wrt, str):
-        return found.relevance if wrt == "x" else found.params
-    return tuple(found.relevance if of == "x" else found.params for of in wrt)
+    return shares[0] if isinstance(options.wrt, str) else shares
 
 
-def explain(
-    fn: Function,
-    *,
-    composite: str | Composite = "auto",
-    target: Any = None,
-    seed: str = "score",
-    fallback: str | None = None,
-    wrt: str | Sequence[str] = "x",
-    capture: str | Iterable[str] = (),
-    condition: Conditions = None,
-    residuals: Any = "keep",
-    memory_limit: int | None = None,
-    capture_steps: int | None = None,
-) -> Explainer:
+def _explainer(fn: Function, options: RelevanceOptions) -> Explainer:
+    return Explainer(fn, **vars(options))
+
+
+@of_function(Options)
+def explain(fn: Function, *, options: Options) -> Explainer:
     """An explainer of ``fn``: call it with ``(params, x, target=None)``.
 
     Args:
-      fn, composite, target, seed, fallback, wrt, condition: as in ``relevance``. An
-        array as target is traced, so that labels may vary without recompiling; ints and
-        functions are static.
-      capture: globs of name scopes and tags, ``*`` within one component of a path,
-        ``**`` any number: what relevance their outputs have is returned. A value inside
-        an operation (between a convolution and its batch norm) is reported at the
-        operation's output: naming never changes an explanation. One in the body of a
-        loop has a first axis of iterations, in the order of the loop's stacked arrays;
-        one in a branch is zeros where another ran.
-      residuals: which activations the reverse pass gets from the forward pass:
-        ``"keep"``: those that rules read; ``"promise"``: those of them that cheap
-        operations cannot make from others again; ``"sqrt"``: what is alive at about
-        sqrt(n) places of a program of n operations, all else is run again, once;
-        ``"offload"``: all in the memory of the host until then;
-        ``jlrp.KeepWhere(...)``: by operation; or a policy of
-        ``jax.checkpoint_policies``. Relevance is the same, to rounding.
-      memory_limit: bytes of temporary memory that the compiled explanation may take, on
-        each device: the residuals are chosen that run least again and keep it. Some
-        programs are compiled for this at the first call with new shapes.
-      capture_steps: how many iterations of a ``while_loop`` are recorded, for names in
-        its body: rows behind the last are zeros. More iterations are an error, or NaN
-        where the call is traced, as in a user's ``jit``.
+      fn: as in ``relevance``.
 
     Returns:
       A function that returns an ``Explanation`` with ``relevance``, ``output``,
@@ -412,91 +262,17 @@ def explain(
       (11.0, 11.0)
     """
     check_function(fn)
-    check_choice("seed", seed, targets.SEEDS)
-    if fallback is not None:
-        check_choice("fallback", fallback, FALLBACKS)
-    wrt = _words("wrt", wrt, 'it is "x", "params" or both')
-    if not wrt or not set(wrt) <= {"x", "params"}:
-        raise InputError(f'wrt is "x", "params" or both; got {wrt!r}.')
-    capture = _words("capture", capture, "globs of name scopes and tags")
-    target = targets.given(target)
-    _masks(condition)
-    policies.resolve(residuals)
-    _check_limit(memory_limit, residuals)
-    _check_steps(capture_steps)
-    return Explainer(
-        fn,
-        resolve(composite),
-        target,
-        seed,
-        fallback,
-        wrt,
-        capture,
-        condition,
-        residuals,
-        memory_limit,
-        capture_steps,
-    )
+    return _explainer(fn, options)
 
 
-def _check_steps(steps: Any) -> None:
-    if steps is None:
-        return
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise InputError(
-            f"capture_steps is a number of iterations, at least 1; got {steps!r}."
-        )
-
-
-def _words(name: str, given: Any, meaning: str) -> tuple[str, ...]:
-    words = (given,) if isinstance(given, str) else given
-    is_list = isinstance(words, Iterable) and not hasattr(words, "dtype")
-    if not is_list or isinstance(words, bytes | Mapping):
-        raise InputError(f"{name} is {shown(given)}; give strings: {meaning}.")
-    words = tuple(words)
-    if not all(isinstance(word, str) for word in words):
-        raise InputError(f"{name} has {shown(given)}; give strings: {meaning}.")
-    return words
-
-
-def _check_limit(limit: Any, residuals: Any) -> None:
-    if limit is None:
-        return
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-        raise InputError(
-            f"memory_limit is a number of bytes, at least 1; got {limit!r}."
-        )
-    if residuals != "keep":
-        raise InputError(
-            "memory_limit chooses the residuals itself: leave residuals out, or the "
-            "limit."
-        )
-
-
-def _masks(condition: Conditions) -> dict[str, Any]:
-    if condition is None:
-        return {}
-    if not isinstance(condition, Mapping):
-        raise InputError(
-            f"condition maps names of scopes or tags to masks; got {shown(condition)}."
-        )
-    for name, mask in condition.items():
-        check_array(f"condition[{name!r}]", mask)
-        if not isinstance(name, str):
-            raise InputError(f"condition has the key {name!r}; names are strings.")
-    return {name: jnp.asarray(mask) for name, mask in condition.items()}
-
-
-@takes()
+@of_example(InspectOptions)
 def inspect(
     fn: Function,
-    params: Any,
-    x: Any,
-    target: Any = None,
+    params: PyTree,
+    x: PyTree,
+    target: Target = None,
     *,
-    composite: str | Composite = "auto",
-    fallback: str | None = None,
-    residuals: Any = "keep",
+    options: InspectOptions,
 ) -> reports.Inspection:
     """What jlrp sees in ``fn(params, x)``, and the rule of each operation; prints a
     table.
@@ -504,12 +280,12 @@ def inspect(
     Static: no number is computed. A missing rule is reported, not raised.
 
     Args:
-      fn, target, composite, fallback, residuals: as in ``relevance``.
+      fn, target: as in ``relevance``.
       params, x: pytrees of arrays or of ``jax.ShapeDtypeStruct``.
 
     Returns:
       An ``Inspection`` with ``operations``, ``coverage`` and ``activations``: which of
-      them are kept for the reverse pass, and which made again. ``choice`` says what
+      them are kept for the reverse pass, and which made again. ``why`` says what
       ``auto`` took, and why.
 
     Raises:
@@ -523,27 +299,21 @@ def inspect(
     """
     check_function(fn)
     check_arrays(params, x, abstract=True)
-    if fallback is not None:
-        check_choice("fallback", fallback, FALLBACKS)
-    policies.resolve(residuals)
-    options = Options(resolve(composite), fallback=fallback, residuals=residuals)
-    request = Request(fn, params, x, options, targets.given(target))
+    complete = caching.all_options(options)
+    request = Request(fn, params, x, complete, targets.given(target))
     plan = request.plan(strict=False)
-    why = options.composite.why([step.operation for step in plan.steps])
-    return reports.inspection(plan, why)
+    why = request.options.composite.why([step.operation for step in plan.steps])
+    return inspection(plan, why)
 
 
-@takes()
+@of_example(AuditOptions)
 def audit(
     fn: Function,
-    params: Any,
-    x: Any,
-    target: Any = None,
+    params: PyTree,
+    x: PyTree,
+    target: Target = None,
     *,
-    composite: str | Composite = "auto",
-    seed: str = "score",
-    fallback: str | None = None,
-    condition: Conditions = None,
+    options: AuditOptions,
 ) -> reports.Ledger:
     """Where relevance went: for each operation in, out, and what absorbed the rest.
 
@@ -551,8 +321,7 @@ def audit(
     formula; what they leave over is ``unexplained``: rounding, or a rule that is wrong.
 
     Args:
-      fn, params, x, target, composite, seed, fallback, condition: as in
-        ``relevance``.
+      fn, params, x, target: as in ``relevance``.
 
     Returns:
       A ``Ledger`` with ``rows``, ``seed``, ``relevance``, ``unexplained`` and
@@ -571,17 +340,4 @@ def audit(
     """
     check_function(fn)
     check_arrays(params, x)
-    check_choice("seed", seed, targets.SEEDS)
-    if fallback is not None:
-        check_choice("fallback", fallback, FALLBACKS)
-    masks = _masks(condition)
-    function = _Function(fn)
-    static, traced = _apart(function, params, x, targets.given(target))
-    options = Options(
-        resolve(composite), static, seed, fallback, conditions=tuple(masks)
-    )
-    return auditing.ledger(_Key(function, options), params, x, traced, masks)
-
-
-def _is_traced(tree: Any) -> bool:
-    return any(map(jax_compat.is_tracer, jax.tree.leaves(tree)))
+    return audited(caching.call_of(fn, params, x, targets.given(target), options))

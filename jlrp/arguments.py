@@ -7,10 +7,11 @@ not fit says which function it was, with what, and what to check.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import numpy as np
 
 from jlrp.errors import InputError, JlrpError, TargetError
 from jlrp.ir import jax_compat
+from jlrp.typing import Array, DTypeLike, PyTree
 
 # Models of these libraries are no functions of params and x; what makes one of them.
 _INTEGRATIONS = {
@@ -29,7 +31,7 @@ _INTEGRATIONS = {
 }
 
 
-def check_function(fn: Any, name: str = "fn") -> None:
+def check_function(fn: object, name: str = "fn") -> None:
     """Refuse what cannot be called.
 
     Raises:
@@ -42,7 +44,7 @@ def check_function(fn: Any, name: str = "fn") -> None:
         )
 
 
-def check_predicate(name: str, fn: Any) -> None:
+def check_predicate(name: str, fn: object) -> None:
     """Refuse what cannot be called with an operation.
 
     Raises:
@@ -55,7 +57,7 @@ def check_predicate(name: str, fn: Any) -> None:
         )
 
 
-def check_choice(name: str, value: Any, choices: Any) -> None:
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Refuse a word that is none of the choices.
 
     Raises:
@@ -65,7 +67,7 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
         raise InputError(f"{name} must be one of {tuple(choices)}; got {shown(value)}.")
 
 
-def check_array(name: str, leaf: Any, abstract: bool = False) -> None:
+def check_array(name: str, leaf: object, abstract: bool = False) -> None:
     """Refuse what is no array of numbers; ``abstract``: shapes of some are fine.
 
     Raises:
@@ -89,7 +91,7 @@ def check_array(name: str, leaf: Any, abstract: bool = False) -> None:
         ) from error
 
 
-def called(fn: Callable[..., Any], params: Any, x: Any) -> Any:
+def called(fn: Callable[..., PyTree], params: PyTree, x: PyTree) -> PyTree:
     """``fn(params, x)``, which must be a pytree of arrays.
 
     Raises:
@@ -110,7 +112,7 @@ def called(fn: Callable[..., Any], params: Any, x: Any) -> Any:
     return output
 
 
-def output_of(fn: Callable[..., Any], params: Any, x: Any) -> Any:
+def output_of(fn: Callable[..., PyTree], params: PyTree, x: PyTree) -> PyTree:
     """The shapes of ``fn(params, x)``; JAX remembers them for each function.
 
     Raises:
@@ -121,7 +123,7 @@ def output_of(fn: Callable[..., Any], params: Any, x: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _saying_what_failed(fn: Any, params: Any, x: Any) -> Iterator[None]:
+def _saying_what_failed(fn: object, params: PyTree, x: PyTree) -> Iterator[None]:
     try:
         yield
     except (JlrpError, jax.errors.UnexpectedTracerError):
@@ -135,7 +137,7 @@ def _saying_what_failed(fn: Any, params: Any, x: Any) -> Iterator[None]:
         ) from error
 
 
-def _is_number(leaf: Any) -> bool:
+def _is_number(leaf: object) -> bool:
     try:
         check_array("", leaf)
     except InputError:
@@ -143,7 +145,7 @@ def _is_number(leaf: Any) -> bool:
     return True
 
 
-def chosen(target: Callable[[Any], Any], output: Any) -> Any:
+def chosen(target: Callable[[PyTree], PyTree], output: PyTree) -> PyTree:
     """What a target function makes of the output.
 
     Raises:
@@ -167,7 +169,7 @@ def chosen(target: Callable[[Any], Any], output: Any) -> Any:
     return found
 
 
-def _instead_of(fn: Any) -> str:
+def _instead_of(fn: object) -> str:
     """The integration of the library that a model is of, as a hint; or nothing."""
     for cls in type(fn).__mro__:
         how = _INTEGRATIONS.get(cls.__module__.partition(".")[0])
@@ -176,8 +178,8 @@ def _instead_of(fn: Any) -> str:
     return ""
 
 
-Check = Callable[[str, Any], None]
-Public = TypeVar("Public", bound=Callable[..., Any])
+Check = Callable[[str, object], None]
+Public = TypeVar("Public", bound=Callable[..., object])
 
 
 def takes(**checks: Check) -> Callable[[Public], Public]:
@@ -186,12 +188,12 @@ def takes(**checks: Check) -> Callable[[Public], Public]:
     A tracer that has left its trace, which JAX finds when it is used, is refused too.
     """
 
-    def decorate(public: Any) -> Any:
+    def decorate(public: Public) -> Public:
         signature = inspect.signature(public)
 
         @functools.wraps(public)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
+        def run(*args: object, **kwargs: object) -> object:
+            given = _bound(public.__qualname__, signature, args, kwargs)
             for name, value in given.items():
                 if name in checks:
                     checks[name](name, value)
@@ -205,15 +207,42 @@ def takes(**checks: Check) -> Callable[[Public], Public]:
                     f"{first_lines(error)}"
                 ) from error
 
-        return run
+        return cast(Public, run)
 
     return decorate
+
+
+def _bound(
+    name: str,
+    signature: inspect.Signature,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+) -> Mapping[str, object]:
+    """The arguments of a call by name.
+
+    Raises:
+      InputError: for a keyword that is none, too many arguments or too few.
+    """
+    try:
+        return signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        takes = [n for n in signature.parameters if n != "self"]
+        wrong = [n for n in kwargs if n not in takes]
+        if not wrong:
+            raise InputError(
+                f"{name}: {error}. It takes {', '.join(takes)}."
+            ) from error
+        near = difflib.get_close_matches(wrong[0], takes, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"{name} has no argument {wrong[0]}. {hint}It takes {', '.join(takes)}."
+        ) from error
 
 
 def optional(check: Check) -> Check:
     """None is fine too."""
 
-    def checked(name: str, value: Any) -> None:
+    def checked(name: str, value: object) -> None:
         if value is not None:
             check(name, value)
 
@@ -273,7 +302,7 @@ def choice(*choices: str) -> Check:
 def instance(*kinds: type, of: str) -> Check:
     """A value of these classes; ``of`` says how to make one."""
 
-    def checked(name: str, value: Any) -> None:
+    def checked(name: str, value: object) -> None:
         if not isinstance(value, kinds):
             raise InputError(f"{name} is {shown(value)}; give {of}.")
 
@@ -285,11 +314,11 @@ flag = instance(bool, np.bool_, of="True or False")
 mapping = instance(Mapping, of="a dict")
 
 
-def function(name: str, value: Any) -> None:
+def function(name: str, value: object) -> None:
     check_function(value, name)
 
 
-def concrete(name: str, value: Any) -> None:
+def concrete(name: str, value: object) -> None:
     """An array of real numbers that is known, not traced."""
     if jax_compat.is_tracer(value):
         raise InputError(
@@ -299,10 +328,10 @@ def concrete(name: str, value: Any) -> None:
     array(name, value)
 
 
-def array(name: str, value: Any) -> None:
+def array(name: str, value: object) -> None:
     """An array of real numbers, or nested lists of them."""
     if isinstance(value, jax.Array):
-        found: Any = value
+        found: Array | np.ndarray = value
     else:
         try:
             found = np.asarray(value)
@@ -318,12 +347,12 @@ def array(name: str, value: Any) -> None:
         )
 
 
-def _is_real(dtype: Any) -> bool:
+def _is_real(dtype: DTypeLike) -> bool:
     kinds = (jnp.integer, jnp.floating)
     return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
-def words(name: str, value: Any) -> None:
+def words(name: str, value: object) -> None:
     """A string, or several."""
     given = [value] if isinstance(value, str) else value
     is_list = isinstance(given, tuple | list | set | dict)
@@ -331,17 +360,17 @@ def words(name: str, value: Any) -> None:
         raise InputError(f"{name} is {shown(value)}; give a string, or a list of them.")
 
 
-def axes(name: str, value: Any) -> None:
+def axes(name: str, value: object) -> None:
     """Some axes of an array: whole numbers in a tuple, hashable."""
-    fits = isinstance(value, tuple) and all(isinstance(a, int) for a in value)
-    if not fits or any(isinstance(axis, bool) for axis in value):
+    given = value if isinstance(value, tuple) else (None,)
+    if not all(isinstance(a, int) and not isinstance(a, bool) for a in given):
         raise InputError(f"{name} is {shown(value)}; give axes, such as (1, 2).")
 
 
 def numbers(count: int) -> Check:
     """So many numbers above 0, in a tuple."""
 
-    def checked(name: str, value: Any) -> None:
+    def checked(name: str, value: object) -> None:
         if not isinstance(value, tuple | list) or len(value) != count:
             raise InputError(f"{name} is {shown(value)}; give {count} numbers.")
         for part in value:
@@ -352,13 +381,13 @@ def numbers(count: int) -> Check:
     return checked
 
 
-def tree(name: str, value: Any) -> None:
+def tree(name: str, value: object) -> None:
     """A pytree of arrays."""
     for where, leaf in leaves_of(name, value):
         check_array(where, leaf)
 
 
-def batch(name: str, value: Any) -> None:
+def batch(name: str, value: object) -> None:
     """A pytree of arrays that all have a batch axis."""
     tree(name, value)
     shapes = [np.shape(leaf) for _, leaf in leaves_of(name, value)]
@@ -368,7 +397,7 @@ def batch(name: str, value: Any) -> None:
         )
 
 
-def leaves_of(name: str, tree: Any) -> list[tuple[str, Any]]:
+def leaves_of(name: str, tree: PyTree) -> list[tuple[str, PyTree]]:
     """The leaves of a pytree with their names.
 
     Raises:
@@ -392,7 +421,7 @@ def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
         return False
 
 
-def result_of(name: str, fn: Callable[..., Any], *args: Any) -> Any:
+def result_of(name: str, fn: Callable[..., PyTree], *args: object) -> Array:
     """What a function of the user's returns, which must be an array.
 
     Raises:
@@ -412,15 +441,15 @@ def result_of(name: str, fn: Callable[..., Any], *args: Any) -> Any:
     return found
 
 
-def shape(name: str, value: Any) -> None:
+def shape(name: str, value: object) -> None:
     """The shape of an array: whole numbers."""
+    given = list(value) if isinstance(value, tuple | list) else []
     try:
-        sizes = [int(size) for size in value] if not isinstance(value, str) else [-1]
-        fits = sizes == list(value) and all(size >= 0 for size in sizes)
+        sizes = [int(size) for size in given]
+        fits = sizes == given and all(size >= 0 for size in sizes)
     except (TypeError, ValueError, OverflowError):
         fits = False
-    sequence = isinstance(value, tuple | list) and len(value) > 0
-    if not fits or not sequence:
+    if not fits or not given:
         raise InputError(f"{name} is {shown(value)}; give a shape, such as (3, 4).")
 
 
@@ -431,10 +460,10 @@ def first_lines(error: BaseException) -> str:
     return text if text.endswith((".", "...", "!", "?")) else f"{text}."
 
 
-def shapes_of(tree: Any) -> str:
+def shapes_of(tree: PyTree) -> str:
     """A pytree of arrays in short: ``{'w': float32[3, 2]}``."""
 
-    def of(leaf: Any) -> Any:
+    def of(leaf: Any) -> _Text:
         shape = getattr(leaf, "shape", None)
         return _Text(f"{leaf.dtype}{list(shape)}" if shape is not None else shown(leaf))
 
@@ -450,7 +479,7 @@ class _Text:
         return self.text
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in a message: an array's shape, else its repr, cut off."""
     if isinstance(value, jax.Array | np.ndarray):  # tracers too
         return f"an array {value.dtype}{list(value.shape)}"

@@ -6,9 +6,8 @@ function and any target. They differentiate as JAX does, and know nothing of LRP
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +18,17 @@ from jlrp.arguments import broadcasts, takes
 from jlrp.errors import InputError
 from jlrp.metrics.parts import PARTS, Parts
 from jlrp.metrics.removal import REMOVAL, Constant, Removal
-from jlrp.metrics.scoring import Callee, Function, Score, split_target
+from jlrp.metrics.scoring import Callee, Score, split_target
 from jlrp.plan import targets
+from jlrp.typing import Array, Function, PyTree, Target
 
-Array = jax.Array
+__all__ = [
+    "gradient",
+    "gradient_input",
+    "integrated_gradients",
+    "occlusion",
+    "smoothgrad",
+]
 
 
 @takes(
@@ -31,7 +37,7 @@ Array = jax.Array
     x=arguments.batch,
     target=targets.check_kind,
 )
-def gradient(fn: Function, params: Any, x: Any, target: Any = None) -> Any:
+def gradient(fn: Function, params: PyTree, x: PyTree, target: Target = None) -> PyTree:
     """The derivative of the explained score with respect to each element of x.
 
     Args:
@@ -63,7 +69,9 @@ def gradient(fn: Function, params: Any, x: Any, target: Any = None) -> Any:
     x=arguments.batch,
     target=targets.check_kind,
 )
-def gradient_input(fn: Function, params: Any, x: Any, target: Any = None) -> Any:
+def gradient_input(
+    fn: Function, params: PyTree, x: PyTree, target: Target = None
+) -> PyTree:
     """Gradient times input, the first-order Taylor term at zero.
 
     Args, Returns, Raises: as ``gradient``; in units of the score.
@@ -83,13 +91,13 @@ def gradient_input(fn: Function, params: Any, x: Any, target: Any = None) -> Any
 )
 def integrated_gradients(
     fn: Function,
-    params: Any,
-    x: Any,
-    target: Any = None,
+    params: PyTree,
+    x: PyTree,
+    target: Target = None,
     *,
-    baseline: Any = 0.0,
+    baseline: PyTree = 0.0,
     steps: int = 32,
-) -> Any:
+) -> PyTree:
     """``(x - b) int_0^1 grad f(b + a (x - b)) da``, by the midpoint rule.
 
     One compiled program; the path's points are visited one after the other.
@@ -122,14 +130,14 @@ def integrated_gradients(
 )
 def smoothgrad(
     fn: Function,
-    params: Any,
-    x: Any,
-    target: Any = None,
+    params: PyTree,
+    x: PyTree,
+    target: Target = None,
     *,
     noise: float = 0.15,
     samples: int = 32,
     seed: int = 0,
-) -> Any:
+) -> PyTree:
     """The mean gradient at noisy copies of x. One compiled program.
 
     Args:
@@ -160,13 +168,13 @@ def smoothgrad(
 )
 def occlusion(
     fn: Function,
-    params: Any,
-    x: Any,
-    target: Any = None,
+    params: PyTree,
+    x: PyTree,
+    target: Target = None,
     *,
     parts: Parts,
     removal: Removal = Constant(0),  # noqa: B008  (a frozen value)
-) -> Any:
+) -> PyTree:
     """How much the score falls when one part alone is removed.
 
     One compiled program of one forward pass per part.
@@ -201,7 +209,7 @@ def occlusion(
     )
 
 
-def _like(x: Any, baseline: Any) -> Any:
+def _like(x: PyTree, baseline: PyTree) -> PyTree:
     """A baseline for each leaf of x."""
     if jax.tree.structure(baseline).num_leaves == 1 and np.ndim(baseline) == 0:
         return jax.tree.map(lambda leaf: jnp.full_like(leaf, baseline), x)
@@ -218,14 +226,14 @@ def _like(x: Any, baseline: Any) -> Any:
 
 
 def _run(
-    method: Callable[..., Any],
+    method: Callable[..., PyTree],
     fn: Function,
-    params: Any,
-    x: Any,
-    target: Any,
-    traced: tuple[Any, ...] = (),
-    static: tuple[Any, ...] = (),
-) -> Any:
+    params: PyTree,
+    x: PyTree,
+    target: Target,
+    traced: tuple[PyTree, ...] = (),
+    static: tuple[object, ...] = (),
+) -> PyTree:
     """Refuse what does not fit, then run ``method`` compiled."""
     if method is not _occluded:
         for path, leaf in jax.tree_util.tree_leaves_with_path(x):
@@ -242,27 +250,33 @@ def _run(
 
 
 @partial(jax.jit, static_argnums=0)
-def _compiled(key: Any, params: Any, x: Any, target: Any, traced: Any) -> Any:
+def _compiled(
+    key: tuple[Callable[..., PyTree], Score, tuple[object, ...]],
+    params: PyTree,
+    x: PyTree,
+    target: PyTree,
+    traced: Sequence[PyTree],
+) -> PyTree:
     method, score, static = key
     multipliers = score.multipliers(params, x, target)
     watched = partial(score, params, multipliers=multipliers)
     return method(watched, x, *traced, *static)
 
 
-def _gradient(score: Callable[[Any], Array], x: Any) -> Any:
+def _gradient(score: Callable[[PyTree], Array], x: PyTree) -> PyTree:
     return jax.grad(lambda x: score(x).sum())(x)
 
 
-def _gradient_input(score: Callable[[Any], Array], x: Any) -> Any:
+def _gradient_input(score: Callable[[PyTree], Array], x: PyTree) -> PyTree:
     return jax.tree.map(jnp.multiply, x, _gradient(score, x))
 
 
 def _integrated(
-    score: Callable[[Any], Array], x: Any, baseline: Any, steps: int
-) -> Any:
+    score: Callable[[PyTree], Array], x: PyTree, baseline: PyTree, steps: int
+) -> PyTree:
     way = jax.tree.map(jnp.subtract, x, baseline)
 
-    def gradient_at(share: Array) -> Any:
+    def gradient_at(share: Array) -> PyTree:
         point = jax.tree.map(lambda b, w: b + share.astype(w.dtype) * w, baseline, way)
         return _gradient(score, point)
 
@@ -271,17 +285,17 @@ def _integrated(
 
 
 def _smoothed(
-    score: Callable[[Any], Array], x: Any, key: Any, noise: Any, samples: int
-) -> Any:
+    score: Callable[[PyTree], Array], x: PyTree, key: Array, noise: Array, samples: int
+) -> PyTree:
     leaves, tree = jax.tree.flatten(x)
 
-    def noisy(leaf: Array, key: Any) -> Array:
+    def noisy(leaf: Array, key: Array) -> Array:
         axes = tuple(range(1, leaf.ndim))
         span = leaf.max(axes, keepdims=True) - leaf.min(axes, keepdims=True)
         random = jax.random.normal(key, leaf.shape, leaf.dtype)
         return leaf + jnp.asarray(noise, leaf.dtype) * span * random
 
-    def gradient_at(key: Any) -> Any:
+    def gradient_at(key: Array) -> PyTree:
         keys = jax.random.split(key, len(leaves))
         point = [noisy(leaf, k) for leaf, k in zip(leaves, keys, strict=True)]
         return _gradient(score, jax.tree.unflatten(tree, point))
@@ -289,12 +303,12 @@ def _smoothed(
     return _mean_over(gradient_at, jax.random.split(key, samples))
 
 
-def _mean_over(gradient_at: Callable[[Any], Any], points: Array) -> Any:
+def _mean_over(gradient_at: Callable[[Array], PyTree], points: Array) -> PyTree:
     """The mean over points, whose gradients are never all kept at once."""
     shapes = jax.eval_shape(gradient_at, points[0])
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def add(total: Any, point: Array) -> tuple[Any, None]:
+    def add(total: PyTree, point: Array) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, gradient_at(point)), None
 
     total, _ = jax.lax.scan(add, start, points)
@@ -302,7 +316,11 @@ def _mean_over(gradient_at: Callable[[Any], Any], points: Array) -> Any:
 
 
 def _occluded(
-    score: Callable[[Any], Array], x: Array, labels: Array, removal: Callee, count: int
+    score: Callable[[PyTree], Array],
+    x: Array,
+    labels: Array,
+    removal: Callee,
+    count: int,
 ) -> Array:
     before = score(x)
     replacement = arguments.result_of("removal", removal.fn, x)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce, wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,46 @@ import tensorstore as ts
 
 import jlrp
 from jlrp import jobs
+from jlrp.fields import Option, options_of
 from jlrp.jobs import pictures
+from jlrp.options import InspectOptions, Options
+from jlrp.typing import PyTree
 
-# Options of jlrp.explain that cannot be given to an Explainer, which has them.
-_EXPLAINER_OPTIONS = ("composite", "seed", "fallback", "capture")
+Words = Mapping[str, Any]  # of the command line, as click reads them
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
+
+
+def _sayable(kind: type) -> dict[str, Option[object, object]]:
+    """The options that a command line can say."""
+    return {n: o for n, o in options_of(kind).items() if o.brief is not None}
+
+
+def _in_turn(options: Iterable[Decorator]) -> Decorator:
+    """Several options, in the order of the command's help."""
+
+    def decorate(command: Command) -> Command:
+        return reduce(lambda made, option: option(made), reversed([*options]), command)
+
+    return decorate
+
+
+def _click_option(name: str, option: Option[object, object]) -> Decorator:
+    """None where it is not given: an explainer has options of its own."""
+    default = f"  [default: {option.default}]" if option.default else ""
+    several = isinstance(option.default, tuple)
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        type=click.Choice(option.choices) if option.choices else option.word,
+        multiple=several,
+        metavar="GLOB" if several else None,
+        help=f"{option.brief}{default}",
+    )
+
+
+def _given(kind: type, words: Words) -> dict[str, Any]:
+    """The options of that kind that were given."""
+    return {n: words[n] for n in _sayable(kind) if words[n] not in (None, "", ())}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,11 +69,11 @@ def main() -> None:
     """
 
 
-def _reports(command: Callable[..., None]) -> Callable[..., None]:
+def _reports(command: Command) -> Command:
     """Errors of jlrp in one line, and exit code 1."""
 
     @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: object, **kwargs: object) -> None:
         try:
             command(*args, **kwargs)
         except jlrp.JlrpError as error:
@@ -53,34 +89,16 @@ def _reports(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _function_options(command: Callable[..., None]) -> Callable[..., None]:
-    options = [
-        click.option("--params", help="Orbax folder, .msgpack, .safetensors or .npz."),
-        click.option("--composite", help="Name of a composite.  [default: auto]"),
-        click.option(
-            "--fallback",
-            type=click.Choice(["gradient", "stop"]),
-            help="For operations without a rule.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+_PARAMS = click.option("--params", help="Orbax folder, .msgpack, .safetensors or .npz.")
 
 
-def _step_options(command: Callable[..., None]) -> Callable[..., None]:
-    options = [
-        click.option(
-            "--seed",
-            type=click.Choice(["score", "one"]),
-            help="Where relevance starts.  [default: score]",
-        ),
-        click.option(
-            "--capture",
-            multiple=True,
-            metavar="GLOB",
-            help="Relevance at these scopes and tags too; repeatable.",
-        ),
+def _options_of(kind: type) -> Decorator:
+    options = (_click_option(n, option) for n, option in _sayable(kind).items())
+    return _in_turn([_PARAMS, *options])
+
+
+_STEP_OPTIONS = _in_turn(
+    [
         click.option(
             "--reduce",
             metavar="HOW",
@@ -99,15 +117,13 @@ def _step_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Explain examples with NaN too: FUNCTION replaces it.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+)
 
 
 @main.command()
 @click.argument("function", required=False)
-@_function_options
-@_step_options
+@_options_of(Options)
+@_STEP_OPTIONS
 @click.option("--artifact", type=click.Path(), help="Instead of FUNCTION: see export.")
 @click.option(
     "--data",
@@ -164,13 +180,14 @@ def explain(function: str | None, **options: Any) -> None:
     if options["distributed"]:
         _join_processes()
     if function is None:
-        refused = [
-            n for n in (*_EXPLAINER_OPTIONS, "reduce", "allow_nan") if options[n]
-        ]
+        refused = [*_given(Options, options)]
+        refused += [n for n in ("reduce", "allow_nan") if options[n]]
         if refused:
             option = refused[0].replace("_", "-")
             raise click.UsageError(f"An artifact has its --{option} in it.")
-        explainer: Any = jobs.load_artifact(options["artifact"])
+        explainer: jlrp.Explainer | jobs.Artifact = jobs.load_artifact(
+            options["artifact"]
+        )
     else:
         explainer = _explainer(function, options)
     buckets = options["buckets"] and _buckets(options["buckets"], options["pad"])
@@ -197,7 +214,7 @@ def explain(function: str | None, **options: Any) -> None:
 
 @main.command()
 @click.argument("function")
-@_function_options
+@_options_of(InspectOptions)
 @click.option("--shape", required=True, help="Of a batch, such as 1,28,28,1.")
 @click.option("--target", type=int, help="A class index.")
 @click.option("--dtype", default="float32", show_default=True, help="Of the input.")
@@ -208,11 +225,9 @@ def inspect(
     """Print the rule of every operation of a function; nothing is computed."""
     fn = _imported(function)
     fn = fn.fn if isinstance(fn, jlrp.Explainer) else fn
-    composite, fallback = options["composite"] or "auto", options["fallback"]
-    x = _spec(shape, dtype)
-    params = _params(options["params"])
-    report = jlrp.inspect(fn, params, x, target, composite=composite, fallback=fallback)
-    click.echo(report)
+    params, x = _params(options["params"]), _spec(shape, dtype)
+    given = _given(InspectOptions, options)
+    click.echo(jlrp.inspect(fn, params, x, target, **given))
 
 
 @main.command()
@@ -241,8 +256,8 @@ def show(store: Path, index: int, output: Path | None, data: str | None) -> None
 
 @main.command()
 @click.argument("function")
-@_function_options
-@_step_options
+@_options_of(Options)
+@_STEP_OPTIONS
 @click.option("--shape", required=True, help="Of one example, such as 28,28,1.")
 @click.option(
     "--input-dtype", default="float32", show_default=True, help="Of the input."
@@ -300,9 +315,9 @@ def _imported(name: str) -> Any:
     return found
 
 
-def _explainer(function: str, options: dict[str, Any]) -> jlrp.Explainer:
+def _explainer(function: str, options: Words) -> jlrp.Explainer:
     fn = _imported(function)
-    given = {n: options[n] for n in _EXPLAINER_OPTIONS if options[n]}
+    given = _given(Options, options)
     if isinstance(fn, jlrp.Explainer):
         if given:
             raise jobs.JobError(
@@ -317,7 +332,7 @@ def _explainer(function: str, options: dict[str, Any]) -> jlrp.Explainer:
     return jlrp.explain(fn, target=fixed, **given)
 
 
-def _params(path: str | None) -> Any:
+def _params(path: str | None) -> PyTree:
     return {} if path is None else jobs.load_params(path)
 
 
@@ -347,7 +362,7 @@ def _target(target: str | None) -> Any:
     return _source(target)
 
 
-def _reduction(how: str | None) -> Any:
+def _reduction(how: str | None) -> Callable[[PyTree], PyTree] | None:
     if how is None:
         return None
     if how == "channels":

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from jax.extend.core import Primitive
 
 from jlrp import arguments
+from jlrp.analysis.stopped import choices_of
 from jlrp.arguments import first_lines, shown, takes
 from jlrp.errors import (
     InputError,
@@ -37,6 +38,7 @@ from jlrp.plan.residuals import Policy, in_chunks, keep, within
 from jlrp.rules import (
     Absolute,
     AlphaBeta,
+    Difference,
     Epsilon,
     Flat,
     Gamma,
@@ -53,8 +55,31 @@ from jlrp.rules import (
     default_rule,
 )
 from jlrp.rules.control_flow import CONTROL_FLOW
+from jlrp.rules.kernel import Bound
 
-T = TypeVar("T", bound=Callable[..., Any])
+__all__ = [
+    "PRESETS",
+    "Composite",
+    "Depth",
+    "Pair",
+    "attnlrp",
+    "auto",
+    "cp_lrp",
+    "deep_lift",
+    "dynamic_lrp",
+    "epsilon",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
+    "epsilon_gamma_box",
+    "epsilon_plus",
+    "epsilon_plus_flat",
+    "excitation_backprop",
+    "gamma_by_depth",
+    "gradient_input",
+    "mamba_lrp",
+]
+
+T = TypeVar("T", bound="Callable[..., Composite]")
 Selector = str | Primitive | Callable[[Operation], bool] | tuple[Any, ...]
 
 
@@ -117,6 +142,8 @@ class Composite:
       as_differentiated: whether the program is read as JAX's gradient reads it, with
         the derivative of every ``custom_jvp`` and ``custom_vjp`` in place of its body.
         None: as in the base.
+      relative: whether it is for relevance from a ``baseline`` alone. None: as in the
+        base.
 
     Raises:
       SelectorError: if a pair holds no rule, or the base is unknown.
@@ -139,6 +166,7 @@ class Composite:
         hold_statistics: bool | None = None,
         find_signals: bool | None = None,
         as_differentiated: bool | None = None,
+        relative: bool | None = None,
     ):
         own = _pairs(pairs)
         for pair in own:
@@ -159,6 +187,7 @@ class Composite:
             "hold_statistics": hold_statistics,
             "find_signals": find_signals,
             "as_differentiated": as_differentiated,
+            "relative": relative,
         }
         for name, is_so in chosen.items():
             arguments.optional(arguments.flag)(name, is_so)
@@ -169,6 +198,21 @@ class Composite:
         object.__setattr__(self, "pairs", (*own, *inherited))
         object.__setattr__(self, "view", view)
         object.__setattr__(self, "rest", None if below is None else below.rest)
+
+    def from_reference(self) -> Composite:
+        """The composite for relevance from a reference.
+
+        What ``auto`` chooses by a program absorbs relevance, so that ``deep_lift``
+        takes its place.
+        """
+        found = object.__new__(Composite)
+        view = replace(self.view, relative=True)
+        if self.rest is not None:
+            view = replace(view, hold_statistics=False)
+        object.__setattr__(found, "pairs", self.pairs)
+        object.__setattr__(found, "view", view)
+        object.__setattr__(found, "rest", self.rest and _complete)
+        return found
 
     def for_program(self, operations: Sequence[Operation]) -> tuple[Pair, ...]:
         """The pairs, and those that the base chooses by what the program holds."""
@@ -209,7 +253,7 @@ def _pairs(pairs: Any) -> list[Pair]:
     return found
 
 
-def _check_selector(selector: Any) -> None:
+def _check_selector(selector: object) -> None:
     if isinstance(selector, tuple):
         for part in selector:
             _check_selector(part)
@@ -249,7 +293,7 @@ def _parameters(**checks: arguments.Check) -> Callable[[T], T]:
     """Parameters of a preset, checked by their names."""
 
     def refused(check: arguments.Check) -> arguments.Check:
-        def checked(name: str, value: Any) -> None:
+        def checked(name: str, value: object) -> None:
             try:
                 check(name, value)
             except InputError as error:
@@ -297,8 +341,8 @@ def epsilon_plus_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Compos
 
 @_parameters(epsilon=_AMOUNT, gamma=_AMOUNT, stabilizer=_AMOUNT)
 def epsilon_gamma_box(
-    low: Any,
-    high: Any,
+    low: Bound,
+    high: Bound,
     epsilon: float = 1e-6,
     gamma: float = 0.25,
     stabilizer: float = 1e-6,
@@ -482,6 +526,28 @@ def auto() -> Composite:
     return composite
 
 
+def _complete(operations: Sequence[Operation]) -> Choice:
+    return Choice(deep_lift(), "from a baseline: deep_lift")
+
+
+@_parameters(hold_statistics=arguments.flag)
+def deep_lift(hold_statistics: bool = False) -> Composite:
+    """Exact finite differences of every operation, for a ``baseline=``.
+
+    Relevance sums to f(x) - f(baseline), with nothing absorbed. Activations by their
+    secants (DeepLIFT's Rescale), products by Shapley values, softmax by logarithmic
+    means, maxima by cross-max: see ``jlrp.rules.Difference``. With a
+    ``jlrp.Background`` it is DeepSHAP. Sources: Shrikumar et al. 2017 (arXiv
+    1704.02685); Lundberg and Lee 2017.
+
+    Args:
+      hold_statistics: whether what a norm divides by is a constant; what it would have
+        got is the ledger's cause ``statistic``.
+    """
+    pairs = [("*", Difference())]
+    return _preset(*pairs, hold_statistics=hold_statistics, relative=True)
+
+
 _NEAR, _FAR = 0.6, 0.1  # gammas of convolutions at x, and at the output
 _DEEP, _FURTHER = 49, 0.3  # in networks as deep as this, the latter is less
 _SMALL = 1 / 32  # of a side: Flat claims nothing below this
@@ -605,6 +671,7 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     "attnlrp": attnlrp,
     "auto": auto,
     "cp_lrp": cp_lrp,
+    "deep_lift": deep_lift,
     "dynamic_lrp": dynamic_lrp,
     "epsilon": epsilon,
     "epsilon_alpha2_beta1": epsilon_alpha2_beta1,
@@ -639,7 +706,7 @@ def resolve(composite: str | Composite, name: str = "composite") -> Composite:
     return PRESETS[composite]()
 
 
-def _refuse_what_is_near(composite: Any, argument: str) -> None:
+def _refuse_what_is_near(composite: object, argument: str) -> None:
     """Say how what was given becomes a composite."""
     name = getattr(composite, "__name__", None)
     if name in PRESETS and PRESETS[name] is composite:
@@ -679,7 +746,7 @@ def matches(selector: Selector, op: Operation) -> bool:
     return fnmatch.fnmatchcase(op.scope, selector)
 
 
-def _says(predicate: Callable[[Operation], Any], op: Operation) -> bool:
+def _says(predicate: Callable[[Operation], object], op: Operation) -> bool:
     try:
         return bool(predicate(op))
     except JlrpError:
@@ -716,6 +783,7 @@ def assign(
       UnsupportedPrimitiveError: an operation has no rule and there is no fallback.
     """
     everything = list(with_inner(operations))
+    relative = composite.view.relative
     pairs = composite.for_program(operations)
     for pair in pairs:
         if not pair.optional and not any(matches(pair.selector, o) for o in everything):
@@ -729,9 +797,15 @@ def assign(
     ) -> list[Step]:
         def step(op: Operation) -> Step:
             if not op.bodies:
-                return _assigned(pairs, op, fallback, strict)
+                found = _assigned(pairs, op, fallback, strict, relative)
+                return _from_reference(found) if relative else found
             inside = asked.inside(program, op.equations[0])
-            return _as_a_whole(pairs, op) or _by_its_bodies(op, parameters, inside)
+            whole = _as_a_whole(pairs, op)
+            if relative and whole is not None:
+                return _from_reference(whole)
+            if relative:
+                _check_trip_count(program, op)
+            return whole or _by_its_bodies(op, parameters, inside)
 
         return [step(op) for op in operations]
 
@@ -761,6 +835,32 @@ def assign(
     return assigned(program, operations, parameters, asked)
 
 
+def _from_reference(step: Step) -> Step:
+    """The same step relative to a reference."""
+    op = step.operation
+    rule = step.rule.from_reference(op)
+    rule.check(op)
+    is_own = isinstance(rule, Difference)
+    fallback = not rule.is_exact(op) if is_own else step.fallback
+    return replace(step, rule=rule, fallback=fallback)
+
+
+def _check_trip_count(program: Program, op: Operation) -> None:
+    """Refuse a loop that may run more often at x than at a reference.
+
+    Raises:
+      SelectorError: x decides how often it runs.
+    """
+    for choice in choices_of(program, op.equations, ()):
+        if choice.what == "trip count":
+            raise SelectorError(
+                f"x decides how often the while loop at {op.where()} runs, so that it "
+                "may have no iterations in common with one from a baseline. Write it "
+                "as a scan or a fori_loop of a fixed length, with a mask for what has "
+                "ended, or leave the baseline out."
+            )
+
+
 def _as_a_whole(pairs: Sequence[Pair], op: Operation) -> Step | None:
     """The rule of a loop or branch that a selector names by kind or primitive.
 
@@ -779,7 +879,11 @@ def _as_a_whole(pairs: Sequence[Pair], op: Operation) -> Step | None:
 
 
 def _assigned(
-    pairs: Sequence[Pair], op: Operation, fallback: str | None, strict: bool
+    pairs: Sequence[Pair],
+    op: Operation,
+    fallback: str | None,
+    strict: bool,
+    relative: bool,
 ) -> Step:
     for pair in pairs:
         if matches(pair.selector, op) and op.kind != "unsupported":
@@ -788,6 +892,8 @@ def _assigned(
             pair.rule.check(op)
             return Step(op, pair.rule, fallback=not pair.rule.is_exact(op))
     rule = default_rule(op)
+    if relative and isinstance(rule, Gradient):  # Taylor is no rule for differences
+        rule = Difference()
     if rule is not None:
         return Step(op, rule, fallback=not rule.is_exact(op))
     if fallback is not None and not (fallback == "gradient" and _is_kernel(op)):

@@ -1,5 +1,19 @@
 """The errors that jlrp raises: each says what, where, and the way out."""
 
+__all__ = [
+    "InputError",
+    "IntegrationError",
+    "JlrpError",
+    "JlrpWarning",
+    "MemoryLimitError",
+    "NoRelevanceError",
+    "RuleError",
+    "SelectorError",
+    "SpellingError",
+    "TargetError",
+    "UnsupportedPrimitiveError",
+]
+
 
 class JlrpError(Exception):
     """Base class of every error that jlrp raises on purpose."""
@@ -18,7 +32,7 @@ class TargetError(JlrpError, ValueError):
 
 
 class RuleError(JlrpError, ValueError):
-    """A parameter of a rule is not in its range."""
+    """A rule has a parameter that is not allowed, or reads what it does not declare."""
 
 
 class SelectorError(JlrpError, ValueError):
@@ -39,3 +53,7 @@ class MemoryLimitError(JlrpError, MemoryError):
 
 class IntegrationError(JlrpError):
     """A framework is missing, or a model of it is not in a state to be explained."""
+
+
+class SpellingError(JlrpError, AssertionError):
+    """Two spellings of one function have two explanations."""

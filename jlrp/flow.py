@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,12 @@ from jlrp.errors import InputError
 from jlrp.ir.names import Place, check_steps, conditioned, matching, places
 from jlrp.ir.program import trace
 from jlrp.plan import targets
+from jlrp.references import Baseline
+from jlrp.typing import Function, PyTree, Target
+
+__all__ = [
+    "between",
+]
 
 OUTPUT, INPUT = "output", "input"
 
@@ -31,14 +36,15 @@ OUTPUT, INPUT = "output", "input"
     target=targets.check_kind,
 )
 def between(
-    fn: Callable[[Any, Any], Any],
-    params: Any,
-    x: Any,
+    fn: Function,
+    params: PyTree,
+    x: PyTree,
     names: str | Iterable[str],
-    target: Any = None,
+    target: Target = None,
     *,
     composite: str | Composite = "auto",
     capture_steps: int | None = None,
+    baseline: Baseline = None,
 ) -> dict[tuple[str, str], float]:
     """The relevance that each named value hands to each one before it, directly.
 
@@ -49,6 +55,7 @@ def between(
 
     Args:
       fn, params, x, target, composite: as in ``jlrp.relevance``.
+      baseline: as in ``jlrp.relevance``.
       capture_steps: as in ``jlrp.explain``, for names in a ``while_loop``.
       names: globs of name scopes and tags, each of one value, as in ``condition``. As
         there, one inside an operation splits it. In the body of a loop, each iteration
@@ -83,6 +90,7 @@ def between(
         capture=tuple(found),
         condition=dict.fromkeys(found, jnp.ones(())),
         capture_steps=capture_steps,
+        baseline=baseline,
     )
 
     def arriving(mask: jax.Array) -> jax.Array:
@@ -125,9 +133,9 @@ class _Node:
 
 
 def _places(
-    fn: Callable[[Any, Any], Any],
-    params: Any,
-    x: Any,
+    fn: Function,
+    params: PyTree,
+    x: PyTree,
     names: str | Iterable[str],
     steps: int | None,
 ) -> dict[str, Place]:
@@ -172,6 +180,6 @@ def _masks(
     return masks
 
 
-def _total(tree: Any) -> jax.Array:
+def _total(tree: PyTree) -> jax.Array:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.size(leaf)]
     return sum((jnp.sum(leaf) for leaf in leaves), jnp.zeros(()))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
+from jlrp.errors import RuleError
 from jlrp.ir import jax_compat
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import (
@@ -34,23 +35,24 @@ from jlrp.ops.decompositions import bound, spelled, with_derivative
 from jlrp.ops.effective import EffectiveKernel, effective_map, linear_part
 from jlrp.ops.transposes import direct_product_vjp, direct_transpose, direct_vjp
 from jlrp.plan.planning import Plan, Step, is_float
-from jlrp.promise import Promise, number
-from jlrp.rules.base import Propagation
+from jlrp.promise import Promise, difference, number
+from jlrp.rules.base import Both, Propagation, Recorder, Residuals
 from jlrp.tactics import waiting_for
+from jlrp.typing import PyTree
 
 Array = jax.Array
-Residuals = dict[Any, Any]  # by Value; what loops record, by Equation
-_NONE: Mapping[Any, Any] = {}
+Env = dict[Any, Any]  # arrays by Value; what loops record, by Equation
+_NONE: Residuals = {}
 Observer = Callable[[Step, Sequence[Promise | None], Propagation, "Numbers"], None]
 
 
-def forward(plan: Plan, arguments: Sequence[Any]) -> tuple[list[Any], Residuals]:
+def forward(plan: Plan, arguments: Sequence[Array]) -> tuple[list[Array], Residuals]:
     """Run the program; its outputs, and the activations that the plan keeps.
 
     What the rules of loops record is kept under their equation.
     """
     program = plan.program
-    env: dict[Any, Any] = dict(program.constants)
+    env: Env = dict(program.constants)
     env.update(zip(program.inputs, arguments, strict=True))
     recorded = {e: r for e, r in plan.recorders.items() if e not in plan.repeated}
     _run(program.equations, env, recorded)
@@ -60,14 +62,14 @@ def forward(plan: Plan, arguments: Sequence[Any]) -> tuple[list[Any], Residuals]
     return outputs, kept
 
 
-def _on_device(number: Any) -> Any:
+def _on_device(number: Array | jax_compat.OnHost) -> Array:
     return number.back() if isinstance(number, jax_compat.OnHost) else number
 
 
 def _run(
     equations: Iterable[Equation],
-    env: dict[Any, Any],
-    recorders: Mapping[Equation, Any],
+    env: Env,
+    recorders: Mapping[Equation, Recorder],
 ) -> None:
     for equation in equations:
         rule = recorders.get(equation)
@@ -149,7 +151,7 @@ def reverse(
 def captured(plan: Plan, delivered: Delivered, numbers: Numbers) -> Captured:
     """The relevance that was asked for by name, zeros where none arrived."""
 
-    def one(name: str, entry: Entry) -> Any:
+    def one(name: str, entry: Entry) -> PyTree:
         if entry.like is None:
             return ()
         if entry.value is not None:
@@ -176,7 +178,7 @@ def captured(plan: Plan, delivered: Delivered, numbers: Numbers) -> Captured:
     return {name: [one(name, e) for e in es] for name, es in plan.captured.items()}
 
 
-def resolved(value: Value, promise: Promise | None, numbers: Numbers) -> Any:
+def resolved(value: Value, promise: Promise | None, numbers: Numbers) -> PyTree:
     """The relevance of a value; random keys have none, not even zeros."""
     if jax_compat.is_key(value.dtype):
         return ()
@@ -184,7 +186,7 @@ def resolved(value: Value, promise: Promise | None, numbers: Numbers) -> Any:
         dtype = numbers.shape_of(value).dtype
         dtype = dtype if is_float(value) else jnp.float32
         return jnp.zeros(value.shape, dtype).real
-    return promise.resolve(numbers.read(value))
+    return promise.resolve(numbers.difference(value))
 
 
 def _total(promises: Sequence[Promise]) -> Promise | None:
@@ -202,7 +204,7 @@ def to_inputs(
     plan: Plan,
     delivered: Delivered,
     inputs: Sequence[Value],
-    given: Mapping[Any, Any],
+    given: Mapping[Value, Array],
 ) -> Sequence[Array]:
     """Multipliers of what operations read, handed on to the inputs it is made of."""
     wanted, constants = delivered.parameters, plan.program.constants
@@ -238,7 +240,7 @@ def _of_constants(
     shares = handed.shares
     if shares is None:
         shares = [
-            promise and promise.per_unit(numbers.read(out))
+            promise and promise.per_unit(numbers.difference(out))
             for out, promise in zip(op.outputs, arriving, strict=True)
         ]
     return numbers.vjp_constants(op, shares, wanted)
@@ -266,12 +268,17 @@ class Promised:
 
     def __getitem__(self, value: Value) -> Array:
         if value not in self._plan.promised:
-            raise KeyError(value)  # what a rule reads and does not declare
+            made = value.producer
+            raise RuleError(
+                "A rule reads a value that its needs(op) does not name, "
+                + (f"an output of {made.primitive.name}" if made else "an input")
+                + (f" at {made.where()}." if made else ".")
+            )
         if value not in self._made:
             self._make([value])
         return self._made[value]
 
-    def recorded(self, equation: Equation) -> Any:
+    def recorded(self, equation: Equation) -> PyTree:
         if equation not in self._made:
             # Its outputs may be kept, what it records is not.
             self._make([a for a in equation.inputs if isinstance(a, Value)])
@@ -316,7 +323,7 @@ def _laid_out(equations: Iterable[Equation]) -> frozenset[Atom]:
 def _stackable(plan: Plan, found: Captured) -> Captured:
     """What was captured, in the dtypes that all iterations share."""
 
-    def cast(array: Any, entry: Entry) -> Any:
+    def cast(array: Array, entry: Entry) -> PyTree:
         return array if entry.like is None else jnp.asarray(array, entry.like.dtype)
 
     return {
@@ -338,9 +345,11 @@ class Numbers:
         residuals: Residuals,
         masks: Mapping[str, Array] | None = None,
         promised: Promised | None = None,
+        reference: Numbers | None = None,
     ):
         self._plan, self._residuals, self._masks = plan, residuals, masks or {}
         self._promised = promised or Promised(plan, residuals)
+        self.reference = reference
 
     @property
     def kept(self) -> Residuals:
@@ -354,15 +363,33 @@ class Numbers:
 
     def wait_for(self, promises: Sequence[Promise | None]) -> None:
         self._promised.arrived = next(iter(jax.tree.leaves(promises)), self.arrived)
+        if self.reference is not None:
+            self.reference.wait_for(promises)
 
     def replaced(self, numbers: Mapping[Value, Array]) -> Numbers:
         residuals = {**self._residuals, **numbers}
-        return Numbers(self._plan, residuals, self._masks, self._promised)
+        return Numbers(
+            self._plan, residuals, self._masks, self._promised, self.reference
+        )
+
+    def difference(self, value: Value) -> Array:
+        number = self.read(value)
+        if self.reference is None:
+            return number
+        return difference(number, self.reference.read(value))
+
+    def varies(self, atom: Atom) -> bool:
+        return not self._plan.program.is_parameter(atom)
+
+    def with_reference(self, reference: Numbers) -> Numbers:
+        return Numbers(
+            self._plan, self._residuals, self._masks, self._promised, reference
+        )
 
     def mask(self, name: str) -> Array:
         return self._masks[name]
 
-    def recorded(self, equation: Equation) -> Any:
+    def recorded(self, equation: Equation) -> PyTree:
         if equation in self._residuals:
             return self._residuals[equation]
         return self._promised.recorded(equation)
@@ -380,17 +407,28 @@ class Numbers:
     def reverse_body(
         self,
         plan: Any,
-        residuals: Mapping[Any, Any],
+        residuals: Residuals | Both,
         seeds: Mapping[Value, Promise],
-        observe: Any,
+        observe: Observer | None,
         wanted: Sequence[Value],
         explained: Mapping[Value, Array],
         masks: Mapping[str, Array],
         captures: bool,
     ) -> tuple[list[Promise | None], Sequence[Array], Captured]:
-        residuals = {**plan.program.constants, **residuals}
-        promised = Promised(plan, residuals, guarded=False)
-        inside = Numbers(plan, residuals, {**self._masks, **masks}, promised)
+        masks = {**self._masks, **masks}
+
+        def at(residuals: Mapping[Any, Any], reference: Numbers | None) -> Numbers:
+            residuals = {**plan.program.constants, **residuals}
+            promised = Promised(plan, residuals, guarded=False)
+            return Numbers(plan, residuals, masks, promised, reference)
+
+        here, there = (
+            (residuals.here, residuals.there)
+            if isinstance(residuals, Both)
+            else (residuals, None)
+        )
+        inside = at(here, None if there is None else at(there, None))
+        residuals = inside.kept
         plan = plan if wanted else replace(plan, parameters=frozenset())
         delivered = reverse(plan, inside, seeds, observe, explained)
         found = _stackable(plan, captured(plan, delivered, inside)) if captures else {}
@@ -401,7 +439,7 @@ class Numbers:
     def made(
         self, program: Program, wanted: Sequence[Value], given: Mapping[Value, Array]
     ) -> dict[Value, Array]:
-        env: dict[Value, Any] = {**program.constants, **given}
+        env: Env = {**program.constants, **given}
         equations, _ = computing(program, wanted, lambda _: True)
         evaluate(equations, env)
         return {v: env[v] for v in wanted}
@@ -445,7 +483,8 @@ class Numbers:
         # The core gives zero at zero, but XLA would run a convolution of zeros.
         (end,), (out,) = op.affine.core.outputs, op.outputs
         zero = {end: lax.full(end.shape, 0, self.shape_of(end).dtype)}
-        return self.run(op.equations[1:], op.constants, zero)[out]
+        behind = [step.equation for step in op.affine.steps]
+        return self.run(behind, op.constants, zero)[out]
 
     def shape_of(self, value: Value) -> jax.ShapeDtypeStruct:
         low = str(value.dtype) in jax_compat.LOW_PRECISION

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,12 @@ class Promise:
         )
 
 
-def is_complex(v: Any) -> bool:
+class HasDtype(Protocol):
+    @property
+    def dtype(self) -> Any: ...
+
+
+def is_complex(v: HasDtype) -> bool:
     """Whether an array, or a value of the program, is complex."""
     return jnp.issubdtype(v.dtype, jnp.complexfloating)
 
@@ -154,6 +159,15 @@ def _divided(relevance: Array, z: Array) -> Array:
 def product(multiplier: Array, v: Array) -> Array:
     """``v * multiplier``, 0 where the multiplier is 0, even if v is infinite."""
     return Promise(multiplier=multiplier).resolve(v)
+
+
+def difference(a: Array, b: Array) -> Array:
+    """``a - b``, 0 where both are the same infinity or NaN, as masked scores are."""
+    if not jnp.issubdtype(a.dtype, jnp.inexact):
+        return a
+    missing = lax.bitwise_and(lax.ne(a, a), lax.ne(b, b))
+    same = lax.bitwise_or(lax.eq(a, b), missing)
+    return lax.select(same, zeros_like(a), lax.sub(a, b))
 
 
 def unless_zero(handed: Array, arrived: Array) -> Array:

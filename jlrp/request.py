@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from jlrp.analysis.dataflow import dependent
 from jlrp.analysis.integers import with_numbers
 from jlrp.analysis.quantised import straighten
 from jlrp.arguments import check_array, leaves_of
-from jlrp.composites import Composite, assign
+from jlrp.composites import assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
 from jlrp.interpreter import (
     Delivered,
@@ -36,34 +36,12 @@ from jlrp.ir.program import Equation, Program, Value, trace
 from jlrp.ops import captures
 from jlrp.ops.embedding import embeddings
 from jlrp.ops.lower import find_operations, stops
+from jlrp.options import Options
 from jlrp.plan import residuals, targets
 from jlrp.plan.planning import Plan, is_float, make_plan, no_path, parameters_of
 from jlrp.promise import Promise
 from jlrp.rules import registered
-
-Array = jax.Array
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is asked for; static and hashable.
-
-    Attributes:
-      target: a static target; a traced one comes with the arguments.
-      capture: patterns of scopes and tags.
-      conditions: names of the values that masks are set on.
-      capture_steps: how many iterations of a while loop are recorded.
-    """
-
-    composite: Composite
-    target: Any = None
-    seed: str = "score"
-    fallback: str | None = None
-    wrt: tuple[str, ...] = ("x",)
-    capture: tuple[str, ...] = ()
-    conditions: tuple[str, ...] = ()
-    residuals: Any = "keep"
-    capture_steps: int | None = None
+from jlrp.typing import Array, Function, PyTree, Target
 
 
 class Request:
@@ -71,18 +49,25 @@ class Request:
 
     Args:
       params, x: pytrees of arrays, tracers or ``ShapeDtypeStruct``.
-      target: None for the static one of the options.
+      target: None for that of the options.
+      masked: names of the values that masks are set on.
     """
 
     def __init__(
         self,
-        fn: Callable[..., Any],
-        params: Any,
-        x: Any,
+        fn: Function,
+        params: PyTree,
+        x: PyTree,
         options: Options,
-        target: Any = None,
+        target: Target = None,
+        masked: Sequence[str] = (),
+        reference: Sequence[Array] | None = None,
     ):
-        self.options = options
+        self.background = 0  # how many references are run at once, if there are several
+        if options.baseline is not None:
+            self.background = getattr(options.baseline, "chunk", 0)
+            options = replace(options, composite=options.composite.from_reference())
+        self.options, self.masked = options, masked
         self.target = options.target if target is None else target
         scored = targets.scored(fn, self.target)
         as_differentiated = options.composite.view.as_differentiated
@@ -96,6 +81,7 @@ class Request:
         self.n_scores = len(jax.tree.leaves(scores))
         self.output_tree = jax.tree.structure(output)
         self.arguments = jax.tree.leaves((params, x))
+        self.reference = reference
         self.x_tree = jax.tree.structure(x)
         self.params_tree = jax.tree.structure(params)
         n_params = self.params_tree.num_leaves
@@ -105,12 +91,13 @@ class Request:
         self.scores = self.program.outputs[: self.n_scores]
 
     @property
-    def given(self) -> Any:
+    def given(self) -> PyTree:
         """All arrays that come from outside."""
-        return self.arguments, self.target, list(self.program.constants.values())
+        constants = list(self.program.constants.values())
+        return self.arguments, self.target, constants, self.reference
 
     @contextlib.contextmanager
-    def at(self, given: Any) -> Iterator[None]:
+    def at(self, given: PyTree) -> Iterator[None]:
         """With other arrays from outside; not for longer, since they may be tracers."""
         before = self.given
         try:
@@ -119,12 +106,16 @@ class Request:
         finally:
             self._take(before)
 
-    def _take(self, given: Any) -> None:
-        self.arguments, self.target, constants = given
+    def _take(self, given: PyTree) -> None:
+        self.arguments, self.target, constants, self.reference = given
         names = self.program.constants
         self.program.constants = dict(zip(names, constants, strict=True))
 
-    def output_like(self) -> Any:
+    def output_of(self, outputs: Sequence[Array]) -> PyTree:
+        """The function's output among the program's."""
+        return jax.tree.unflatten(self.output_tree, outputs[self.n_scores :])
+
+    def output_like(self) -> PyTree:
         """The output, as values of the program."""
         leaves = self.program.outputs[self.n_scores :]
         return jax.tree.unflatten(self.output_tree, leaves)
@@ -144,7 +135,7 @@ class Request:
         operations = find_operations(
             program, set(registered()), options.composite.view, levels, found
         )
-        asked = self.parameters if "params" in options.wrt else ()
+        asked = self.parameters if "params" in options.asked else ()
         parameters = parameters_of(program, asked)
         policy = None if for_ledger else residuals.resolve(options.residuals)
         steps = assign(
@@ -158,7 +149,7 @@ class Request:
             at_names,
         )
         plan = make_plan(program, steps, at_names, parameters, policy)
-        for name in options.conditions:
+        for name in self.masked:
             if name not in plan.masks:
                 raise SelectorError(no_path(name))
         if plan.offloaded and not jax_compat.has_host_memory():
@@ -172,13 +163,13 @@ class Request:
         """What is asked for at names, in the whole program."""
         options = self.options
         self.conditions: dict[str, names.Place] = {}
-        if not options.capture and not options.conditions:
+        if not options.capture and not self.masked:
             return captures.Asked()
         named = names.places(self.program)
         found = names.matching(named, options.capture)
         names.check_steps(found, options.capture_steps)
         masked: dict[str, tuple[str, ...]] = {}
-        for mask, (name, place) in names.conditioned(named, options.conditions).items():
+        for mask, (name, place) in names.conditioned(named, self.masked).items():
             self.conditions[mask] = place
             masked[name] = (*masked.get(name, ()), mask)
         return captures.Asked(frozenset(found), masked, options.capture_steps)
@@ -186,21 +177,50 @@ class Request:
     def run(
         self,
         plan: Plan,
-        arguments: Sequence[Any],
-        masks: Mapping[str, Any],
+        arguments: Sequence[Array],
+        masks: Mapping[str, Array],
         observe: Observer | None = None,
     ) -> Explained:
         """Both passes, on these arguments."""
+        at_x = self.forward(plan, arguments, masks)
+        return self.back(at_x, self.reference, observe)
+
+    def forward(
+        self, plan: Plan, arguments: Sequence[Any], masks: Mapping[str, Any]
+    ) -> AtX:
+        """The forward pass at x."""
         for name, place in self.conditions.items():
             shape, steps = np.shape(masks[name]), self.options.capture_steps
             names.check_mask(name, shape, place, steps)
         outputs, kept = forward(plan, arguments)
-        numbers = Numbers(plan, kept, masks)
+        return AtX(plan, arguments, masks, outputs, kept)
+
+    def back(
+        self,
+        at_x: AtX,
+        reference: Sequence[Any] | None = None,
+        observe: Observer | None = None,
+    ) -> Explained:
+        """The reverse pass; with the forward pass at a reference, if there is one."""
+        plan, outputs = at_x.plan, at_x.outputs
+        numbers = Numbers(plan, at_x.kept, at_x.masks)
+        if reference is not None:
+            numbers = numbers.with_reference(self._at_reference(at_x, reference))
         seeds = self._seeds(outputs)
         delivered = reverse(plan, numbers, seeds, observe)
         return Explained(self, plan, numbers, outputs, seeds, delivered)
 
-    def _seeds(self, outputs: Sequence[Any]) -> dict[Value, Promise]:
+    def _at_reference(self, at_x: AtX, reference: Sequence[Array]) -> Numbers:
+        """The numbers of the program at the reference point."""
+        n_params = self.params_tree.num_leaves
+        leaves = [
+            number if jax_compat.is_key(v.dtype) else jnp.broadcast_to(number, v.shape)
+            for number, v in zip(reference, self.sources, strict=True)
+        ]
+        _, kept = forward(at_x.plan, [*at_x.arguments[:n_params], *leaves])
+        return Numbers(at_x.plan, kept, at_x.masks)
+
+    def _seeds(self, outputs: Sequence[Array]) -> dict[Value, Promise]:
         scores = [jax_compat.at_least_float32(out) for out in outputs[: self.n_scores]]
         starts = targets.seeds(scores, self.target, self.batch, self.options.seed)
         seeds: dict[Value, Promise] = {}
@@ -212,26 +232,36 @@ class Request:
 
 
 @dataclass(frozen=True)
+class AtX:
+    """The forward pass at x: the outputs, and what the plan keeps."""
+
+    plan: Plan
+    arguments: Sequence[Any]
+    masks: Mapping[str, Any]
+    outputs: Sequence[Any]
+    kept: Mapping[Any, Any]
+
+
+@dataclass(frozen=True)
 class Explained:
     """What both passes found, as pytrees on demand."""
 
     request: Request
     plan: Plan
     numbers: Numbers
-    outputs: Sequence[Any]
+    outputs: Sequence[Array]
     seeds: Mapping[Value, Promise]
     delivered: Delivered
 
-    def output(self) -> Any:
-        leaves = self.outputs[self.request.n_scores :]
-        return jax.tree.unflatten(self.request.output_tree, leaves)
+    def output(self) -> PyTree:
+        return self.request.output_of(self.outputs)
 
-    def relevance(self) -> Any:
+    def relevance(self) -> PyTree:
         pairs = zip(self.request.sources, self.delivered.sources, strict=True)
         leaves = [self._resolved(source, promise) for source, promise in pairs]
         return jax.tree.unflatten(self.request.x_tree, leaves)
 
-    def captured(self) -> dict[str, Any]:
+    def captured(self) -> dict[str, Array | list[Array]]:
         """One array for each name; a list if the name has several values."""
         return {
             name: arrays[0] if len(arrays) == 1 else arrays
@@ -247,10 +277,10 @@ class Explained:
     def _captured(self) -> captures.Captured:
         return captured(self.plan, self.delivered, self.numbers)
 
-    def _resolved(self, value: Value, promise: Promise | None) -> Any:
+    def _resolved(self, value: Value, promise: Promise | None) -> PyTree:
         return resolved(value, promise, self.numbers)
 
-    def parameters(self) -> Any:
+    def parameters(self) -> PyTree:
         """Relevance of the parameters: each times its multiplier."""
         request = self.request
         n_params = request.params_tree.num_leaves
@@ -298,7 +328,7 @@ def _why_none(program: Program) -> str:
     )
 
 
-def check_arrays(params: Any, x: Any, abstract: bool = False) -> None:
+def check_arrays(params: PyTree, x: PyTree, abstract: bool = False) -> None:
     """Refuse what cannot be explained, before any work is done.
 
     Raises:
@@ -319,7 +349,7 @@ def check_arrays(params: Any, x: Any, abstract: bool = False) -> None:
             )
 
 
-def batch_of(x: Any) -> int | None:
+def batch_of(x: PyTree) -> int | None:
     """The size of the leading axis of x, if all its leaves share one.
 
     A single vector is one example with features, not a batch of numbers.

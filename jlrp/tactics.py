@@ -13,7 +13,6 @@ nothing is added.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-Array = jax.Array
+from jlrp.typing import Array
 
 wait_p = Primitive("wait")
 wait_p.def_impl(lambda arrived, number: number)
@@ -52,7 +51,9 @@ mlir.register_lowering(
 )
 
 
-def _batched(args: Sequence[Any], axes: Sequence[Any]) -> tuple[Any, Any]:
+def _batched(
+    args: Sequence[Array], axes: Sequence[int | None]
+) -> tuple[Array, int | None]:
     """What is not batched waits for the first of a batch, and stays one."""
     (arrived, number), (axis, of_number) = args, axes
     if axis is not None:
@@ -60,14 +61,16 @@ def _batched(args: Sequence[Any], axes: Sequence[Any]) -> tuple[Any, Any]:
     return wait_p.bind(arrived, number), of_number
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+def _jvp(primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
     (arrived, number), (_, tangent) = primals, tangents
     if not isinstance(tangent, ad.Zero):
         tangent = wait_p.bind(arrived, tangent)
     return wait_p.bind(arrived, number), tangent
 
 
-def _transpose(cotangent: Any, arrived: Any, number: Any) -> Sequence[Any]:
+def _transpose(
+    cotangent: Array, arrived: object, number: object
+) -> Sequence[Array | None]:
     return [None, cotangent]
 
 
@@ -100,7 +103,9 @@ def _reduced(flags: Array) -> Array:
     return lax.reduce_or(flags, range(flags.ndim))
 
 
-def _anywhere_batched(args: Sequence[Any], axes: Sequence[Any]) -> tuple[Any, Any]:
+def _anywhere_batched(
+    args: Sequence[Array], axes: Sequence[int | None]
+) -> tuple[Array, int | None]:
     return anywhere_p.bind(*args), None  # an axis: none
 
 

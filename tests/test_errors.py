@@ -1,5 +1,6 @@
 """Every error says what is wrong, where, and the way out."""
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -399,6 +400,28 @@ def test_a_rule_that_returns_too_few():
         )
     finally:
         jlrp.unregister_rule(sin_p)
+
+
+def test_a_rule_that_reads_what_it_does_not_declare():
+    @dataclasses.dataclass(frozen=True)
+    class Reads(rules.Rule):
+        def needs(self, op):
+            return ()
+
+        def propagate(self, op, r, ctx):
+            return rules.Propagation([rules.Promise(value=ctx.read(op.inputs[0]))])
+
+    def fn(w, x):
+        return jnp.tanh(x[:, ::-1]) @ w  # here
+
+    composite = jlrp.Composite([("activation", Reads())], base="attnlrp")
+    raised(
+        jlrp.RuleError,
+        lambda: relevance(fn, W, X, composite=composite),
+        "needs(op)",
+        "rev",
+        line_of("jnp.tanh(x[:, ::-1]) @ w"),
+    )
 
 
 # All of them.

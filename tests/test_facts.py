@@ -162,6 +162,8 @@ def test_other_inputs_are_not_marked_nonnegative(case):
 
 
 RECTIFYING = {
+    "ReLU upside down": lambda x: relu(-x),  # the minus is the kernel's
+    "shifted": lambda x: relu(x + 0.5),  # by a bias
     "ReLU": relu,
     "ReLU6": jax.nn.relu6,
     "where": lambda x: jnp.where(x > 0, x, 0.0),
@@ -176,14 +178,12 @@ NOT_RECTIFYING = {
     "leaky ReLU": jax.nn.leaky_relu,
     "GELU": jax.nn.gelu,
     "ReLU from below": lambda x: jnp.maximum(x, -0.1),
-    "ReLU upside down": lambda x: relu(-x),
     "hard swish": jax.nn.hard_swish,
     "ELU": jax.nn.elu,
     "exp": jnp.exp,
     "read beside": lambda x: relu(x) + x,
     "read beside by another": lambda x: relu(x) + jnp.tanh(x[::-1]),
     "negative part": lambda x: jnp.where(x > 0, 0.0, x),
-    "shifted": lambda x: relu(x + 0.5),
 }
 
 

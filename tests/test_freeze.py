@@ -1,7 +1,7 @@
 """What jlrp makes of some programs is what it made of them: no row differs.
 
-A change that is meant to change rows writes them anew, and the file's diff is read:
-`python benchmarks/freeze.py save tests/frozen/jax-VERSION.jsonl --small`.
+Rows hold for one version of JAX, and are skipped with others. A change that is meant to
+change some writes the file anew (benchmarks/README.md), and its diff is read.
 """
 
 import sys

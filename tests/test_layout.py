@@ -11,16 +11,20 @@ PACKAGE = Path(__file__).parents[1] / "jlrp"
 # Low to high: what a file imports of the library is of its own level or a lower one.
 # The files of one level may import each other, without a cycle.
 LEVELS = {
-    "base": ["errors", "arguments", "promise", "tactics", "ir/jax_compat"],
+    "base": [
+        *["typing", "errors", "arguments", "fields", "promise", "tactics"],
+        "ir/jax_compat",
+    ],
     "ir": ["ir"],
     "analysis": ["analysis"],
     "ops": ["ops"],
     "rules": ["rules"],
     "plan": ["plan", "composites"],
-    "engine": ["interpreter", "request"],
-    "api": ["api", "auditing", "reports", "notices", "__init__"],
+    "engine": ["interpreter", "references", "options", "request", "caching"],
+    "api": ["api", "reports", "notices", "__init__"],
     "apps": [
         *["baselines", "flow", "integrations", "jobs", "metrics", "plotting"],
+        "testing",
         *["cli", "__main__"],
     ],
 }
@@ -30,7 +34,12 @@ DEPENDENCIES = {"jax", "numpy"}
 
 # What an integration or a picture may import besides, inside its functions.
 FRAMEWORKS = {
-    "plotting": {"matplotlib"},
+    "plotting/drawing": {"matplotlib"},
+    "plotting/faithfulness": {"matplotlib"},
+    "plotting/flows": {"matplotlib"},
+    "plotting/images": {"matplotlib"},
+    "plotting/inside": {"matplotlib"},
+    "plotting/words": {"matplotlib"},
     "integrations/equinox": {"equinox"},
     "integrations/flax": {"flax"},
     "integrations/haiku": {"haiku"},
@@ -47,8 +56,11 @@ MODULES = [path.relative_to(PACKAGE).with_suffix("").as_posix() for path in FILE
 
 
 def walk(node, into_functions):
+    """A tree; without what an import of the file does not run."""
     yield node
-    if into_functions or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+    later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    later |= isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    if into_functions or not later:
         for child in ast.iter_child_nodes(node):
             yield from walk(child, into_functions)
 

@@ -12,8 +12,9 @@ from jax.extend.core.primitives import tanh_p
 import jlrp
 from jlrp import composites, rules
 from jlrp.interpreter import Numbers, forward, reverse
+from jlrp.options import Options
 from jlrp.reports import CAUSES
-from jlrp.request import Options, Request
+from jlrp.request import Request
 
 pytestmark = pytest.mark.relaxed
 RNG = np.random.default_rng(2)
@@ -343,13 +344,13 @@ def test_nan_of_relevance_alone_is_not_hidden():
 
 
 def request_of(fn, x, name, **options):
-    request = Request(fn, P, x, Options(PRESETS[name], target=1))
+    request = Request(fn, P, x, Options(composite=PRESETS[name], target=1))
     return request, request.plan(**options)
 
 
 @all_presets
 def test_each_rule_reads_only_what_it_declares(name):
-    """A rule that reads anything else raises KeyError: each step sees its own only."""
+    """Reading anything else is a RuleError: each step sees its own only."""
     request, plan = request_of(model, X, name)
 
     def explain(arguments):
@@ -407,7 +408,7 @@ def test_zero_keeps_no_activations():
         return jax.nn.relu(x @ p["w"]) @ p["v"]
 
     def kept(composite):
-        request = Request(fn, p, V, Options(composites.resolve(composite), target=0))
+        request = Request(fn, p, V, Options(composite=composite, target=0))
         plan = request.plan()
         constants = set(plan.program.inputs[: len(p)])
         return {v for v in plan.kept if v not in constants}

@@ -11,7 +11,8 @@ from jax import lax
 
 import jlrp
 from jlrp import composites
-from jlrp.request import Options, Request
+from jlrp.options import Options
+from jlrp.request import Request
 
 pytestmark = pytest.mark.relaxed  # formulas as papers write them
 T, D, N, CHUNK = 6, 4, 3, 2
@@ -526,7 +527,7 @@ def test_what_the_decoys_are_near_to():
 
 
 def shares_of_quotients(fn):
-    request = Request(fn, P, X, Options(composites.attnlrp(), target))
+    request = Request(fn, P, X, Options(composite=composites.attnlrp(), target=target))
     steps = request.plan().steps
     return [
         step.operation.product.uniform

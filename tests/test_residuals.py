@@ -10,11 +10,11 @@ import pytest
 from jax import lax
 
 import jlrp
-from jlrp.composites import resolve
 from jlrp.ir import jax_compat
+from jlrp.options import Options
 from jlrp.plan import budget, residuals
 from jlrp.plan.planning import Plan
-from jlrp.request import Options, Request
+from jlrp.request import Request
 
 pytestmark = pytest.mark.relaxed
 
@@ -79,7 +79,7 @@ MODELS = {"stacked": stacked, "scanned": scanned, "attending": attending}
 
 
 def plan_of(fn, composite="epsilon", policy="keep", **options) -> Plan:
-    chosen = Options(resolve(composite), residuals=policy, **options)
+    chosen = Options(composite=composite, residuals=policy, **options)
     return Request(fn, P, X, chosen).plan()
 
 

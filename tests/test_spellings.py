@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 from peers import compare, flax_networks, jax_networks
@@ -403,3 +404,319 @@ def test_relu(relu, composite):
 def test_mean(mean, composite):
     ours = explain_plain(small_cnn(mean=MEANS[mean]), SMALL_CNN, composite)
     assert_same(ours, SMALL_CNN, composite)
+
+
+# Small functions in other words: under rules that look at signs, at the first layer, at
+# activations and at gates. The first spelling of each is the one that is compared with.
+
+ALL = {
+    "attnlrp": "attnlrp",
+    "cp_lrp": "cp_lrp",
+    "epsilon_plus": jlrp.composites.epsilon_plus(),
+    "epsilon_plus_flat": jlrp.composites.epsilon_plus_flat(),
+    "gamma": jlrp.composites.attnlrp(0.25, 0.05),
+    "excitation": jlrp.composites.excitation_backprop(),
+}
+RNG = np.random.default_rng(0)
+WEIGHTS = {
+    "w": jnp.asarray(RNG.normal(size=(4, 4))),
+    "v": jnp.asarray(RNG.normal(size=(4, 4))),
+    "b": jnp.asarray(RNG.normal(size=4)),
+}
+SAMPLE = jnp.asarray(RNG.normal(size=(4, 4)))
+
+
+def on(function):
+    """A function of ``x @ w``, and a second layer."""
+    return lambda p, x: function(x @ p["w"]) @ p["v"]
+
+
+def with_exp(quotient, exp=jnp.exp):
+    return on(lambda s: quotient(exp(s)))
+
+
+def gelu(inner):
+    return on(lambda h: 0.5 * h * (1 + inner(h)))
+
+
+def _inner(h):
+    return 0.7978845608028654 * (h + 0.044715 * h**3)
+
+
+def rms_norm(mean):
+    return lambda p, x: x / jnp.sqrt(mean(x * x) + 1e-3) * p["b"][None] @ p["w"]
+
+
+def layer_norm(mean):
+    def norm(p, x):
+        d = x - mean(x)
+        return d / jnp.sqrt(mean(d * d) + 1e-3) * p["b"][None] @ p["w"]
+
+    return norm
+
+
+def gate(learned, f=jax.nn.sigmoid):
+    return lambda p, x: x * f(learned(x, p["b"]))
+
+
+def before_relu(z):
+    return lambda p, x: jax.nn.relu(z(p, x)) @ p["v"]
+
+
+def halves(p, x):
+    return jnp.concatenate([x @ p["w"][:, :2], x @ p["w"][:, 2:]], -1)
+
+
+def parts(p, x):
+    zs = jnp.split(x @ p["w"], 2, -1)
+    biases = jnp.split(p["b"], 2)
+    both = zip(zs, biases, strict=True)
+    return jnp.concatenate([jax.nn.relu(z + b[None]) for z, b in both], -1) @ p["v"]
+
+
+def attention(average):
+    def attend(p, x):
+        scores = (x @ p["w"]) @ x.T
+        return average(scores, x @ p["v"])
+
+    return attend
+
+
+def late(total, weights=jnp.exp):
+    def average(s, v):
+        e = weights(s)
+        return (e @ v) / total(e)
+
+    return attention(average)
+
+
+def keep_sum(e):
+    return e.sum(-1, keepdims=True)
+
+
+def routed(combine):
+    def route(p, x):
+        w, i = jax.lax.top_k(jax.nn.softmax(x @ p["w"]), 2)
+        experts = jnp.einsum("nd,ef->nef", x, p["v"])
+        return combine(w / w.sum(-1, keepdims=True), i, experts)
+
+    return route
+
+
+def one_hot(i):
+    return jax.nn.one_hot(i, 4, dtype=SAMPLE.dtype)
+
+
+def placed(w, i):
+    return (one_hot(i) * w[..., None]).sum(1)
+
+
+def taken(experts, i):
+    return jnp.take_along_axis(experts, i[..., None], 1)
+
+
+def normalised(weights):
+    return weights / keep_sum(weights)
+
+
+LOWER = jnp.tril(jnp.ones((4, 4), bool))
+MEAN = {
+    "mean": lambda v: v.mean(-1, keepdims=True),
+    "a dot": lambda v: v @ jnp.full((4, 1), 0.25),
+    "the sum, scaled": lambda v: v.sum(-1, keepdims=True) * 0.25,
+    "column by column": lambda v: sum(v[:, i : i + 1] for i in range(4)) / 4,
+}
+GROUPS = {
+    "softmax": {
+        "jax's": on(jax.nn.softmax),
+        "by hand": with_exp(lambda e: e / keep_sum(e)),
+        "columns": with_exp(lambda e: e / sum(e[:, i : i + 1] for i in range(4))),
+        "a power": with_exp(lambda e: e / keep_sum(e), lambda s: jnp.power(np.e, s)),
+        "running sum": with_exp(lambda e: e / jnp.cumsum(e, -1)[:, -1:]),
+        "dot with ones": with_exp(lambda e: e / (e @ jnp.ones((4, 1)))),
+        "times one over": with_exp(lambda e: e * (1 / e.sum(-1))[:, None]),
+    },
+    "masked softmax": {
+        "scores": on(lambda s: jax.nn.softmax(jnp.where(LOWER, s, -jnp.inf))),
+        "weights": with_exp(lambda e: normalised(e * LOWER.astype(e.dtype))),
+        "renormalised": on(
+            lambda s: normalised(jnp.where(LOWER, jax.nn.softmax(s), 0.0))
+        ),
+    },
+    "attention": {
+        "early": attention(lambda s, v: jax.nn.softmax(s) @ v),
+        "late": late(keep_sum),
+        "late, dot with ones": late(lambda e: e @ jnp.ones((4, 1))),
+        "late, summed": attention(
+            lambda s, v: (jnp.exp(s)[..., None] * v[None]).sum(1) / keep_sum(jnp.exp(s))
+        ),
+    },
+    "masked attention": {
+        "early": attention(
+            lambda s, v: jax.nn.softmax(jnp.where(LOWER, s, -jnp.inf)) @ v
+        ),
+        "late": late(keep_sum, lambda s: jnp.exp(s) * LOWER.astype(s.dtype)),
+    },
+    "learned values": {
+        "early": lambda p, x: jax.nn.softmax(x @ p["w"]) @ p["v"] + p["b"][None],
+        "late": lambda p, x: (
+            (lambda e: e @ p["v"] / keep_sum(e))(jnp.exp(x @ p["w"])) + p["b"][None]
+        ),
+    },
+    "logsumexp": {
+        name: on(lambda s, f=f: jnp.stack([f(s)] * 4, 1) ** 3)
+        for name, f in {
+            "jax's": lambda s: jax.nn.logsumexp(s, 1),
+            "plain": lambda s: jnp.log(jnp.exp(s).sum(1)),
+            "reshaped": lambda s: jax.nn.logsumexp(s, 1).reshape(2, 2).reshape(4),
+        }.items()
+    },
+    "gelu": {
+        "plain": gelu(lambda h: jnp.tanh(_inner(h))),
+        "reshaped": gelu(lambda h: jnp.tanh(_inner(h).reshape(-1)).reshape(4, 4)),
+        "transposed": gelu(lambda h: jnp.tanh(_inner(h).T).T),
+    },
+    "cos of tanh": {
+        "plain": on(lambda h: jnp.cos(jnp.tanh(h))),
+        "reshaped": on(lambda h: jnp.cos(jnp.tanh(h).reshape(-1)).reshape(4, 4)),
+        "transposed": on(lambda h: jnp.cos(jnp.tanh(h).T).T),
+        "reversed": on(lambda h: jnp.cos(jnp.tanh(h)[::-1])[::-1]),
+    },
+    "rms norm": {name: rms_norm(mean) for name, mean in MEAN.items()},
+    "layer norm": {name: layer_norm(mean) for name, mean in MEAN.items()},
+    "learned gate": {
+        "dot": gate(lambda x, w: (x @ w)[:, None]),
+        "sum": gate(lambda x, w: (x * w[None]).sum(-1, keepdims=True)),
+        "einsum": gate(lambda x, w: jnp.einsum("bi,i->b", x, w)[:, None]),
+    },
+    "dense": {
+        "dot": before_relu(lambda p, x: x @ p["w"] + p["b"][None]),
+        "sum": before_relu(lambda p, x: (x[..., None] * p["w"]).sum(1) + p["b"][None]),
+        "joined": before_relu(lambda p, x: halves(p, x) + p["b"][None]),
+        "cut": parts,
+    },
+    "dense, scaled": {
+        "dot": before_relu(lambda p, x: (x @ p["w"]) * p["b"][None] + p["b"][None]),
+        "joined": before_relu(lambda p, x: halves(p, x) * p["b"][None] + p["b"][None]),
+    },
+    "bias": {
+        "parameter": before_relu(lambda p, x: x @ p["w"] + (p["b"] * 0 - 0.5)[None]),
+        "literal": before_relu(lambda p, x: x @ p["w"] - 0.5),
+        "array": before_relu(lambda p, x: x @ p["w"] + jnp.full((1, 4), -0.5)),
+    },
+    "negated": {
+        "kernel": before_relu(lambda p, x: x @ (-p["w"])),
+        "after": before_relu(lambda p, x: -(x @ p["w"])),
+        "times -1": before_relu(lambda p, x: -1.0 * (x @ p["w"])),
+    },
+    "minus a layer": {
+        "kernel": lambda p, x: jnp.tanh(x) + x @ (-p["w"]),
+        "minus": lambda p, x: jnp.tanh(x) - x @ p["w"],
+        "negated": lambda p, x: jnp.tanh(x) + (-(x @ p["w"])),
+    },
+    "mean before an activation": {
+        "mean": lambda p, x: jax.nn.relu(x.mean(0))[None] @ p["w"],
+        "dot": lambda p, x: jax.nn.relu(jnp.full((1, 4), 0.25) @ x) @ p["w"],
+    },
+    "gate by a quotient": {
+        "sigmoid": lambda p, x: (x @ p["w"]) * jax.nn.sigmoid(x @ p["v"]),
+        "one over": lambda p, x: (x @ p["w"]) * (1 / (1 + jnp.exp(-(x @ p["v"])))),
+        "quotient": lambda p, x: (x @ p["w"]) / (1 + jnp.exp(-(x @ p["v"]))),
+    },
+    "experts": {
+        "gathered": routed(
+            lambda w, i, e: (w[..., None] * taken(e, i)).sum(1),
+        ),
+        "one-hot": routed(lambda w, i, e: jnp.einsum("ne,nef->nf", placed(w, i), e)),
+        "one-hot, summed": routed(lambda w, i, e: (placed(w, i)[..., None] * e).sum(1)),
+        "einsum": routed(
+            lambda w, i, e: jnp.einsum("nke,nk,nef->nf", one_hot(i), w, e)
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("composite", ALL)
+@pytest.mark.parametrize("group", GROUPS)
+def test_small_functions(group, composite):
+    (first, *others), forms = GROUPS[group], GROUPS[group]
+
+    def explain(name):
+        fn = forms[name]
+        return jlrp.relevance(
+            lambda p, x: fn(p, x).sum(-1), WEIGHTS, SAMPLE, composite=ALL[composite]
+        )
+
+    value, want = forms[first](WEIGHTS, SAMPLE), explain(first)
+    for name in others:
+        np.testing.assert_allclose(forms[name](WEIGHTS, SAMPLE), value, atol=1e-12)
+        error = jnp.abs(explain(name) - want).max() / jnp.abs(want).max()
+        assert error < 1e-8, (name, float(error))
+
+
+DECOYS = {  # of every sentence that says which of two readings holds: the kinds of rows
+    "a literal shift before tanh belongs to it": (
+        lambda p, x: jnp.tanh(x @ p["w"] + 0.5),
+        ["dense", "activation"],
+    ),
+    "hard sigmoid keeps its shift": (
+        lambda p, x: jax.nn.hard_sigmoid(x @ p["w"]),
+        ["dense", "activation"],
+    ),
+    "a trailing literal belongs to the function": (
+        lambda p, x: jax.nn.elu(x @ p["w"]) + 1,
+        ["dense", "activation"],
+    ),
+    "a minus behind an activation stays there": (
+        lambda p, x: -jax.nn.relu(x @ p["w"]),
+        ["dense", "activation"],
+    ),
+    "a scale constant along the sum is none of its kernel": (
+        lambda p, x: (x * p["b"][None]).sum(0),
+        ["scale", "sum"],
+    ),
+    "a mask is no kernel": (
+        lambda p, x: (x * LOWER.astype(x.dtype)).sum(1),
+        ["linear", "sum"],
+    ),
+    "a matrix that is closed over is a kernel": (
+        lambda p, x: x @ SAMPLE,
+        ["dense"],
+    ),
+    "one made inside is a fixed map": (
+        lambda p, x: x @ (jnp.arange(16.0).reshape(4, 4) + 1),
+        ["linear"],
+    ),
+    "a scale that is not one over the count is no mean": (
+        lambda p, x: x.sum(1) * 0.5,
+        ["sum", "scale"],
+    ),
+    "sigmoids over their sum are no softmax": (
+        lambda p, x: (lambda e: e / keep_sum(e))(jax.nn.sigmoid(x)),
+        ["activation", "norm"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECOYS)
+def test_decoys(name):
+    fn, kinds = DECOYS[name]
+    report = jlrp.inspect(
+        lambda p, x: fn(p, x).reshape(4, -1)[:, 0], WEIGHTS, SAMPLE, composite="epsilon"
+    )
+    found = [row.kind for row in report.operations if row.kind != "movement"]
+    assert found == kinds
+
+
+def test_flattening_stops_at_sums():
+    """``(a b + c) d``: the sum gets a half, not two thirds."""
+
+    def fn(p, x):
+        a, b, c, d = (x[i] @ p["w"] for i in range(4))
+        return (((a * b) + c) * d).sum()
+
+    found = jlrp.relevance(fn, WEIGHTS, SAMPLE, composite="attnlrp").sum(1)
+    a, b, c, d = SAMPLE @ WEIGHTS["w"]
+    factor, whole = (a * b * d).sum() / 4, fn(WEIGHTS, SAMPLE)
+    want = jnp.stack([factor, factor, (c * d).sum() / 2, whole / 2])
+    np.testing.assert_allclose(found, want, rtol=1e-6)

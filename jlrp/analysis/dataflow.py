@@ -43,10 +43,11 @@ class Flow(Generic[T]):
 
     def forward(self, program: Program, starts: Mapping[Any, T]) -> dict[Any, T]:
         """The facts of a program's values; values without one are left out."""
-        nothing, join = self.nothing, self.join
+        nothing: T = self.nothing
+        join = self.join
         known = {v: fact for v, fact in starts.items() if fact}
         for equation in program.equations:
-            operands = [known.get(a, nothing) for a in equation.inputs]
+            operands: list[T] = [known.get(a, nothing) for a in equation.inputs]
             if not any(operands):
                 continue
             if _is_a_copy(equation):
@@ -63,7 +64,8 @@ class Flow(Generic[T]):
         if key not in self._known:
             starts = dict(zip(program.inputs, inputs, strict=True))
             known = self.forward(program, starts)
-            self._known[key] = [known.get(a, self.nothing) for a in program.outputs]
+            nothing: T = self.nothing
+            self._known[key] = [known.get(a, nothing) for a in program.outputs]
         return self._known[key]
 
     def settled(

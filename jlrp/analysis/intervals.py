@@ -34,6 +34,7 @@ def interval_of(atom: Atom) -> Interval:
         return (atom.number, atom.number) if atom.number.ndim == 0 else REALS
     if atom.interval is None:
         _find(atom, lambda v: v.interval, _remember)
+    assert atom.interval is not None
     return atom.interval
 
 
@@ -60,6 +61,12 @@ def vanishes_below_zero(end: Value, start: Value) -> bool:
     """Whether it is proved that f(x) = 0 for every x < 0."""
     _, tiny, _ = _precision(start.dtype)
     return _point(_behind(end, start, (-np.inf, -tiny))) == 0
+
+
+def value_at(end: Value, start: Value, number: float) -> Scalar:
+    """``f(number)`` of the elementwise function from ``start`` to ``end``, if known."""
+    at = np.float64(number)
+    return _point(_behind(end, start, (at, at), rounds=False))
 
 
 def slope_at_infinity(end: Value, start: Value) -> float:
@@ -203,10 +210,10 @@ def _function(equation: Equation, x: Sequence[Interval], out: Value) -> Interval
     if (rises := row.monotone_with(params)) and x[0] != REALS:
         ends = [row.value([float(end)], params) for end in x[0]]
         least, most = ends[::rises]
-        if least is not None and least > low:
-            low = float(least)
-        if most is not None and most < high:
-            high = float(most)
+        if least is not None:
+            low = max(low, float(least))
+        if most is not None:
+            high = min(high, float(most))
     return _outwards(low, high, out)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jlrp.arguments import shown
 from jlrp.errors import IntegrationError
+from jlrp.typing import PyTree
 
 # Arguments that choose inference, as the frameworks call them.
 INFERENCE = {
@@ -32,7 +33,7 @@ def framework(name: str, extra: str) -> Any:
         ) from error
 
 
-def check_model(model: Any, name: str, kind: type, of: str) -> None:
+def check_model(model: object, name: str, kind: type, of: str) -> None:
     """Refuse what is no model of a framework.
 
     Raises:
@@ -52,16 +53,16 @@ class Function:
 
     def __init__(
         self,
-        run: Callable[..., Any],
-        key: Any,
-        output: Callable[[Any], Any] | None = None,
+        run: Callable[..., PyTree],
+        key: object,
+        output: Callable[[PyTree], PyTree] | None = None,
         whole: bool = False,
     ):
         self._run, self._output, self._whole = run, output, whole
         self._key = comparable((key, output))
         self._hash = hash(self._key)
 
-    def __call__(self, params: Any, x: Any) -> Any:
+    def __call__(self, params: PyTree, x: PyTree) -> PyTree:
         args, kwargs = ((x,), {}) if self._whole else arguments(x)
         out = self._run(params, *args, **kwargs)
         return out if self._output is None else self._output(out)
@@ -73,7 +74,7 @@ class Function:
         return self._hash
 
 
-def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(x: PyTree) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
     """x as positional and keyword arguments."""
     if isinstance(x, tuple) and not hasattr(x, "_fields"):
         return x, {}
@@ -83,8 +84,8 @@ def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def inference_arguments(
-    method: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]
-) -> dict[str, Any]:
+    method: Callable[..., object], args: tuple[object, ...], given: Mapping[str, object]
+) -> dict[str, object]:
     """The arguments that switch a function of a class to inference, if it has any.
 
     ``args``, the instance among them, and ``given`` are what the user decides.
@@ -96,7 +97,7 @@ def inference_arguments(
     return {name: value for name, value in INFERENCE.items() if name in free}
 
 
-def parameters(method: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def parameters(method: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
     """The parameters of a function by name; none if it does not say."""
     try:
         return inspect.signature(method).parameters
@@ -107,7 +108,7 @@ def parameters(method: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 class Same:
     """Equal to itself alone; keeps alive what it is the key of."""
 
-    def __init__(self, thing: Any):
+    def __init__(self, thing: object):
         self._thing = thing
 
     def __eq__(self, other: object) -> bool:
@@ -117,7 +118,7 @@ class Same:
         return id(self._thing)
 
 
-def comparable(thing: Any) -> Any:
+def comparable(thing: object) -> object:
     """A hashable stand-in: by value for plain data, else by identity.
 
     Types count: 1, 1.0 and True are equal, but trace to different programs.

@@ -13,9 +13,11 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.extend.source_info_util import NameStack, current_name_stack, set_name_stack
+
+from jlrp.typing import PyTree
 
 
 class _Open(NamedTuple):
@@ -69,7 +71,7 @@ def scope(path: str) -> Iterator[None]:
 
 
 @functools.cache
-def named_class(cls: type, path: str, base: type, **options: Any) -> type:
+def named_class(cls: type, path: str, base: type, **options: bool) -> type:
     """A subclass of ``cls`` whose public methods run inside ``scope(path)``.
 
     One class per path, since the class is all that a framework keeps of a module
@@ -90,7 +92,7 @@ def named_class(cls: type, path: str, base: type, **options: Any) -> type:
     return named if names else cls
 
 
-def with_names(run: Callable[[bool], Any]) -> Any:
+def with_names(run: Callable[[bool], PyTree]) -> PyTree:
     """``run(True)``; ``run(False)`` if the model does not bear that classes differ.
 
     It may stack the arrays of its blocks, say, which must be of one class for that.
@@ -115,11 +117,11 @@ def _is_method(cls: type, name: str) -> bool:
     return is_function and is_public and not is_field
 
 
-def _inside(path: str, cls: type, name: str) -> Callable[..., Any]:
+def _inside(path: str, cls: type, name: str) -> Callable[..., object]:
     method = inspect.getattr_static(cls, name)
 
     @functools.wraps(getattr(cls, name))
-    def named(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def named(self: object, *args: object, **kwargs: object) -> object:
         bound = method.__get__(self, cls) if hasattr(method, "__get__") else method
         with scope(path):
             return bound(*args, **kwargs)

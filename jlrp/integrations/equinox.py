@@ -16,16 +16,21 @@ from jlrp.integrations._functions import (
     parameters,
 )
 from jlrp.integrations._names import named_class, scope, with_names
+from jlrp.typing import PyTree
+
+__all__ = [
+    "module",
+]
 
 
 def module(
     model: Any,
     *,
-    state: Any = None,
+    state: PyTree = None,
     batched: bool = False,
-    output: Callable[[Any], Any] | None = None,
-    **kwargs: Any,
-) -> tuple[Function, Any]:
+    output: Callable[[PyTree], PyTree] | None = None,
+    **kwargs: object,
+) -> tuple[Function, PyTree]:
     """An Equinox module as ``(fn, params)``; attribute paths name its operations.
 
     The names are those of submodules, such as ``"layers/0/attention/query_proj"``, also
@@ -62,14 +67,14 @@ def module(
     eqx = framework("equinox", "equinox")
     check_model(model, "model", eqx.Module, "an equinox.Module")
 
-    def is_array(leaf: Any) -> bool:
+    def is_array(leaf: object) -> bool:
         return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
     stateful, method = state is not None, type(model).__call__
     whole = eqx.nn.inference_mode(model)
     params, static = eqx.partition((whole, state) if stateful else whole, is_array)
 
-    def call(params: Any, *args: Any, **inputs: Any) -> Any:
+    def call(params: PyTree, *args: PyTree, **inputs: PyTree) -> PyTree:
         given = {**kwargs, **inputs}
         given |= inference_arguments(method, (model, *args), given)
         free = dict(list(parameters(method).items())[1 + len(args) :])
@@ -77,7 +82,7 @@ def module(
             # In inference mode nothing depends on it.
             given.setdefault("key", jax.random.key(0))
 
-        def run(named: bool) -> Any:
+        def run(named: bool) -> PyTree:
             combined = eqx.combine(params, static)
             net, now = combined if stateful else (combined, None)
             if named:
@@ -91,7 +96,7 @@ def module(
 
         return with_names(run)
 
-    def mapped(params: Any, *args: Any, **inputs: Any) -> Any:
+    def mapped(params: PyTree, *args: PyTree, **inputs: PyTree) -> PyTree:
         return jax.vmap(lambda a, i: call(params, *a, **i))(args, inputs)
 
     key = (module, jax.tree.flatten(static), stateful, batched, kwargs)
@@ -101,7 +106,7 @@ def module(
 def _name(node: Any, base: type, path: str = "") -> None:
     """Name the modules inside a module that are nodes of its pytree."""
 
-    def is_inner(leaf: Any) -> bool:
+    def is_inner(leaf: object) -> bool:
         return leaf is not node and isinstance(leaf, base)
 
     for keys, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_inner):

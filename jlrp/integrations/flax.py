@@ -18,16 +18,22 @@ from jlrp.integrations._functions import (
     inference_arguments,
 )
 from jlrp.integrations._names import named_class, scope, with_names
+from jlrp.typing import PyTree
+
+__all__ = [
+    "linen",
+    "nnx",
+]
 
 
 def linen(
     module: Any,
-    variables: Any,
+    variables: PyTree,
     *,
-    method: str | Callable[..., Any] | None = None,
-    output: Callable[[Any], Any] | None = None,
-    **kwargs: Any,
-) -> tuple[Function, Any]:
+    method: str | Callable[..., PyTree] | None = None,
+    output: Callable[[PyTree], PyTree] | None = None,
+    **kwargs: object,
+) -> tuple[Function, PyTree]:
     """A Linen module and its variables as ``(fn, params)``.
 
     Linen puts the paths of modules into name scopes by itself, below the name of the
@@ -75,7 +81,7 @@ def linen(
     )
     called = method if callable(method) else getattr(type(module), method or "__call__")
 
-    def apply(variables: Any, *args: Any, **inputs: Any) -> Any:
+    def apply(variables: PyTree, *args: PyTree, **inputs: PyTree) -> PyTree:
         given = {**kwargs, **inputs}
         options = inference_arguments(called, (module, *args), given)
         # A module that has the choice as a field takes it from there, and only there.
@@ -102,9 +108,9 @@ def linen(
 def nnx(
     model: Any,
     *,
-    output: Callable[[Any], Any] | None = None,
-    **kwargs: Any,
-) -> tuple[Function, Any]:
+    output: Callable[[PyTree], PyTree] | None = None,
+    **kwargs: object,
+) -> tuple[Function, PyTree]:
     """An NNX model as ``(fn, params)``; attribute paths name its operations.
 
     The names are those of submodules, such as ``"blocks/0/attn/query"``. A module that
@@ -142,12 +148,12 @@ def nnx(
     random = _concrete(random)
     params = api.as_pure(state)
 
-    def call(state: Any, *args: Any, **inputs: Any) -> Any:
+    def call(state: PyTree, *args: PyTree, **inputs: PyTree) -> PyTree:
         state = _fitting(state, params, random)
         given = {**kwargs, **inputs}
         given |= inference_arguments(type(model).__call__, (model, *args), given)
 
-        def run(named: bool) -> Any:
+        def run(named: bool) -> PyTree:
             # Without a copy, jax.grad of this dies of variables of another trace.
             copy = api.merge(graph, random, state, copy=True)
             copy.eval()
@@ -161,10 +167,10 @@ def nnx(
     return Function(call, (nnx, graph, kwargs), output), params
 
 
-def _concrete(random: Any) -> Any:
+def _concrete(random: PyTree) -> PyTree:
     """Random keys and counts; of a model of shapes alone those of some seed."""
 
-    def of(leaf: Any) -> Any:
+    def of(leaf: Any) -> object:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             return leaf
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -175,7 +181,7 @@ def _concrete(random: Any) -> Any:
     return jax.tree.map(of, random)
 
 
-def _fitting(given: Any, params: Any, random: Any) -> Any:
+def _fitting(given: PyTree, params: PyTree, random: PyTree) -> PyTree:
     """Given params in the structure of the model's own, matched by their paths.
 
     What was saved has the paths of the model, but may be a plain dict with strings for
@@ -200,7 +206,7 @@ def _fitting(given: Any, params: Any, random: Any) -> Any:
     return jax.tree.unflatten(structure, [found[name] for name in names])
 
 
-def _by_path(tree: Any) -> dict[str, Any]:
+def _by_path(tree: PyTree) -> dict[str, PyTree]:
     """Leaves by their paths, ``"layers/0/kernel"``."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): x

@@ -8,17 +8,22 @@ from typing import Any
 
 from jlrp.errors import IntegrationError
 from jlrp.integrations._functions import Function, framework
+from jlrp.typing import PyTree
+
+__all__ = [
+    "transformed",
+]
 
 
 def transformed(
     transformed: Any,
-    params: Any,
-    state: Any = None,
+    params: PyTree,
+    state: PyTree = None,
     *,
-    rng: Any = None,
-    output: Callable[[Any], Any] | None = None,
-    **kwargs: Any,
-) -> tuple[Function, Any]:
+    rng: PyTree = None,
+    output: Callable[[PyTree], PyTree] | None = None,
+    **kwargs: object,
+) -> tuple[Function, PyTree]:
     """A transformed Haiku function and its parameters as ``(fn, params)``.
 
     Haiku puts the paths of modules into name scopes by itself: ``"mlp/linear_0"``.
@@ -65,7 +70,7 @@ def transformed(
     draws = "rng" in inspect.signature(transformed.apply).parameters
     keys = (rng,) if draws else ()
 
-    def apply(params: Any, *args: Any, **inputs: Any) -> Any:
+    def apply(params: PyTree, *args: PyTree, **inputs: PyTree) -> PyTree:
         variables = params if stateful else (params,)
         out = transformed.apply(*variables, *keys, *args, **kwargs, **inputs)
         return out[0] if stateful else out

@@ -13,14 +13,19 @@ from jlrp.integrations._functions import (
     framework,
     inference_arguments,
 )
+from jlrp.typing import PyTree
+
+__all__ = [
+    "model",
+]
 
 
 def model(
     model: Any,
     *,
-    output: Callable[[Any], Any] | None = None,
-    **kwargs: Any,
-) -> tuple[Function, Any]:
+    output: Callable[[PyTree], PyTree] | None = None,
+    **kwargs: object,
+) -> tuple[Function, PyTree]:
     """A Keras model as ``(fn, params)``, in inference mode.
 
     Keras puts the names of layers into name scopes by itself: ``"block_1/conv"``.
@@ -68,7 +73,7 @@ def model(
     # Functional and sequential models know their inputs, and take them as one.
     whole = hasattr(model, "inputs") and hasattr(model, "outputs")
 
-    def call(params: Any, *args: Any, **inputs: Any) -> Any:
+    def call(params: PyTree, *args: PyTree, **inputs: PyTree) -> PyTree:
         given = {**kwargs, **inputs}
         given |= inference_arguments(type(model).call, (model, *args), given)
         trainable, non_trainable = params["trainable"], params["non_trainable"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -15,13 +16,22 @@ import numpy as np
 from jlrp.errors import IntegrationError
 from jlrp.integrations._functions import Function, framework
 from jlrp.integrations._names import scope
+from jlrp.typing import Array, PyTree
 
-_kept: list[Any] = []  # torch forgets an operator library when its object dies
+__all__ = [
+    "load",
+    "module",
+]
+
+_kept: list[object] = []  # torch forgets an operator library when its object dies
 
 
 def module(
-    model: Any, *, output: Callable[[Any], Any] | None = None, **static_kwargs: Any
-) -> tuple[Function, dict[str, Any]]:
+    model: Any,
+    *,
+    output: Callable[[PyTree], PyTree] | None = None,
+    **static_kwargs: object,
+) -> tuple[Function, dict[str, PyTree]]:
     """A ``torch.nn.Module`` as ``fn(params, x)``, and its ``params``.
 
     ``fn`` traces the model's forward with its own parameters replaced by ``params``;
@@ -72,7 +82,7 @@ def module(
         id(tensor): name for name, tensor in reversed(held.items())
     }  # of tied ones
 
-    def run(params: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(params: PyTree, *args: PyTree, **kwargs: PyTree) -> PyTree:
         own = _tensors(params, torch, env)
         own = {name: own[first[id(tensor)]] for name, tensor in held.items()}
         args, kwargs = _tensors((args, {**static_kwargs, **kwargs}), torch, env)
@@ -87,7 +97,7 @@ def module(
     return Function(run, key), params
 
 
-def _held(model: Any, torch: Any) -> dict[str, Any]:
+def _held(model: Any, torch: Any) -> dict[str, PyTree]:
     """Every tensor of every module once by name: parameters, buffers, plain ones."""
     held = {}
     for path, part in model.named_modules():  # a shared module comes once
@@ -128,7 +138,7 @@ def _missing_overloads(torch: Any) -> Iterator[None]:
         def name(self) -> str:
             return self._name
 
-    def lookup(self: Any, key: str) -> Any:
+    def lookup(self: Any, key: str) -> object:
         try:
             return original(self, key)
         except AttributeError:
@@ -157,14 +167,14 @@ def _declare_torchvision(torch: Any) -> None:
 @contextlib.contextmanager
 def _scopes(model: Any) -> Iterator[None]:
     """Inside, every submodule opens a name scope of its path when it is called."""
-    opened: list[tuple[str, Any]] = []
+    opened: list[tuple[str, AbstractContextManager[object]]] = []
 
-    def enter(path: str, *_: Any) -> None:
+    def enter(path: str, *_: object) -> None:
         context = scope(path)
         context.__enter__()
         opened.append((path, context))
 
-    def leave(path: str, *_: Any) -> None:
+    def leave(path: str, *_: object) -> None:
         left = None
         while opened and left != path:  # also what an exception left open inside
             left, context = opened.pop()
@@ -196,7 +206,7 @@ def _compiling(torch: Any) -> Iterator[None]:
         torch.compiler._is_compiling_flag = before
 
 
-def _array(tensor: Any) -> Any:
+def _array(tensor: Any) -> Array | jax.ShapeDtypeStruct:
     """A tensor of PyTorch as an array of JAX; its shape alone on the meta device."""
     from torchax.ops import mappings  # type: ignore
 
@@ -206,7 +216,7 @@ def _array(tensor: Any) -> Any:
     return mappings.t2j(tensor.detach(), use_dlpack=False)
 
 
-def _tensors(tree: Any, torch: Any, env: Any) -> Any:
+def _tensors(tree: PyTree, torch: Any, env: Any) -> PyTree:
     """The arrays in a tree of arguments as torchax's tensors; all else as it is."""
     if isinstance(tree, Mapping):
         return {name: _tensors(leaf, torch, env) for name, leaf in tree.items()}
@@ -219,7 +229,7 @@ def _tensors(tree: Any, torch: Any, env: Any) -> Any:
     return tree
 
 
-def _arrays(out: Any, torch: Any, env: Any) -> Any:
+def _arrays(out: PyTree, torch: Any, env: Any) -> PyTree:
     """The tensors in a model's output as arrays, dicts as plain dicts."""
     if isinstance(out, torch.Tensor):
         return env.t2j_iso(out)

@@ -18,7 +18,6 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
 
 import jax
 import numpy as np
@@ -35,9 +34,9 @@ _LIBRARIES = tuple(
 )
 
 
-def arrays_of(function: Any) -> list[Any]:
+def arrays_of(function: object) -> list[object]:
     """The arrays that a function holds, in an order that is that of its structure."""
-    found: list[Any] = []
+    found: list[object] = []
     seen: set[int] = set()
     stack = [function]
     while stack and len(seen) < _MOST:
@@ -52,7 +51,7 @@ def arrays_of(function: Any) -> list[Any]:
     return found
 
 
-def _parts(held: Any) -> Iterator[Any]:
+def _parts(held: object) -> Iterator[object]:
     if isinstance(held, FunctionType):
         yield from _of_function(held)
     elif isinstance(held, functools.partial):
@@ -75,7 +74,7 @@ def _parts(held: Any) -> Iterator[Any]:
         yield type(held)
 
 
-def _of_function(function: FunctionType) -> Iterator[Any]:
+def _of_function(function: FunctionType) -> Iterator[object]:
     if function.__module__ and function.__module__.split(".")[0] == "jlrp":
         return  # an integration's: what it reads of a model is among its parameters
     for cell in function.__closure__ or ():
@@ -125,7 +124,7 @@ def _is_closed(cls: type) -> bool:
     return cls.__module__.split(".")[0] in _CLOSED or cls.__module__ == "builtins"
 
 
-def _attributes(held: Any) -> Iterator[Any]:
+def _attributes(held: object) -> Iterator[object]:
     yield from getattr(held, "__dict__", {}).values()
     for name in _slots(type(held)):
         yield getattr(held, name, None)
@@ -152,14 +151,14 @@ _IMPORTS = dis.opmap["IMPORT_NAME"]
 _SMALL = 4096  # elements of a NumPy array, whose numbers may change in place
 
 
-def state_of(function: Any) -> tuple[tuple[Any, ...], list[Any]] | None:
+def state_of(function: object) -> tuple[tuple[object, ...], list[object]] | None:
     """All that a function reads, hashable, and what must live as long as this does.
 
     Two calls with equal states trace the same program. None: it reads what may change
     unseen (an object's attributes, an iterator, a file, random numbers).
     """
-    state: list[Any] = []
-    kept: list[Any] = []
+    state: list[object] = []
+    kept: list[object] = []
     stack = [function]
     while stack:
         if len(state) > _MOST:
@@ -195,7 +194,7 @@ def state_of(function: Any) -> tuple[tuple[Any, ...], list[Any]] | None:
     return tuple(state), kept
 
 
-def _is_pure(held: Any) -> bool:
+def _is_pure(held: object) -> bool:
     """Of JAX or NumPy: a module, or a function that holds nothing of the user's."""
     if isinstance(held, ModuleType):
         return held.__name__.split(".")[0] in _PURE_PACKAGES

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from jax.extend import core, source_info_util
 from jax.extend.core import primitives as p
 from jax.interpreters import batching
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jlrp.typing import Array, ArrayLike, DTypeLike, PyTree
 
 try:
     from jax._src import source_info_util as _source_info
@@ -31,8 +34,22 @@ except ImportError:  # private: without it, shard_map(check_vma=False) around jl
 # Source lines in messages are the user's, not those of jlrp's own primitives.
 source_info_util.register_exclusion(str(Path(__file__).with_name("own_primitives.py")))
 
-Jaxpr = Any
-Params = dict[str, Any]
+Jaxpr = core.Jaxpr
+JaxprEqn = core.JaxprEqn
+JaxAtom = core.Var | core.Literal
+Params = dict[str, Any]  # of an equation: whatever its primitive has
+Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+
+
+class Aval(Protocol):
+    """The shape and the dtype of an array; JAX's type of an atom has no such parts."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
 
 # Primitives whose body is part of the program: the parameter that holds it.
 _BODY_PARAMETER = {
@@ -51,14 +68,24 @@ LOW_PRECISION = (
 _DTYPE_PARAMETERS = ("new_dtype", "preferred_element_type", "dtype", "out_dtype")
 
 
-def open_jaxpr(jaxpr: Jaxpr) -> tuple[Jaxpr, Sequence[Any]]:
+Result = TypeVar("Result")
+
+
+def shape_of(atom: JaxAtom) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an atom of a jaxpr."""
+    aval: Any = atom.aval
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def open_jaxpr(
+    jaxpr: Jaxpr | core.ClosedJaxpr,
+) -> tuple[Jaxpr, Sequence[Array]]:
     """The jaxpr with its ``constvars``, and the values of these."""
-    consts = getattr(jaxpr, "consts", ())
-    inner = getattr(jaxpr, "jaxpr", jaxpr)
-    return inner, consts
+    inner: Any = getattr(jaxpr, "jaxpr", jaxpr)
+    return inner, getattr(jaxpr, "consts", ())
 
 
-def call_body(eqn: core.JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
+def call_body(eqn: core.JaxprEqn) -> tuple[Jaxpr, Sequence[Array]] | None:
     """The body of a call-like equation, or None if it is no call."""
     parameter = _BODY_PARAMETER.get(eqn.primitive)
     if parameter is None:
@@ -92,19 +119,18 @@ def uses_cotangent(eqn: core.JaxprEqn) -> list[bool]:
 
     It does not for integers, nor where the derivative is declared zero or is missing.
     """
-    avals: list[Any] = [a.aval for a in eqn.invars]
-    operands = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+    operands = [shape_of(a) for a in eqn.invars]
     none = [False] * len(operands)
 
-    def pulled(x: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+    def pulled(x: Sequence[Array], cotangents: Sequence[Array]) -> PyTree:
         _, pull = jax.vjp(lambda *x: bind(eqn.primitive, eqn.params, x), *x)
         return pull(list(cotangents))
 
-    def cotangent(aval: Any) -> jax.ShapeDtypeStruct:
-        dtype = aval.dtype if is_inexact(aval) else jax.dtypes.float0
-        return jax.ShapeDtypeStruct(aval.shape, dtype)
+    def cotangent(out: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dtype = out.dtype if is_inexact(out) else jax.dtypes.float0
+        return jax.ShapeDtypeStruct(out.shape, dtype)
 
-    outs = [cotangent(v.aval) for v in eqn.outvars]
+    outs = [cotangent(shape_of(v)) for v in eqn.outvars]
     try:
         jaxpr, _ = open_jaxpr(jax.make_jaxpr(pulled)(operands, outs))
     except Exception:  # whatever a derivative raises that is not written to be traced
@@ -116,7 +142,7 @@ def uses_cotangent(eqn: core.JaxprEqn) -> list[bool]:
     return [not is_literal(a) and a in depends for a in jaxpr.outvars]
 
 
-def bodies(eqn: core.JaxprEqn) -> list[tuple[Jaxpr, Sequence[Any]]]:
+def bodies(eqn: core.JaxprEqn) -> list[tuple[Jaxpr, Sequence[Array]]]:
     """The bodies of a loop or branch; of other equations, none."""
     names = _BODIES.get(eqn.primitive, ())
     found = [eqn.params[name] for name in names]
@@ -144,10 +170,10 @@ class Sharded(NamedTuple):
     """The body of a ``shard_map`` over some axes of a mesh, in the mesh's order."""
 
     jaxpr: Jaxpr
-    mesh: Any
+    mesh: Mesh
     axes: tuple[str, ...]
-    in_specs: tuple[Any, ...]
-    out_specs: tuple[Any, ...]
+    in_specs: tuple[PartitionSpec, ...]
+    out_specs: tuple[PartitionSpec, ...]
 
 
 def sharded_body(eqn: core.JaxprEqn) -> Sharded | None:
@@ -161,7 +187,7 @@ def sharded_body(eqn: core.JaxprEqn) -> Sharded | None:
     return Sharded(jaxpr, mesh, axes, params["in_specs"], params["out_specs"])
 
 
-def define_layout(primitive: core.Primitive, rule: Any) -> None:
+def define_layout(primitive: core.Primitive, rule: Callable[..., object]) -> None:
     """``rule(mapped, args, dims, **params)``: how ``vmap`` maps a primitive.
 
     ``mapped`` has the ``name`` and ``size`` of the mapped axis.
@@ -169,7 +195,7 @@ def define_layout(primitive: core.Primitive, rule: Any) -> None:
     batching.fancy_primitive_batchers[primitive] = rule
 
 
-def spread(x: Any, mesh: Any, axes: Sequence[str | None]) -> Any:
+def spread(x: Array, mesh: Mesh, axes: Sequence[str | None]) -> Array:
     """Ask for an array's axes to be spread over the devices of these mesh axes."""
     free = PartitionSpec.UNCONSTRAINED
     spec = PartitionSpec(*(free if name is None else name for name in axes))
@@ -189,19 +215,19 @@ def unplaced(params: Params) -> Params:
 _PLACEMENTS = ("out_sharding", "sharding")
 
 
-def constrained(x: Any, params: Params) -> Any:
+def constrained(x: Array, params: Params) -> Array:
     """An array under the sharding constraint of an equation with these parameters."""
     (out,) = bind(p.sharding_constraint_p, params, [x])
     return out
 
 
-def constrained_again(x: Any, params: Params, mesh: Any) -> Any:
+def constrained_again(x: Array, params: Params, mesh: Mesh) -> Array:
     """A sharding constraint of a ``shard_map``'s body, outside of it."""
     spec = params["sharding"].spec
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
-def untyped(function: Callable[..., Any], like: Any, *args: Any) -> Any:
+def untyped(function: Callable[..., Result], like: PyTree, *args: PyTree) -> Result:
     """``function(*args)`` on arrays whose types do not say how they are spread.
 
     They do in a mesh of Explicit axes, and inside of a ``shard_map`` whose replication
@@ -220,23 +246,27 @@ def untyped(function: Callable[..., Any], like: Any, *args: Any) -> Any:
     mesh = next(iter(meshes), context)
     if mesh is None:
         return function(*args)
-    places = jax.tree.map(lambda x: NamedSharding(mesh, _spec(x)), like)
+    places = jax.tree.map(partial(_place, mesh), like)
     leaves, tree = jax.tree.flatten(args)
     arrays = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
 
-    def on_arrays(*found: Any) -> Any:
+    def on_arrays(*found: Array) -> Result:
         inside = list(leaves)
         for i, x in zip(arrays, found, strict=True):
             inside[i] = x
         return function(*jax.tree.unflatten(tree, inside))
 
-    automatic = jax.sharding.auto_axes(
+    automatic: Any = jax.sharding.auto_axes(
         on_arrays, axes=mesh.axis_names, out_sharding=places
     )
     return automatic(*(leaves[i] for i in arrays))
 
 
-def is_typed(args: Any) -> bool:
+def _place(mesh: Mesh, x: object) -> NamedSharding:
+    return NamedSharding(mesh, _spec(x))
+
+
+def is_typed(args: PyTree) -> bool:
     """Whether types of arrays say how they are spread, so that ``untyped`` acts."""
     if _explicit_mesh(jax.sharding.get_abstract_mesh()) is not None:
         return True
@@ -244,33 +274,33 @@ def is_typed(args: Any) -> bool:
     return any(_varies(t) or _explicit_mesh(t.sharding.mesh) for t in types)
 
 
-def _varies(kind: Any) -> frozenset[str]:
+def _varies(kind: object) -> frozenset[str]:
     """The mesh axes along which an array may differ, inside of a ``shard_map``."""
     return getattr(getattr(kind, "mat", None), "varying", frozenset())
 
 
-def _retyped(x: Any) -> Any:
+def _retyped(x: ArrayLike) -> ArrayLike:
     """The same array, with the type that its context gives: lax would do nothing."""
     if not isinstance(x, jax.Array) or not _varies(jax.typeof(x)):
         return x
     return p.reshape_p.bind(x, new_sizes=x.shape, dimensions=None, sharding=None)
 
 
-def _varying(x: Any, axes: frozenset[str]) -> Any:
+def _varying(x: Array, axes: frozenset[str]) -> Array:
     missing = tuple(sorted(axes - _varies(jax.typeof(x))))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
-def _explicit_mesh(mesh: Any) -> Any:
+def _explicit_mesh(mesh: Mesh) -> Mesh | None:
     return mesh if AxisType.Explicit in mesh.axis_types else None
 
 
-def _spec(x: Any) -> PartitionSpec:
+def _spec(x: object) -> PartitionSpec:
     sharding = getattr(getattr(x, "aval", x), "sharding", None)
     return getattr(sharding, "spec", PartitionSpec())
 
 
-def automatically() -> contextlib.AbstractContextManager[Any]:
+def automatically() -> contextlib.AbstractContextManager[object]:
     """Trace with the axes of a mesh that are Explicit left to the compiler."""
     mesh = jax.sharding.get_abstract_mesh()
     explicit = [
@@ -284,15 +314,17 @@ def automatically() -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(mesh.update_axis_types(types))
 
 
-def is_literal(atom: Any) -> bool:
+def is_literal(atom: object) -> TypeGuard[core.Literal]:
     return isinstance(atom, core.Literal)
 
 
-def literal_value(atom: Any) -> np.ndarray:
-    return np.asarray(atom.val, dtype=atom.aval.dtype)
+def literal_value(atom: core.Literal) -> np.ndarray:
+    return np.asarray(atom.val, dtype=shape_of(atom).dtype)
 
 
-def bind(primitive: core.Primitive, params: Params, args: Sequence[Any]) -> list[Any]:
+def bind(
+    primitive: core.Primitive, params: Params, args: Sequence[ArrayLike]
+) -> list[Array]:
     """Apply a primitive; always a list of outputs."""
     bind_params = primitive.get_bind_params(params)
     if isinstance(bind_params, tuple):  # before jax 0.9.2: (subfuns, params)
@@ -302,12 +334,14 @@ def bind(primitive: core.Primitive, params: Params, args: Sequence[Any]) -> list
     return list(out) if primitive.multiple_results else [out]
 
 
-def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+def evaluate(
+    jaxpr: Jaxpr, consts: Sequence[Array], args: Sequence[Array]
+) -> list[Array]:
     """The outputs of a jaxpr without effects, equation by equation."""
-    env = dict(zip(jaxpr.constvars, consts, strict=True))
+    env: dict[JaxAtom, Array] = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
 
-    def read(atom: Any) -> Any:
+    def read(atom: JaxAtom) -> Any:
         return literal_value(atom) if is_literal(atom) else env[atom]
 
     for eqn in jaxpr.eqns:
@@ -317,21 +351,21 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[A
     return [read(a) for a in jaxpr.outvars]
 
 
-def is_inexact(aval: Any) -> bool:
+def is_inexact(aval: object) -> bool:
     """Whether an abstract value holds real or complex numbers."""
     return jnp.issubdtype(getattr(aval, "dtype", np.dtype(bool)), jnp.inexact)
 
 
-def is_key(dtype: Any) -> bool:
+def is_key(dtype: DTypeLike) -> bool:
     """Whether a dtype is that of random keys."""
     return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)  # type: ignore[attr]
 
 
-def is_tracer(array: Any) -> bool:
+def is_tracer(array: object) -> bool:
     return isinstance(array, jax.core.Tracer)  # type: ignore[attr]
 
 
-def at_least_float32(array: Any) -> Any:
+def at_least_float32(array: Array) -> Array:
     """An array, low precision widened to float32."""
     low = str(array.dtype) in LOW_PRECISION
     return jnp.asarray(array, jnp.float32) if low else jnp.asarray(array)
@@ -347,13 +381,13 @@ def widened(params: Params) -> Params:
     return {**params, **low} if low else params
 
 
-def with_dtype(params: Params, dtype: Any) -> Params:
+def with_dtype(params: Params, dtype: DTypeLike) -> Params:
     """Parameters with every dtype replaced by a floating one."""
     asked = [name for name in _DTYPE_PARAMETERS if params.get(name) is not None]
     return {**params, **dict.fromkeys(asked, np.dtype(dtype))}
 
 
-def scope_path(source_info: Any) -> str:
+def scope_path(source_info: object) -> str:
     """The name scopes that were open where the equation was made."""
     return str(getattr(source_info, "name_stack", ""))
 
@@ -365,7 +399,7 @@ def source_line(source_info: Any) -> str:
     return _source_info.summarize(source_info).strip()
 
 
-def naming(source_info: Any, scope: str) -> contextlib.AbstractContextManager[Any]:
+def naming(source_info: Any, scope: str) -> contextlib.AbstractContextManager[object]:
     """Give equations bound inside the names and the line of the original one."""
     if _source_info is None:
         return contextlib.nullcontext()
@@ -403,3 +437,52 @@ class OnHost:
 
     def back(self) -> jax.Array:
         return _to_device(self._array)
+
+
+def with_bodies(
+    eqn: core.JaxprEqn, rewrite: Callable[[int, Jaxpr, Sequence[Any]], Any]
+) -> Params:
+    """The parameters of an equation, each of its bodies written again.
+
+    ``rewrite(index, jaxpr, consts)`` returns what ``jax.make_jaxpr`` does, of the same
+    inputs and outputs; the indices are those of ``body_inputs``.
+    """
+    call = _BODY_PARAMETER.get(eqn.primitive)
+    names = (call,) if call else _BODIES.get(eqn.primitive, ())
+    params = dict(eqn.params)
+    count = 0
+    for name in names:
+        old = params[name]
+        group = old if isinstance(old, tuple) else (old,)
+        new = []
+        for body in group:
+            closed = rewrite(count, *open_jaxpr(body))
+            is_open = getattr(body, "jaxpr", body) is body
+            new.append(open_jaxpr(closed)[0] if is_open else closed)
+            count += 1
+        params[name] = tuple(new) if isinstance(old, tuple) else new[0]
+    return params
+
+
+def body_inputs(eqn: core.JaxprEqn) -> list[list[int]]:
+    """For each body of a call, loop or branch: which operand each input starts as."""
+    count = len(eqn.invars)
+    if eqn.primitive in _BODY_PARAMETER:
+        return [list(range(count))]
+    if eqn.primitive is p.scan_p:
+        return [list(range(count))]
+    if eqn.primitive is p.while_p:
+        condition, body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        carries = list(range(condition + body, count))
+        return [
+            [*range(condition), *carries],
+            [*range(condition, condition + body), *carries],
+        ]
+    if eqn.primitive is p.cond_p:
+        return [list(range(1, count))] * len(eqn.params["branches"])
+    return []
+
+
+def double_precision() -> contextlib.AbstractContextManager[Any]:
+    """Floats of 64 bits, whatever the user's setting."""
+    return jax.enable_x64(True)

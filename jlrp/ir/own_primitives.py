@@ -12,13 +12,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
-from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.core import AbstractValue
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from jlrp.arguments import check_array, check_function, leaves_of, shown, takes
 from jlrp.errors import InputError
+from jlrp.typing import Array, PyTree
 
-T = TypeVar("T", bound=Callable[..., Any])
+T = TypeVar("T", bound=Callable[..., PyTree])
+
+Tagged = TypeVar("Tagged")
+Arrays = list[Array]
+FlatRule = Callable[[Arrays, Arrays, Arrays], list[Array | None]]
+RelevanceRule = Callable[[PyTree, tuple[PyTree, ...], PyTree], Sequence[PyTree]]
 
 tag_p = Primitive("tag")
 tag_p.def_impl(lambda y, *, name: y)
@@ -29,7 +36,7 @@ ad.deflinear2(tag_p, lambda ct, y, *, name: [ct])
 
 
 @takes()
-def tag(y: Any, name: str) -> Any:
+def tag(y: Tagged, name: str) -> Tagged:
     """Name a value, to ``capture`` its relevance or set a ``condition`` on it.
 
     Args:
@@ -71,7 +78,9 @@ mlir.register_lowering(
 batching.defbroadcasting(straight_through_p)
 
 
-def _straight_jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+def _straight_jvp(
+    primals: Sequence[Array], tangents: Sequence[Array]
+) -> tuple[Array, Array]:
     _, rounded, inside = primals
     tangent = ad.instantiate_zeros(tangents[0])
     passed = jax.lax.select(inside, tangent, jax.lax.full_like(tangent, 0))
@@ -84,17 +93,19 @@ custom_relevance_p = Primitive("custom_relevance")
 custom_relevance_p.multiple_results = True
 
 
-def _as_function(body: Any) -> Callable[..., list[Any]]:
+def _as_function(body: ClosedJaxpr) -> Callable[..., list[Array]]:
     return lambda *args: list(jaxpr_as_fun(body)(*args))
 
 
 @custom_relevance_p.def_impl
-def _run(*args: Any, body: Any, rule: Any, name: str) -> list[Any]:
+def _run(*args: Array, body: ClosedJaxpr, rule: object, name: str) -> list[Array]:
     return jax.jit(_as_function(body))(*args)
 
 
 @custom_relevance_p.def_abstract_eval
-def _shapes(*args: Any, body: Any, rule: Any, name: str) -> list[Any]:
+def _shapes(
+    *args: object, body: ClosedJaxpr, rule: object, name: str
+) -> list[AbstractValue]:
     return list(body.out_avals)
 
 
@@ -107,8 +118,8 @@ mlir.register_lowering(
 
 
 def _differentiated(
-    primals: Sequence[Any], tangents: Sequence[Any], **params: Any
-) -> tuple[list[Any], list[Any]]:
+    primals: Sequence[Array], tangents: Sequence[Array], **params: Any
+) -> tuple[list[Array], list[Array]]:
     """The function keeps its rule; its derivative is that of its body."""
     tangents = [ad.instantiate_zeros(t) for t in tangents]
     _, out = jax.jvp(_as_function(params["body"]), list(primals), tangents)
@@ -119,8 +130,13 @@ ad.primitive_jvps[custom_relevance_p] = _differentiated
 
 
 def _batched(
-    args: Sequence[Any], axes: Sequence[Any], *, body: Any, rule: Any, name: str
-) -> tuple[list[Any], list[int]]:
+    args: Sequence[Array],
+    axes: Sequence[int | None],
+    *,
+    body: ClosedJaxpr,
+    rule: FlatRule,
+    name: str,
+) -> tuple[list[Array], list[int]]:
     """A batch of calls is one call, whose rule is the batch of rules."""
     axes = [axis if isinstance(axis, int) else None for axis in axes]
     function = jax.vmap(_as_function(body), in_axes=axes)
@@ -137,19 +153,19 @@ batching.primitive_batchers[custom_relevance_p] = _batched
 class _BatchedRule:
     """The rule of a batch: relevance of an operand that all share is their sum."""
 
-    def __init__(self, rule: Any, axes: tuple[int | None, ...]):
+    def __init__(self, rule: FlatRule, axes: tuple[int | None, ...]):
         self.rule, self.axes = rule, axes
 
-    def __call__(self, r: list[Any], x: list[Any], y: list[Any]) -> list[Any]:
+    def __call__(self, r: Arrays, x: Arrays, y: Arrays) -> list[Array | None]:
         given: list[bool] = []
 
-        def one(r: list[Any], x: list[Any], y: list[Any]) -> list[Any]:
+        def one(r: Arrays, x: Arrays, y: Arrays) -> list[Array]:
             handed = self.rule(r, x, y)
             given[:] = [h is not None for h in handed]
             return [h for h in handed if h is not None]
 
         found = iter(jax.vmap(one, in_axes=(0, list(self.axes), 0))(r, x, y))
-        handed: list[Any] = []
+        handed: list[Array | None] = []
         for has, axis in zip(given, self.axes, strict=True):
             if not has:
                 handed.append(None)
@@ -187,9 +203,9 @@ class custom_relevance(Generic[T]):  # noqa: N801  (a decorator, like jax.custom
         check_function(fun, "fun")
         functools.update_wrapper(self, fun)
         self.fun = fun
-        self.rule: Callable[..., Sequence[Any]] | None = None
+        self.rule: RelevanceRule | None = None
 
-    def def_relevance(self, rule: Callable[..., Sequence[Any]]) -> Callable[..., Any]:
+    def def_relevance(self, rule: RelevanceRule) -> RelevanceRule:
         """Define the rule: ``rule(r, x, y) -> relevance of each argument``.
 
         Args:
@@ -204,10 +220,10 @@ class custom_relevance(Generic[T]):  # noqa: N801  (a decorator, like jax.custom
         self.rule = rule
         return rule
 
-    def __get__(self, owner: Any, kind: Any = None) -> Any:
+    def __get__(self, owner: object, kind: type | None = None) -> Callable[..., PyTree]:
         return self if owner is None else functools.partial(self, owner)
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: PyTree) -> PyTree:
         """Call the function."""
         if self.rule is None:
             raise InputError(
@@ -216,7 +232,7 @@ class custom_relevance(Generic[T]):  # noqa: N801  (a decorator, like jax.custom
             )
         leaves, tree = jax.tree.flatten(args)
 
-        def flat(*leaves: Any) -> Any:
+        def flat(*leaves: Array) -> PyTree:
             return self.fun(*jax.tree.unflatten(tree, leaves))
 
         # What the function closes over, tracers too, become operands.
@@ -231,11 +247,11 @@ class custom_relevance(Generic[T]):  # noqa: N801  (a decorator, like jax.custom
         return jax.tree.unflatten(out_tree, out)
 
 
-def _closed_over_nothing(body: Any) -> Any:
+def _closed_over_nothing(body: ClosedJaxpr) -> ClosedJaxpr:
     """The jaxpr with its constants as leading operands."""
     consts = list(body.consts)
 
-    def function(*args: Any) -> list[Any]:
+    def function(*args: Array) -> list[Array]:
         inner = getattr(body, "jaxpr", body)
         return jax.core.eval_jaxpr(inner, args[: len(consts)], *args[len(consts) :])  # type: ignore[attr]
 
@@ -246,18 +262,25 @@ def _closed_over_nothing(body: Any) -> Any:
     return jax.make_jaxpr(function)(*shapes)
 
 
-def _name_of(fun: Any) -> str:
+def _name_of(fun: object) -> str:
     return getattr(fun, "__name__", type(fun).__name__)
 
 
 class _FlatRule:
     """A user's rule over pytrees as one over the primitive's flat operands."""
 
-    def __init__(self, rule: Any, closed: int, in_tree: Any, out_tree: Any, name: str):
+    def __init__(
+        self,
+        rule: RelevanceRule,
+        closed: int,
+        in_tree: object,
+        out_tree: object,
+        name: str,
+    ):
         self.rule, self.closed, self.name = rule, closed, name
         self.in_tree, self.out_tree = in_tree, out_tree
 
-    def __call__(self, r: list[Any], x: list[Any], y: list[Any]) -> list[Any]:
+    def __call__(self, r: Arrays, x: Arrays, y: Arrays) -> list[Array | None]:
         args = jax.tree.unflatten(self.in_tree, x[self.closed :])
         handed = self.rule(
             jax.tree.unflatten(self.out_tree, r),
@@ -269,7 +292,7 @@ class _FlatRule:
                 f"The relevance rule of {self.name} must return a sequence of "
                 f"{len(args)} relevances, one an argument, None for none."
             )
-        flat: list[Any] = [None] * self.closed
+        flat: list[Array | None] = [None] * self.closed
         for share, arg in zip(handed, args, strict=True):
             leaves = jax.tree.leaves(arg)
             given = [None] * len(leaves) if share is None else jax.tree.leaves(share)

@@ -145,6 +145,9 @@ class Program:
     levels: Mapping[Value, int] = field(default_factory=dict)  # INDEPENDENT left out
     uses: dict[Value, list[Equation]] = field(default_factory=dict)
     choosing: dict[Equation, frozenset[Atom]] = field(default_factory=dict)  # keys
+    fixed: dict[Value, bool] = field(default_factory=dict)  # made of literals alone?
+    standing: dict[Value, Equation] = field(default_factory=dict)  # for their makers
+    virtual: set[Value] = field(default_factory=set)  # that these alone compute
 
     def is_active(self, atom: Atom) -> bool:
         return isinstance(atom, Value) and atom in self.active
@@ -168,6 +171,10 @@ class Program:
         for key in self.choosing.get(equation, ()):
             active.pop(key, None)
         return tuple(active)
+
+    def maker(self, value: Value) -> Equation | None:
+        """The equation that a value is explained by: its own, or what stands for it."""
+        return self.standing.get(value, value.producer)
 
     def used_once(self, value: Value) -> bool:
         """Whether exactly one operand of one active equation reads the value."""

@@ -9,15 +9,26 @@ if _missing := [name for name in ("tensorstore", "tqdm") if _find_spec(name) is 
         f"Jobs need {' and '.join(_missing)}. Install it with: pip install 'jlrp[jobs]'"
     )
 
-from jlrp.jobs.artifact import Artifact as Artifact
-from jlrp.jobs.artifact import export_artifact as export_artifact
-from jlrp.jobs.artifact import load_artifact as load_artifact
-from jlrp.jobs.batches import Buckets as Buckets
-from jlrp.jobs.errors import JobError as JobError
-from jlrp.jobs.parameters import load_params as load_params
-from jlrp.jobs.running import ON_FAILURE as ON_FAILURE
-from jlrp.jobs.running import run as run
-from jlrp.jobs.steps import Top as Top
-from jlrp.jobs.steps import sum_channels as sum_channels
-from jlrp.jobs.summary import Summary as Summary
-from jlrp.jobs.summary import summary as summary
+from jlrp.jobs.artifact import Artifact, export_artifact, load_artifact
+from jlrp.jobs.batches import Buckets
+from jlrp.jobs.errors import JobError
+from jlrp.jobs.parameters import load_params
+from jlrp.jobs.running import ON_FAILURE, run
+from jlrp.jobs.steps import Top, sum_channels
+from jlrp.jobs.summary import Summary, done, summary
+
+__all__ = [
+    "ON_FAILURE",
+    "Artifact",
+    "Buckets",
+    "JobError",
+    "Summary",
+    "Top",
+    "done",
+    "export_artifact",
+    "load_artifact",
+    "load_params",
+    "run",
+    "sum_channels",
+    "summary",
+]

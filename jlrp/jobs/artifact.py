@@ -17,6 +17,7 @@ from jlrp.jobs.errors import JobError, check_path
 from jlrp.jobs.fingerprint import digest
 from jlrp.jobs.sources import reason
 from jlrp.jobs.steps import Arrays, Reduction, Step, check_options
+from jlrp.typing import Array, ArrayLike, PyTree
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,11 @@ class Artifact:
     """
 
     exported: export.Exported
-    made_by: dict[str, Any]
+    made_by: dict[str, object]
 
-    def __call__(self, params: Any, x: Any, target: Any = None) -> Arrays:
+    def __call__(
+        self, params: PyTree, x: PyTree, target: ArrayLike | None = None
+    ) -> Arrays:
         labels = () if target is None else (target,)
         if bool(labels) != self.takes_labels:
             raise JobError(
@@ -58,8 +61,8 @@ class Artifact:
 
 def export_artifact(
     explain: Explainer,
-    params: Any,
-    example: Any,
+    params: PyTree,
+    example: PyTree,
     path: str | Path,
     *,
     labels: bool = False,
@@ -106,17 +109,17 @@ def export_artifact(
     structure = jax.tree.structure(params)
     (size,) = export.symbolic_shape("batch")
 
-    def one(leaves: list[Any], x: Any, *labels: Any) -> Arrays:
+    def one(leaves: list[Array], x: PyTree, *labels: Array) -> Arrays:
         x, labels = jax.tree.map(lambda a: a[None], (x, labels))
         found = step(jax.tree.unflatten(structure, leaves), x, *labels)
         return {name: array[0] for name, array in found.items()}
 
-    def many(leaves: list[Any], x: Any, *labels: Any) -> Arrays:
+    def many(leaves: list[Array], x: PyTree, *labels: Array) -> Arrays:
         # One example is traced, and vmap adds the batch: its size is no number yet.
         axes = (None, 0, *(0 for _ in labels))
         return jax.vmap(one, in_axes=axes)(leaves, x, *labels)
 
-    def shape(leaf: Any, *lead: Any) -> jax.ShapeDtypeStruct:
+    def shape(leaf: ArrayLike, *lead: Any) -> jax.ShapeDtypeStruct:
         dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))
         return jax.ShapeDtypeStruct((*lead, *jnp.shape(leaf)), dtype)
 
@@ -166,5 +169,5 @@ def load_artifact(path: str | Path) -> Artifact:
         raise JobError(f"The path {path} is no artifact: {reason(error)}.") from error
 
 
-def _made_by(content: bytes) -> dict[str, Any]:
+def _made_by(content: bytes) -> dict[str, object]:
     return {"artifact": digest(content)}

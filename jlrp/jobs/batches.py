@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,10 @@ import numpy as np
 
 from jlrp.arguments import shown
 from jlrp.jobs.errors import JobError
-from jlrp.jobs.sources import Examples, Source, rows_of
+from jlrp.jobs.sources import Examples, Source, Split, rows_of
+from jlrp.typing import DTypeLike, PyTree
+
+Targets = Mapping[int, object] | np.ndarray  # by the place of an example
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Batch:
       length: the bucket, or None where examples have one shape.
     """
 
-    x: Any
+    x: PyTree
     targets: np.ndarray | None
     places: np.ndarray
     length: int | None = None
@@ -111,11 +114,11 @@ class Batcher:
     """
 
     source: Source
-    spec: Any
+    spec: PyTree
     size: int
     buckets: Buckets | None = None
     labels: np.ndarray | None = None
-    split: Any = None
+    split: Split | None = None
 
     @property
     def rows(self) -> int:
@@ -126,7 +129,7 @@ class Batcher:
     def has_targets(self) -> bool:
         return self.labels is not None or self.split is not None
 
-    def spec_of(self, length: int | None) -> Any:
+    def spec_of(self, length: int | None) -> PyTree:
         """The shape and dtype of an example that is padded to a length."""
         if length is None:
             return self.spec
@@ -146,7 +149,7 @@ class Batcher:
         examples = self.source.read(start, start + self.rows)
         if examples.count == 0:
             return None
-        targets: Any = None
+        targets: Targets | None = None
         if self.split is not None:
             examples, targets = _targets_apart(examples, self.split)
         elif self.labels is not None:
@@ -157,9 +160,9 @@ class Batcher:
         return self._checked(number, start, examples, targets)
 
     def _checked(
-        self, number: int, start: int, examples: Examples, targets: Any
+        self, number: int, start: int, examples: Examples, targets: Targets | None
     ) -> Block:
-        good: dict[int, Any] = {}
+        good: dict[int, PyTree] = {}
         failures = dict(examples.failures)
         lengths = np.zeros(examples.count, np.int32)
         for place, row in rows_of(examples):
@@ -191,9 +194,13 @@ class Batcher:
         return Block(number, start, examples.count, batches, kept, failures)
 
     def _batch(
-        self, x: Any, targets: Any, places: np.ndarray, length: int | None = None
+        self,
+        x: PyTree,
+        targets: Targets | Sequence[object] | None,
+        places: np.ndarray,
+        length: int | None = None,
     ) -> Batch:
-        def filled(leaf: Any, dtype: Any) -> np.ndarray:
+        def filled(leaf: Any, dtype: DTypeLike) -> np.ndarray:
             array = np.asarray(leaf).astype(dtype, copy=False)
             missing = self.size - len(array)
             if missing == 0:
@@ -206,7 +213,7 @@ class Batcher:
         return Batch(x, targets, places, length)
 
 
-def misfit(row: Any, spec: Any, buckets: Buckets | None) -> str | None:
+def misfit(row: PyTree, spec: PyTree, buckets: Buckets | None) -> str | None:
     """Why an example is not like the others, or None."""
     if jax.tree.structure(row) != jax.tree.structure(spec):
         return f"its structure is {jax.tree.structure(row)}"
@@ -230,19 +237,21 @@ def misfit(row: Any, spec: Any, buckets: Buckets | None) -> str | None:
     return None
 
 
-def _length(row: Any) -> int:
+def _length(row: PyTree) -> int:
     return np.shape(jax.tree.leaves(row)[0])[0]
 
 
-def _padded(row: Any, length: int, pad: int) -> Any:
-    def one(leaf: Any) -> np.ndarray:
+def _padded(row: PyTree, length: int, pad: int) -> PyTree:
+    def one(leaf: np.ndarray) -> np.ndarray:
         after = [(0, length - len(leaf))] + [(0, 0)] * (np.ndim(leaf) - 1)
         return np.pad(leaf, after, constant_values=pad)
 
     return jax.tree.map(one, row)
 
 
-def _targets_apart(examples: Examples, split: Any) -> tuple[Examples, dict[int, Any]]:
+def _targets_apart(
+    examples: Examples, split: Split
+) -> tuple[Examples, dict[int, object]]:
     """The x and the target of each example."""
     xs, targets, failures = {}, {}, dict(examples.failures)
     for place, row in rows_of(examples):

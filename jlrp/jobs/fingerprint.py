@@ -7,7 +7,6 @@ import functools
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,9 @@ import numpy as np
 from jax.extend.core import Primitive
 
 import jlrp
+from jlrp.typing import ArrayLike, PyTree
+
+Described = bool | int | str | list[str] | None
 
 
 def digest(*parts: bytes) -> str:
@@ -24,7 +26,7 @@ def digest(*parts: bytes) -> str:
     return hashed.hexdigest()
 
 
-def of_tree(tree: Any) -> str:
+def of_tree(tree: PyTree) -> str:
     """A digest of the structure, dtypes, shapes and numbers of a pytree of arrays."""
     hashed = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -35,7 +37,7 @@ def of_tree(tree: Any) -> str:
     return hashed.hexdigest()
 
 
-def _local(leaf: Any) -> np.ndarray:
+def _local(leaf: ArrayLike) -> np.ndarray:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -49,17 +51,21 @@ def versions() -> dict[str, str]:
     return {"jlrp": jlrp.__version__, "jax": jax.__version__}
 
 
-def described(value: Any) -> Any:
+def described(value: object) -> Described:
     """A value as JSON has it: readable, and the same in every process.
 
-    Numbers and strings are themselves. A function has its name, which says where it was
-    written and not what it does: that is in the program, which has its own digest.
+    Numbers, strings and lists of strings are themselves. A function has its name, which
+    says where it was written and not what it does: that is in the program, which has
+    its own digest.
     """
-    plain = value is None or isinstance(value, bool | int | str)
-    return value if plain else _text(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, tuple | list) and all(isinstance(v, str) for v in value):
+        return list(value)
+    return _text(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, Primitive):
         return value.name
     if isinstance(value, np.ndarray | jax.Array):
@@ -86,14 +92,14 @@ def _text(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
-def _array_text(value: Any) -> str:
+def _array_text(value: ArrayLike) -> str:
     """Few numbers are told, of many a digest."""
     array = _local(value)
     numbers = array.tolist() if array.size <= 8 else f"#{of_tree(array)}"
     return f"{array.dtype}{list(array.shape)} {numbers}"
 
 
-def difference(stored: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
+def difference(stored: Mapping[str, object], own: Mapping[str, object]) -> str | None:
     """The first thing that two jobs do not share, in words, or None."""
     for name in own:
         if stored.get(name) != own[name]:
@@ -102,7 +108,7 @@ def difference(stored: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _around_difference(*values: Any) -> list[str]:
+def _around_difference(*values: object) -> list[str]:
     """Two values as text: of long ones what is about the first place that differs."""
     texts = [repr(value) for value in values]
     first = next(

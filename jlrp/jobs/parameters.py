@@ -12,9 +12,10 @@ import numpy as np
 from jlrp.errors import IntegrationError
 from jlrp.jobs.errors import JobError, check_path
 from jlrp.jobs.sources import reason
+from jlrp.typing import PyTree
 
 
-def load_params(path: str | Path) -> Any:
+def load_params(path: str | Path) -> PyTree:
     """Parameters from an Orbax checkpoint, or a msgpack, safetensors or NumPy file.
 
     Args:
@@ -56,25 +57,25 @@ def load_params(path: str | Path) -> Any:
         raise JobError(f"The path {path} cannot be read: {reason(error)}.") from error
 
 
-def _orbax(path: Path) -> Any:
+def _orbax(path: Path) -> PyTree:
     return _library("orbax.checkpoint", "flax").StandardCheckpointer().restore(path)
 
 
-def _msgpack(path: Path) -> Any:
+def _msgpack(path: Path) -> PyTree:
     flax = _library("flax.serialization", "flax")
     return flax.msgpack_restore(path.read_bytes())
 
 
-def _safetensors(path: Path) -> Any:
+def _safetensors(path: Path) -> PyTree:
     return _nested(_library("safetensors.numpy", "jobs").load_file(path))
 
 
-def _npz(path: Path) -> Any:
+def _npz(path: Path) -> PyTree:
     with np.load(path) as arrays:
         return _nested(dict(arrays))
 
 
-READERS: dict[str, Callable[[Path], Any]] = {
+READERS: dict[str, Callable[[Path], PyTree]] = {
     ".msgpack": _msgpack,
     ".safetensors": _safetensors,
     ".npz": _npz,
@@ -82,9 +83,9 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, PyTree]:
     separator = "/" if any("/" in name for name in flat) else "."
-    tree: dict[str, Any] = {}
+    tree: dict[str, PyTree] = {}
     for name, array in flat.items():
         *folders, last = name.split(separator)
         branch = tree

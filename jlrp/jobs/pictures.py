@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -75,7 +74,7 @@ def colours(relevance: np.ndarray) -> np.ndarray:
     return (255 + (ends - 255) * strength).round().astype(np.uint8)
 
 
-def terminal(relevance: np.ndarray, tokens: Sequence[Any] | None = None) -> str:
+def terminal(relevance: np.ndarray, tokens: Sequence[object] | None = None) -> str:
     """A heat map in colours of the terminal, or a strip of tokens."""
     painted = colours(relevance)
     if len(relevance) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jlrp.arguments import shown
 from jlrp.jobs.errors import JobError
+from jlrp.typing import Array, ArrayLike, PyTree
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Placement:
     def devices(self) -> int:
         return 1 if self.mesh is None else self.mesh.size
 
-    def parameters(self, params: Any) -> Any:
+    def parameters(self, params: PyTree) -> PyTree:
         """Params on the devices: as they were sharded on this mesh, else replicated."""
         if self.mesh is None:
             return jax.tree.map(jax.numpy.asarray, params)
         mesh = self.mesh
 
-        def place(leaf: Any) -> Any:
+        def place(leaf: ArrayLike) -> Array:
             given = getattr(leaf, "sharding", None)
             spec = PartitionSpec()
             if isinstance(given, NamedSharding) and given.mesh.shape == mesh.shape:
@@ -57,7 +57,7 @@ class Placement:
 
         return jax.tree.map(place, params)
 
-    def batch(self, tree: Any) -> Any:
+    def batch(self, tree: PyTree) -> PyTree:
         """This process's rows of a batch, on its devices."""
         if self.mesh is None:
             return tree

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jlrp.jobs.errors import JobError
 from jlrp.jobs.placement import Placement
 from jlrp.jobs.sources import reason
 from jlrp.notices import once
+from jlrp.typing import PyTree
 
 Step = Callable[..., dict[str, jax.Array]]
 _LOG = logging.getLogger("jlrp.jobs")
@@ -35,7 +36,7 @@ class Programs:
       JlrpError: if the function cannot take such a batch, or cannot be explained.
     """
 
-    def __init__(self, step: Step, params: Any, batcher: Batcher, placed: Placement):
+    def __init__(self, step: Step, params: PyTree, batcher: Batcher, placed: Placement):
         self.step, self.batcher, self.placed = step, batcher, placed
         self.params = placed.parameters(params)
         longest = batcher.buckets.lengths[-1] if batcher.buckets else None
@@ -81,7 +82,7 @@ class Programs:
         targets = np.zeros(rows, np.int32) if self.batcher.has_targets else None
         return Batch(zeros, targets, np.arange(0))
 
-    def _lower(self, length: int | None) -> Any:
+    def _lower(self, length: int | None) -> jax.stages.Lowered:
         def batched(spec: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             return self.placed.shape(self.batcher.size, spec)
 
@@ -89,9 +90,11 @@ class Programs:
         label = jax.ShapeDtypeStruct((), np.int32)
         target = batched(label) if self.batcher.has_targets else None
         sharded = self.placed.batches
-        options: dict[str, Any] = {} if sharded is None else {"out_shardings": sharded}
+        options: Mapping[str, Any] = (
+            {} if sharded is None else {"out_shardings": sharded}
+        )
 
-        def step(params: Any, x: Any, target: Any) -> dict[str, jax.Array]:
+        def step(params: PyTree, x: PyTree, target: PyTree) -> dict[str, jax.Array]:
             return self.step(params, x, target)  # which may be no hashable object
 
         try:

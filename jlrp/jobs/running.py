@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -27,17 +26,19 @@ from jlrp.jobs.batches import Batch, Batcher, Block, Buckets
 from jlrp.jobs.errors import JobError, check_path
 from jlrp.jobs.placement import blocks_of, placement
 from jlrp.jobs.programs import Programs
-from jlrp.jobs.sources import Source, first_example, open_source, reason
+from jlrp.jobs.sources import Source, Split, first_example, open_source, reason
 from jlrp.jobs.steps import (
     FAILURES,
     NOT_FINITE,
     REASONS,
     UNREADABLE,
+    Arrays,
     Reduction,
     Step,
     check_options,
 )
 from jlrp.jobs.summary import Summary, summary
+from jlrp.typing import ArrayLike, PyTree
 
 ON_FAILURE = ("stop", "skip")
 
@@ -48,12 +49,12 @@ _AHEAD, _IN_FLIGHT, _WRITERS = 2, 4, 2
 
 def run(
     explain: Explainer | Artifact,
-    params: Any,
-    source: Any,
+    params: PyTree,
+    source: object,
     store: str | Path,
     *,
-    target: Any = None,
-    split: Callable[[Any], tuple[Any, Any]] | None = None,
+    target: ArrayLike | Sequence[int] | None = None,
+    split: Split | None = None,
     batch: int = 64,
     buckets: Buckets | Sequence[int] | None = None,
     reduce: Reduction | None = None,
@@ -174,7 +175,7 @@ def run(
     return summary(path).of_run(explained, time.perf_counter() - started)
 
 
-_NOTES: dict[str, Any] = {
+_NOTES: dict[str, object] = {
     "failure": {
         "flag_values": list(range(len(FAILURES))),
         "flag_meanings": " ".join(FAILURES),
@@ -185,7 +186,12 @@ _NOTES: dict[str, Any] = {
 
 
 def _check(
-    batch: Any, split: Any, resume: Any, progress: Any, part: Any, store: Any
+    batch: object,
+    split: object,
+    resume: object,
+    progress: object,
+    part: object,
+    store: object,
 ) -> None:
     if not isinstance(batch, int) or isinstance(batch, bool) or not 0 < batch < 2**31:
         raise JobError(f"batch must be a whole number >= 1, got {shown(batch)}.")
@@ -197,23 +203,20 @@ def _check(
     for name, value in (("resume", resume), ("progress", progress)):
         if not isinstance(value, bool):
             raise JobError(f"{name} is {shown(value)}; give True or False.")
-    pair = isinstance(part, tuple | list) and len(part) == 2
-    if part is not None and not (pair and all(type(i) is int for i in part)):
+    pair = part if isinstance(part, tuple | list) else ()
+    is_pair = len(pair) == 2 and all(type(i) is int for i in pair)
+    if part is not None and not is_pair:
         raise JobError(f"part is {shown(part)}; give (index, parts), such as (0, 4).")
     check_path("store", store)
 
 
-def _as_buckets(buckets: Any) -> Buckets:
-    try:
-        lengths = tuple(buckets)
-    except TypeError:
-        lengths = None
-    if lengths is None or not isinstance(buckets, tuple | list | range):
+def _as_buckets(buckets: object) -> Buckets:
+    if not isinstance(buckets, tuple | list | range):
         raise JobError(
             f"buckets is {shown(buckets)}; give lengths, such as (32, 128), or "
             "jobs.Buckets(...)."
         )
-    return Buckets(lengths)
+    return Buckets(tuple(buckets))
 
 
 def _check_labels(labels: np.ndarray | None, classes: int | None) -> None:
@@ -228,7 +231,9 @@ def _check_labels(labels: np.ndarray | None, classes: int | None) -> None:
         )
 
 
-def _step(explain: Any, reduce: Any, dtype: str, allow_nan: bool) -> Any:
+def _step(
+    explain: object, reduce: Reduction | None, dtype: str, allow_nan: bool
+) -> Step | Artifact:
     if isinstance(explain, Artifact):
         if reduce is not None or dtype != "float32" or allow_nan:
             raise JobError(
@@ -241,14 +246,14 @@ def _step(explain: Any, reduce: Any, dtype: str, allow_nan: bool) -> Any:
             f"The first argument is a {type(explain).__name__}; it must be made by "
             "jlrp.explain(fn, ...) or loaded by jobs.load_artifact."
         )
-    if explain.wrt != ("x",):
-        raise JobError(f'A job needs an explainer with wrt="x", not {explain.wrt}.')
+    if explain.asked != ("x",):
+        raise JobError(f'A job needs an explainer with wrt="x", not {explain.wrt!r}.')
     return Step(explain, reduce, dtype, allow_nan)
 
 
 def _targeted(
-    step: Any, target: Any, split: Any, source: Source
-) -> tuple[Any, np.ndarray | None]:
+    step: Step | Artifact, target: object, split: Split | None, source: Source
+) -> tuple[Step | Artifact, np.ndarray | None]:
     """The step with the target for all examples, and the labels of each, if given."""
     length = source.length
     if target is None:
@@ -336,7 +341,7 @@ class _Job:
             self.results.end_at(end)
         return sum(r["count"] for r in self.results.done()) - before
 
-    def _save(self, block: Block, found: list[dict[str, Any]], bar: Any) -> None:
+    def _save(self, block: Block, found: list[Arrays], bar: tqdm) -> None:
         """Write a block, then report it as done."""
         arrays = self._assembled(block, found)
         outside = _outside(block, self.programs.classes)
@@ -375,9 +380,7 @@ class _Job:
             bar.set_postfix(failed=self.failed, refresh=False)
         bar.update(block.count)
 
-    def _assembled(
-        self, block: Block, found: list[dict[str, Any]]
-    ) -> dict[str, np.ndarray]:
+    def _assembled(self, block: Block, found: list[Arrays]) -> dict[str, np.ndarray]:
         """The rows of a block, from the results of its batches."""
         if block.is_one_batch:
             arrays = self._rows(block.batches[0], found[0])
@@ -386,16 +389,14 @@ class _Job:
                 return arrays
         return self._gathered(block, found)
 
-    def _rows(self, batch: Batch, result: dict[str, Any]) -> dict[str, np.ndarray]:
+    def _rows(self, batch: Batch, result: Arrays) -> dict[str, np.ndarray]:
         """The results of a batch, without those of the rows that fill it up."""
         real = len(batch.places)
         return {n: self.programs.placed.local(a)[:real] for n, a in result.items()}
 
-    def _gathered(
-        self, block: Block, found: list[dict[str, Any]]
-    ) -> dict[str, np.ndarray]:
+    def _gathered(self, block: Block, found: list[Arrays]) -> dict[str, np.ndarray]:
         """The rows of a block of several batches, or ragged, or with failures."""
-        arrays: dict[str, np.ndarray[Any, Any]] = {
+        arrays: dict[str, np.ndarray] = {
             name: np.full(
                 (block.count, *spec.shape), storing.fill(spec.dtype), spec.dtype
             )
@@ -457,6 +458,6 @@ def _ahead(
         yield block
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise JobError(f"{name} must be one of {choices}; got {shown(value)}.")

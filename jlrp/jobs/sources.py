@@ -16,10 +16,14 @@ import numpy as np
 from jlrp.arguments import shown
 from jlrp.ir import jax_compat
 from jlrp.jobs.errors import JobError
+from jlrp.typing import ArrayLike, PyTree
 
 # Examples that are looked at before any work is done.
 _LOOK_AT = 16
 _LOW_PRECISION = (jax.numpy.bfloat16, jax.numpy.float16)
+
+
+Split = Callable[[PyTree], tuple[PyTree, object]]  # (x, target) of an example
 
 
 @dataclass
@@ -33,7 +37,7 @@ class Examples:
       failures: by place, why an example could not be read.
     """
 
-    rows: Any
+    rows: PyTree
     count: int
     failures: dict[int, str] = field(default_factory=dict)
 
@@ -121,7 +125,7 @@ class StreamSource:
     length = None
 
     def __init__(self, items: Any):
-        self._iterator: Iterator[Any] = iter(items)
+        self._iterator: Iterator[object] = iter(items)
         self._position, self._ended = 0, False
 
     def read(self, start: int, stop: int) -> Examples:
@@ -183,7 +187,7 @@ def open_source(source: Any) -> Source:
     return opened
 
 
-def first_example(source: Source, split: Any = None) -> tuple[Any, Any]:
+def first_example(source: Source, split: Split | None = None) -> tuple[PyTree, PyTree]:
     """The first example of the usual kind, and its shapes and dtypes.
 
     Usual is what most of the first examples are: a broken one is no measure.
@@ -213,15 +217,15 @@ def first_example(source: Source, split: Any = None) -> tuple[Any, Any]:
     return rows[index], specs[index]
 
 
-def rows_of(examples: Examples) -> list[tuple[int, Any]]:
+def rows_of(examples: Examples) -> list[tuple[int, PyTree]]:
     """The readable examples with their places."""
     if isinstance(examples.rows, dict):
         return list(examples.rows.items())
     return list(enumerate(examples.rows))
 
 
-def _spec(row: Any) -> Any:
-    def of_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
+def _spec(row: PyTree) -> PyTree:
+    def of_leaf(leaf: ArrayLike) -> jax.ShapeDtypeStruct:
         array = np.asarray(leaf)
         if array.dtype.kind not in "biuf" and array.dtype not in _LOW_PRECISION:
             raise JobError(
@@ -253,7 +257,7 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _one_by_one(get: Callable[[int], Any], start: int, stop: int) -> Examples:
+def _one_by_one(get: Callable[[int], PyTree], start: int, stop: int) -> Examples:
     rows, failures = {}, {}
     for index in range(start, stop):
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +11,16 @@ import jax.numpy as jnp
 from jlrp.api import Explainer, Explanation
 from jlrp.arguments import check_array, first_lines, leaves_of, shapes_of, shown
 from jlrp.errors import JlrpError
+from jlrp.fields import options_of
 from jlrp.ir import jax_compat
 from jlrp.jobs.errors import JobError
 from jlrp.jobs.fingerprint import described
+from jlrp.options import Options
 from jlrp.plan import targets
+from jlrp.typing import Array, PyTree, Target
 
-Array = jax.Array
 Arrays = dict[str, Array]
-Reduction = Callable[[Any], Any]
+Reduction = Callable[[PyTree], PyTree]
 
 DTYPES = ("float16", "float32", "float64")
 
@@ -53,7 +54,7 @@ class Step:
     dtype: str = "float32"
     allow_nan: bool = False
 
-    def __call__(self, params: Any, x: Any, target: Any = None) -> Arrays:
+    def __call__(self, params: PyTree, x: PyTree, target: Target = None) -> Arrays:
         found = self.explainer(params, x, target)
         target = self.explainer.target if target is None else target
         size = jax.tree.leaves(x)[0].shape[0]
@@ -103,25 +104,22 @@ class Step:
         return replace(self, explainer=replace(self.explainer, target=target))
 
     @property
-    def made_by(self) -> dict[str, Any]:
+    def made_by(self) -> dict[str, object]:
         """What the results depend on besides params and data, for the store."""
-        explainer = self.explainer
-        steps = explainer.capture_steps
+        options = options_of(Options).items()
         return {
-            **({} if steps is None else {"capture_steps": steps}),
-            "composite": described(explainer.composite),
-            "target": described(explainer.target),
-            "seed": explainer.seed,
-            "fallback": explainer.fallback,
-            "capture": list(explainer.capture),
-            "condition": described(explainer.condition),
+            **{
+                name: described(getattr(self.explainer, name))
+                for name, option in options
+                if option.changes_results
+            },
             "reduce": described(self.reduce),
             "dtype": self.dtype,
             **({"allow_nan": True} if self.allow_nan else {}),
         }
 
 
-def check_options(reduce: Any, dtype: Any) -> None:
+def check_options(reduce: object, dtype: object) -> None:
     """Refuse what is no reduction, or no dtype of a store."""
     if reduce is not None and not callable(reduce):
         raise JobError(
@@ -132,7 +130,7 @@ def check_options(reduce: Any, dtype: Any) -> None:
         raise JobError(f"dtype must be one of {DTYPES}; got {shown(dtype)}.")
 
 
-def sum_channels(relevance: Any) -> Any:
+def sum_channels(relevance: PyTree) -> PyTree:
     """Relevance summed over the last axis of each leaf, as heat maps of images need.
 
     Args:
@@ -171,7 +169,7 @@ class Top:
         if not is_whole or self.k < 1:
             raise JobError(f"Top(k) takes a whole number k >= 1; got {shown(self.k)}.")
 
-    def __call__(self, relevance: Any) -> dict[str, Array]:
+    def __call__(self, relevance: PyTree) -> dict[str, Array]:
         leaves = jax.tree.leaves(relevance)
         if len(leaves) != 1:
             raise JobError(f"Top({self.k}) needs one relevance, x has {len(leaves)}.")
@@ -186,7 +184,7 @@ class Top:
         return {"values": values, "positions": positions}
 
 
-def _reduced(reduce: Reduction, relevance: Any) -> Any:
+def _reduced(reduce: Reduction, relevance: PyTree) -> PyTree:
     try:
         found = reduce(relevance)
         for _, leaf in leaves_of("reduce(relevance)", found):
@@ -201,7 +199,7 @@ def _reduced(reduce: Reduction, relevance: Any) -> Any:
     return found
 
 
-def _named(name: str, tree: Any) -> Arrays:
+def _named(name: str, tree: PyTree) -> Arrays:
     """Leaves by the name of their store's array: ``relevance``, ``relevance.image``."""
     pairs = jax.tree_util.tree_leaves_with_path(tree)
     names = [
@@ -213,11 +211,11 @@ def _named(name: str, tree: Any) -> Arrays:
     return dict(zip(names, (leaf for _, leaf in pairs), strict=True))
 
 
-def _key(part: Any) -> str:
+def _key(part: object) -> str:
     return jax.tree_util.keystr((part,), simple=True)
 
 
-def _by_example(found: Explanation) -> dict[str, Any]:
+def _by_example(found: Explanation) -> dict[str, PyTree]:
     """What was captured, its examples first and the iterations of loops behind them."""
     captured = dict(found.captured)
     for name, counts in found.loop_axes:
@@ -233,7 +231,7 @@ def _behind(array: Array, n: int) -> Array:
     return jnp.moveaxis(array, n, 0) if 0 < n < array.ndim else array
 
 
-def _explained_score(output: Any, target: Any, seed: str) -> Array:
+def _explained_score(output: PyTree, target: Target, seed: str) -> Array:
     """What the relevance of each example starts from: all of it, before any rule."""
     scores = target(output) if callable(target) else output
     leaves = [jax_compat.at_least_float32(leaf) for leaf in jax.tree.leaves(scores)]
@@ -250,14 +248,14 @@ def _per_example(array: Array) -> Array:
     return array.sum(axis=tuple(range(1, array.ndim)))
 
 
-def _total(relevance: Any, size: int) -> Array:
+def _total(relevance: PyTree, size: int) -> Array:
     amounts = [_per_example(r) for r in jax.tree.leaves(relevance)]
     return sum(
         (a.astype(jnp.float32) for a in amounts), start=jnp.zeros(size, jnp.float32)
     )
 
 
-def _chosen_class(output: Any, target: Any, size: int) -> Array | None:
+def _chosen_class(output: PyTree, target: Target, size: int) -> Array | None:
     if callable(target):
         return None
     if target is not None:
@@ -268,7 +266,7 @@ def _chosen_class(output: Any, target: Any, size: int) -> Array | None:
     return None
 
 
-def _failure(refused: Any, results: list[Array]) -> Array:
+def _failure(refused: PyTree, results: list[Array]) -> Array:
     def any_of(arrays: list[Array], found: Callable[[Array], Array]) -> Array:
         floats = [a for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
         flags = [found(a).reshape(a.shape[0], -1).any(axis=1) for a in floats]

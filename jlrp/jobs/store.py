@@ -26,8 +26,9 @@ from jlrp.jobs.errors import JobError
 from jlrp.jobs.fingerprint import difference
 from jlrp.jobs.sources import reason
 from jlrp.jobs.steps import UNWRITTEN
+from jlrp.typing import DTypeLike
 
-COMPRESSIONS: dict[str, list[dict[str, Any]]] = {
+COMPRESSIONS: dict[str, list[dict[str, object]]] = {
     "none": [],
     "zstd": [{"name": "zstd", "configuration": {"level": 1}}],
     "gzip": [{"name": "gzip", "configuration": {"level": 1}}],
@@ -50,7 +51,7 @@ class Layout:
     rows: int | None
     chunk: int
     compression: str
-    notes: Mapping[str, Any]
+    notes: Mapping[str, object]
 
 
 class Store:
@@ -72,11 +73,11 @@ class Store:
         for future in written:
             future.result()
 
-    def report(self, record: Mapping[str, Any]) -> None:
+    def report(self, record: Mapping[str, object]) -> None:
         """Append to the log of done blocks; returns when it is on the disk."""
         line = f"\n{json.dumps(record)}\n".encode()
         if os.write(self._log, line) < len(line):
-            raise OSError("the log was cut off: the disk is full")
+            raise JobError("the log was cut off: the disk is full")
         os.fsync(self._log)
 
     def done(self) -> Iterator[dict[str, Any]]:
@@ -109,7 +110,7 @@ class Store:
 def open_for_writing(
     path: Path,
     layout: Layout,
-    fingerprint: Mapping[str, Any],
+    fingerprint: Mapping[str, object],
     part: int,
     resume: bool,
 ) -> Store:
@@ -157,7 +158,7 @@ def attributes(path: Path) -> dict[str, Any]:
     return found
 
 
-def array(path: Path, name: str) -> Any:
+def array(path: Path, name: str) -> ts.TensorStore:
     """An array of the store, opened with TensorStore."""
     return _opened(path / name)
 
@@ -178,7 +179,7 @@ def done(path: Path, part: int | None = None) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def fill(dtype: Any) -> Any:
+def fill(dtype: DTypeLike) -> object:
     """What an array holds where nothing was explained."""
     if np.issubdtype(dtype, np.floating):
         return np.nan
@@ -234,7 +235,7 @@ def _log_name(part: int) -> str:
     return f"done-{part}.jsonl"
 
 
-def _check_same(path: Path, fingerprint: Mapping[str, Any]) -> None:
+def _check_same(path: Path, fingerprint: Mapping[str, object]) -> None:
     stored = attributes(path)["job"]
     if (what := difference(stored, fingerprint)) is not None:
         raise JobError(
@@ -243,7 +244,7 @@ def _check_same(path: Path, fingerprint: Mapping[str, Any]) -> None:
         )
 
 
-def _create(path: Path, layout: Layout, fingerprint: Mapping[str, Any]) -> None:
+def _create(path: Path, layout: Layout, fingerprint: Mapping[str, object]) -> None:
     for name, spec in layout.shapes.items():
         _create_array(path / name, name, spec, layout)
     _write_json(path / _JOB / _GROUP, _group({}))
@@ -278,41 +279,41 @@ def _create_array(
             {**_location(path), "metadata": metadata}, create=True, delete_existing=True
         )
     except ValueError as error:
-        raise OSError(str(error)) from error
+        raise JobError(f"{path} cannot be written: {reason(error)}.") from error
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> ts.TensorStore:
     try:
         return _open(_location(path), open=True)
     except ValueError as error:
         raise JobError(f"{path} cannot be opened: {reason(error)}.") from error
 
 
-def _open(spec: dict[str, Any], **mode: Any) -> Any:
+def _open(spec: dict[str, object], **mode: Any) -> ts.TensorStore:
     # Without a cache: nothing is read twice, and memory stays as it is.
     context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
     return ts.open(spec, context=context, **mode).result()
 
 
-def _location(path: Path) -> dict[str, Any]:
+def _location(path: Path) -> dict[str, object]:
     return {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{path.absolute()}/"},
     }
 
 
-def _write_group(path: Path, attributes: dict[str, Any]) -> None:
+def _write_group(path: Path, attributes: dict[str, object]) -> None:
     arrays = {n: json.loads((path / n / _GROUP).read_text()) for n in names(path)}
     consolidated = {"kind": "inline", "must_understand": False, "metadata": arrays}
     group = _group(attributes) | {"consolidated_metadata": consolidated}
     _write_json(path / _GROUP, group)
 
 
-def _group(attributes: dict[str, Any]) -> dict[str, Any]:
+def _group(attributes: dict[str, object]) -> dict[str, object]:
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, object]) -> None:
     """Replace a file in one step: a crash leaves the old one or the new one."""
     new = path.with_suffix(".new")
     with open(new, "w") as file:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from jlrp import arguments
 from jlrp.arguments import takes
 from jlrp.errors import InputError
+from jlrp.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Interval:
     seed=arguments.whole(0),
 )
 def interval(
-    values: Any,
-    groups: Any = None,
+    values: ArrayLike | Sequence[float],
+    groups: Sequence[object] | np.ndarray | None = None,
     *,
     level: float = 0.95,
     resamples: int = 10_000,
@@ -87,7 +88,7 @@ def interval(
             raise InputError(
                 f"groups has shape {groups.shape}, values {values.shape}: one each."
             )
-        names, member = np.unique(groups, return_inverse=True)
+        _, member = np.unique(groups, return_inverse=True)
         values = np.bincount(member, values) / np.bincount(member)
     random = np.random.default_rng(seed)
     draws = random.integers(0, values.size, (resamples, values.size))

@@ -1,8 +1,9 @@
 """Localisation: whether relevance lies where it is known to belong."""
 
-from __future__ import annotations
+# JAX types its functions in part.
+# pyright: reportUnknownMemberType=false
 
-from typing import Any
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,13 @@ from jlrp import arguments
 from jlrp.arguments import takes
 from jlrp.errors import InputError
 from jlrp.ir import jax_compat
+from jlrp.typing import ArrayLike
 
 Array = jax.Array
 
 
 @takes(relevance=arguments.array, mask=arguments.array)
-def relevance_mass(relevance: Any, mask: Any) -> Array:
+def relevance_mass(relevance: ArrayLike, mask: ArrayLike) -> Array:
     """The share of positive relevance that lies in the mask; (batch,), 0 to 1.
 
     Args:
@@ -45,7 +47,7 @@ def relevance_mass(relevance: Any, mask: Any) -> Array:
 
 
 @takes(relevance=arguments.array, mask=arguments.array)
-def relevance_rank(relevance: Any, mask: Any) -> Array:
+def relevance_rank(relevance: ArrayLike, mask: ArrayLike) -> Array:
     """The share of the K most relevant that lies in the mask of size K; (batch,).
 
     Args, Raises: as ``relevance_mass``.
@@ -60,7 +62,7 @@ def relevance_rank(relevance: Any, mask: Any) -> Array:
 
 
 @takes(relevance=arguments.array, mask=arguments.array, k=arguments.whole(1))
-def top_k_accuracy(relevance: Any, mask: Any, k: int = 1) -> Array:
+def top_k_accuracy(relevance: ArrayLike, mask: ArrayLike, k: int = 1) -> Array:
     """The share of the k most relevant that lies in the mask; (batch,), 0 to 1.
 
     Args:
@@ -86,7 +88,7 @@ def top_k_accuracy(relevance: Any, mask: Any, k: int = 1) -> Array:
 
 
 @takes(relevance=arguments.array, mask=arguments.array)
-def pointing_game(relevance: Any, mask: Any) -> Array:
+def pointing_game(relevance: ArrayLike, mask: ArrayLike) -> Array:
     """1 where the most relevant place lies in the mask; (batch,).
 
     ``top_k_accuracy`` with k = 1. Source: Zhang et al. 2016, without tolerance.
@@ -99,7 +101,7 @@ def _by_relevance(relevance: Array, mask: Array) -> Array:
     return jnp.take_along_axis(mask, jnp.argsort(-relevance, axis=1), axis=1)
 
 
-def _flat(relevance: Any, mask: Any) -> tuple[Array, Array]:
+def _flat(relevance: ArrayLike, mask: ArrayLike) -> tuple[Array, Array]:
     relevance, mask = jnp.asarray(relevance), jnp.asarray(mask)
     fits = mask.ndim == relevance.ndim >= 2 and all(
         m in (1, r) for m, r in zip(mask.shape, relevance.shape, strict=True)

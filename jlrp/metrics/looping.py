@@ -8,7 +8,7 @@ order, and is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,12 +17,13 @@ from jax.extend.core import Jaxpr, JaxprEqn
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
+from jlrp.ir.jax_compat import JaxAtom
+from jlrp.typing import Array, Function, PyTree
 
-Function = Callable[[Any, Any], Any]
 _CONVOLUTION = frozenset({p.conv_general_dilated_p.name})
 
 
-def for_a_loop(fn: Function, params: Any, x: Any) -> Function:
+def for_a_loop(fn: Function, params: PyTree, x: PyTree) -> Function:
     """``fn`` at these shapes, with the same values up to rounding.
 
     Args:
@@ -41,18 +42,20 @@ def for_a_loop(fn: Function, params: Any, x: Any) -> Function:
         return fn
     structure = jax.tree.structure(shapes)
 
-    def looped(params: Any, x: Any) -> Any:
+    def looped(params: PyTree, x: PyTree) -> PyTree:
         leaves = jax.tree.leaves((params, x))
         return structure.unflatten(_evaluate(jaxpr, consts, leaves))
 
     return looped
 
 
-def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    env = dict(zip(jaxpr.constvars, consts, strict=True))
+def _evaluate(
+    jaxpr: Jaxpr, consts: Sequence[Array], args: Sequence[Array]
+) -> list[Array]:
+    env: dict[JaxAtom, Array] = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
 
-    def read(atom: Any) -> Any:
+    def read(atom: JaxAtom) -> Any:
         return (
             jax_compat.literal_value(atom) if jax_compat.is_literal(atom) else env[atom]
         )
@@ -63,7 +66,7 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _apply(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
+def _apply(eqn: JaxprEqn, args: Sequence[Array]) -> list[Array]:
     if eqn.primitive is p.conv_general_dilated_p:
         return [_channels_last(eqn.params, *args)]
     if eqn.primitive in (p.jit_p, p.closed_call_p):  # no rule of its own is lost
@@ -73,7 +76,7 @@ def _apply(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     return jax_compat.bind(eqn.primitive, eqn.params, args)
 
 
-def _channels_last(params: dict[str, Any], x: Any, kernel: Any) -> Any:
+def _channels_last(params: dict[str, Any], x: Array, kernel: Array) -> Array:
     if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
         return p.conv_general_dilated_p.bind(x, kernel, **params)
     layout = params["dimension_numbers"]
@@ -88,7 +91,7 @@ def _channels_last(params: dict[str, Any], x: Any, kernel: Any) -> Any:
     return _reordered(out, order.out_spec, layout.out_spec)
 
 
-def _reordered(array: Any, now: Sequence[int], wanted: Sequence[int]) -> Any:
+def _reordered(array: Array, now: Sequence[int], wanted: Sequence[int]) -> Array:
     """Each spec says which axis holds batch (or outputs), features, then the space."""
     source = dict(zip(wanted, now, strict=True))
     return array.transpose([source[axis] for axis in range(array.ndim)])

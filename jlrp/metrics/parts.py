@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 from jlrp import arguments
 from jlrp.arguments import takes
 from jlrp.errors import InputError
+from jlrp.typing import PyTree
 
 Array = jax.Array
 POOLS = ("sum", "max", "mean")
@@ -43,7 +43,7 @@ class Parts:
       2
     """
 
-    def __init__(self, labels: Any):
+    def __init__(self, labels: PyTree):
         arguments.concrete("labels", labels)
         labels = np.asarray(labels)
         if not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
@@ -93,7 +93,7 @@ PARTS = arguments.instance(
     parts=PARTS,
     how=arguments.choice(*POOLS),
 )
-def pool(relevance: Any, parts: Parts, how: str = "sum") -> Array:
+def pool(relevance: PyTree, parts: Parts, how: str = "sum") -> Array:
     """The relevance of each part.
 
     Args:
@@ -118,7 +118,7 @@ def pool(relevance: Any, parts: Parts, how: str = "sum") -> Array:
     return pooled(relevance, parts.for_batch(relevance.shape), parts.count, how)
 
 
-def pooled(relevance: Array, labels: Any, count: int, how: str) -> Array:
+def pooled(relevance: Array, labels: PyTree, count: int, how: str) -> Array:
     """``pool`` with labels of a batch, which may be traced."""
     shared = tuple(axis for axis in range(1, relevance.ndim) if labels.shape[axis] == 1)
     placed = relevance.sum(shared, keepdims=True)
@@ -132,7 +132,7 @@ def pooled(relevance: Array, labels: Any, count: int, how: str) -> Array:
     return totals
 
 
-def sizes(labels: Any, count: int) -> Array:
+def sizes(labels: PyTree, count: int) -> Array:
     """How many places each part has: int32 (batch, parts), with batch 1 if shared."""
     flat = _flat(labels, count)
     ones = jnp.ones_like(flat)
@@ -140,7 +140,7 @@ def sizes(labels: Any, count: int) -> Array:
     return add(ones, flat)[:, :count]
 
 
-def _flat(labels: Any, count: int) -> Array:
+def _flat(labels: PyTree, count: int) -> Array:
     """Shape (batch, places), with -1 as one more part."""
     labels = jnp.asarray(labels)
     return jnp.where(labels < 0, count, labels).reshape(labels.shape[0], -1)

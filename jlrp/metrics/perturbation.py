@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ from jlrp.ir import jax_compat
 from jlrp.metrics.looping import for_a_loop
 from jlrp.metrics.parts import PARTS, POOLS, Parts, pooled, sizes
 from jlrp.metrics.removal import REMOVAL, Inpaint, Removal
-from jlrp.metrics.scoring import SCORES, Callee, Function, Score, split_target
+from jlrp.metrics.scoring import SCORES, Callee, Score, split_target
 from jlrp.plan import targets
+from jlrp.typing import Function, PyTree, Target
 
 Array = jax.Array
 
@@ -114,16 +115,16 @@ def _trapezoids(curve: Array, at: Array) -> Array:
 )
 def curves(
     fn: Function,
-    params: Any,
-    x: Any,
-    relevance: Any,
+    params: PyTree,
+    x: PyTree,
+    relevance: PyTree,
     *,
     parts: Parts,
     removal: Removal | Inpaint,
     steps: int = 20,
     pool: str = "sum",
     score: str = "probability",
-    target: Any = None,
+    target: Target = None,
 ) -> Curves:
     """Remove parts of x by their relevance and watch the score: one compiled program.
 
@@ -193,7 +194,12 @@ def curves(
 
 @partial(jax.jit, static_argnums=0)
 def _curves(
-    options: Any, params: Any, x: Any, relevance: Any, labels: Any, target: Any
+    options: tuple[Score, Callee | Inpaint, int, int, str],
+    params: PyTree,
+    x: PyTree,
+    relevance: PyTree,
+    labels: PyTree,
+    target: PyTree,
 ) -> Curves:
     score, removal, count, steps, pool = options
     multipliers = score.multipliers(params, x, target)
@@ -223,7 +229,7 @@ def _ranks(key: Array, present: Array) -> Array:
     return jnp.argsort(order, axis=-1).astype(jnp.int32)
 
 
-def _filling(removal: Any, x: Array) -> Any:
+def _filling(removal: Callee | Inpaint, x: Array) -> Callable[[Array], Array]:
     """What is put at removed places; computed once, if it does not depend on them."""
     if isinstance(removal, Inpaint):
 

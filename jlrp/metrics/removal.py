@@ -1,15 +1,17 @@
 """What takes the place of a removed part.
 
 A removal is a function of x that returns what x has where nothing is left of it, an
-array like x. Any function will do; these are values, so that programs compiled for them
-are found again.
+array like x. Every function will do; these are values, so that programs compiled for
+them are found again.
 """
+
+# JAX types its functions in part.
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +19,10 @@ import numpy as np
 
 from jlrp import arguments
 from jlrp.errors import InputError
+from jlrp.typing import PyTree
 
 Array = jax.Array
-Removal = Callable[[Any], Any]
+Removal = Callable[[PyTree], PyTree]
 
 
 @dataclass(frozen=True)
@@ -133,13 +136,13 @@ class Inpaint:
         that broadcasts to x. Only its values at removed places are used.
     """
 
-    function: Callable[[Any, Any], Any]
+    function: Callable[[PyTree, PyTree], PyTree]
 
     def __post_init__(self) -> None:
         arguments.check_function(self.function, "function")
 
 
-def REMOVAL(name: str, value: Any) -> None:  # noqa: N802  (a check, as others are)
+def REMOVAL(name: str, value: object) -> None:  # noqa: N802  (a check, as others are)
     """A function of x, or an ``Inpaint``."""
     if not callable(value) and not isinstance(value, Inpaint):
         raise InputError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,12 @@ import jax.numpy as jnp
 from jlrp import arguments
 from jlrp.arguments import takes
 from jlrp.errors import InputError
-from jlrp.metrics.scoring import SCORES, Callee, Function, Score, split_target
+from jlrp.metrics.scoring import SCORES, Callee, Score, split_target
 from jlrp.plan import targets
+from jlrp.typing import Function, PyTree, Target
 
 Array = jax.Array
-Method = Callable[[Function, Any, Any, Any], Any]
+Method = Callable[[Function, PyTree, PyTree, Target], PyTree]
 
 
 @takes(
@@ -32,14 +32,14 @@ Method = Callable[[Function, Any, Any, Any], Any]
 )
 def infidelity(
     fn: Function,
-    params: Any,
-    x: Any,
-    relevance: Any,
+    params: PyTree,
+    x: PyTree,
+    relevance: PyTree,
     *,
-    perturb: float | Callable[[Any, Any], Any] = 0.1,
+    perturb: float | Callable[[Array, Array], Array] = 0.1,
     contributions: bool = True,
     score: str = "output",
-    target: Any = None,
+    target: Target = None,
     samples: int = 100,
     seed: int = 0,
 ) -> Array:
@@ -90,7 +90,7 @@ class _Normal:
     def __init__(self, scale: float):
         self.scale = scale
 
-    def __call__(self, key: Any, x: Array) -> Array:
+    def __call__(self, key: Array, x: Array) -> Array:
         return self.scale * jax.random.normal(key, x.shape, x.dtype)
 
     def __eq__(self, other: object) -> bool:
@@ -102,7 +102,12 @@ class _Normal:
 
 @partial(jax.jit, static_argnums=0)
 def _infidelity(
-    options: Any, params: Any, x: Array, relevance: Array, target: Any, key: Any
+    options: tuple[Score, Callee, bool, int],
+    params: PyTree,
+    x: Array,
+    relevance: Array,
+    target: PyTree,
+    key: Array,
 ) -> Array:
     score, perturb, contributions, samples = options
     multipliers = score.multipliers(params, x, target)
@@ -111,7 +116,7 @@ def _infidelity(
     if contributions:
         slope = jnp.where(x == 0, 0, relevance / jnp.where(x == 0, 1, x))
 
-    def squared_gap(key: Any) -> Array:
+    def squared_gap(key: Array) -> Array:
         step = arguments.result_of("perturb", perturb.fn, key, x)
         said = (slope * step).reshape(x.shape[0], -1).sum(1)
         return (said - (before - score(params, x - step, multipliers))) ** 2
@@ -132,9 +137,9 @@ def _infidelity(
 def sensitivity(
     method: Method,
     fn: Function,
-    params: Any,
-    x: Any,
-    target: Any = None,
+    params: PyTree,
+    x: PyTree,
+    target: Target = None,
     *,
     radius: float = 0.02,
     samples: int = 10,
@@ -183,7 +188,12 @@ def sensitivity(
 
 @partial(jax.jit, static_argnums=0)
 def _sensitivity(
-    options: Any, params: Any, x: Array, target: Any, radius: Any, key: Any
+    options: tuple[Callee, Callee, Target, int],
+    params: PyTree,
+    x: Array,
+    target: PyTree,
+    radius: Array,
+    key: Array,
 ) -> Array:
     method, callee, static, samples = options
     target = static if target is None else target
@@ -197,7 +207,7 @@ def _sensitivity(
 
     here = explained(x)
 
-    def distance(key: Any) -> Array:
+    def distance(key: Array) -> Array:
         step = jax.random.uniform(key, x.shape, x.dtype, -1, 1) * radius
         return jnp.linalg.norm(explained(x + step.astype(x.dtype)) - here, axis=1)
 
@@ -205,13 +215,13 @@ def _sensitivity(
     return distances.max(0) / jnp.linalg.norm(here, axis=1)
 
 
-def predicted(fn: Function, params: Any, x: Any) -> Any:
+def predicted(fn: Function, params: PyTree, x: PyTree) -> PyTree:
     """The classes that ``fn`` predicts; None where its output has no classes."""
     output = arguments.called(fn, params, x)
     return output.argmax(-1) if jnp.ndim(output) == 2 else None
 
 
-def _is_float(x: Any) -> bool:
+def _is_float(x: PyTree) -> bool:
     leaves = jax.tree.leaves(x)
     return (
         len(leaves) == 1

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import KeyPath
 
 from jlrp import arguments
 from jlrp.arguments import takes
 from jlrp.errors import InputError
 from jlrp.ir.program import Value, trace
 from jlrp.metrics.robustness import Method, predicted
-from jlrp.metrics.scoring import Callee, Function, split_target
+from jlrp.metrics.scoring import Callee, split_target
 from jlrp.plan import targets
+from jlrp.typing import Function, PyTree, Target
 
 Array = jax.Array
 SIMILARITIES = ("spearman", "pearson")
@@ -50,9 +51,9 @@ class Randomisation:
 def randomisation(
     method: Method,
     fn: Function,
-    params: Any,
-    x: Any,
-    target: Any = None,
+    params: PyTree,
+    x: PyTree,
+    target: Target = None,
     *,
     similarity: str = "spearman",
     absolute: bool = False,
@@ -114,7 +115,11 @@ def randomisation(
 
 @partial(jax.jit, static_argnums=0)
 def _similarity(
-    options: Any, params: Any, x: Any, target: Any, reference: Array
+    options: tuple[Callee, Callee, Target, str, bool],
+    params: PyTree,
+    x: PyTree,
+    target: PyTree,
+    reference: Array,
 ) -> Array:
     method, callee, static, how, absolute = options
     target = static if target is None else target
@@ -142,17 +147,17 @@ def _ranked(values: Array) -> Array:
     return jax.vmap(of_row)(values)
 
 
-def _leaves(params: Any) -> Sequence[tuple[Any, Any]]:
+def _leaves(params: PyTree) -> Sequence[tuple[KeyPath, Array]]:
     return jax.tree_util.tree_leaves_with_path(params)
 
 
-def _layer_name(path: Any) -> str:
+def _layer_name(path: KeyPath) -> str:
     """``a/b`` for the leaf ``a/b/kernel``; PyTorch's dots count as slashes."""
     name = jax.tree_util.keystr(path, simple=True, separator="/").replace(".", "/")
     return name.rpartition("/")[0] or name
 
 
-def layers_from_the_top(fn: Function, params: Any, x: Any) -> list[str]:
+def layers_from_the_top(fn: Function, params: PyTree, x: PyTree) -> list[str]:
     """The names of the layers of ``params``, the last that the program uses first.
 
     Args:
@@ -187,7 +192,7 @@ def layers_from_the_top(fn: Function, params: Any, x: Any) -> list[str]:
     return sorted(place, key=lambda name: -place[name])
 
 
-def _shuffled(params: Any, seed: int) -> list[Any]:
+def _shuffled(params: PyTree, seed: int) -> list[PyTree]:
     random = np.random.default_rng(seed)
     return [
         jnp.asarray(random.permutation(np.asarray(leaf).reshape(-1))).reshape(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,9 @@ from jlrp.arguments import called, chosen, output_of
 from jlrp.errors import InputError, TargetError
 from jlrp.plan import targets
 from jlrp.request import batch_of
+from jlrp.typing import PyTree, Target
 
 Array = jax.Array
-Function = Callable[[Any, Any], Any]
 SCORES = ("probability", "output", "hit")
 
 
@@ -28,11 +27,11 @@ class Callee:
     counts as the same while it is the same method of the same object.
     """
 
-    def __init__(self, fn: Callable[..., Any]):
+    def __init__(self, fn: Callable[..., PyTree]):
         self.fn = fn
         try:
             hash(fn)
-            self._identity: Any = fn
+            self._identity: object = fn
         except TypeError:
             owner = getattr(fn, "__self__", fn)
             self._identity = (id(owner), getattr(fn, "__func__", None))
@@ -55,9 +54,9 @@ class Score:
 
     callee: Callee
     kind: str = "output"
-    target: Any = None
+    target: Target = None
 
-    def check(self, params: Any, x: Any, target: Any = None) -> None:
+    def check(self, params: PyTree, x: PyTree, target: Target = None) -> None:
         """Refuse what does not fit, before any work.
 
         Raises:
@@ -84,7 +83,7 @@ class Score:
                 )
         targets.check(scores, targets.fitting(scores, target), batch_of(x))
 
-    def multipliers(self, params: Any, x: Any, target: Any = None) -> Any:
+    def multipliers(self, params: PyTree, x: PyTree, target: Target = None) -> PyTree:
         """The share of each watched output, chosen at ``x``: a pytree like them."""
         target = self.target if target is None else target
         scores = self._scores(params, x)
@@ -93,7 +92,7 @@ class Score:
         shares = [lax.stop_gradient(seed.multiplier) for seed in seeds]
         return jax.tree.unflatten(jax.tree.structure(scores), shares)
 
-    def __call__(self, params: Any, x: Any, multipliers: Any) -> Array:
+    def __call__(self, params: PyTree, x: PyTree, multipliers: PyTree) -> Array:
         """Shape (batch,)."""
         batch = jax.tree.leaves(x)[0].shape[0]
 
@@ -103,13 +102,13 @@ class Score:
         parts = jax.tree.map(summed, self._scores(params, x), multipliers)
         return sum(jax.tree.leaves(parts), start=jnp.zeros(()))
 
-    def _scores(self, params: Any, x: Any) -> Any:
+    def _scores(self, params: PyTree, x: PyTree) -> PyTree:
         output = called(self.callee.fn, params, x)
         if callable(self.target):
             return chosen(self.target, output)
         return self._watched(output)
 
-    def _watched(self, output: Any) -> Any:
+    def _watched(self, output: PyTree) -> PyTree:
         if self.kind == "output":
             return output
         if len(jax.tree.leaves(output)) != 1 or jnp.ndim(output) != 2:
@@ -124,7 +123,7 @@ class Score:
         return jax.nn.one_hot(output.argmax(-1), output.shape[-1], dtype=output.dtype)
 
 
-def split_target(target: Any) -> tuple[Any, Any]:
+def split_target(target: Target) -> tuple[Target, Target]:
     """(static, traced): one of them is None."""
     static, traced = targets.apart(targets.given(target))
     return static, jax.tree.map(jnp.asarray, traced)

@@ -2,12 +2,18 @@
 
 The region that ends at y starts at y's furthest dominator x among the active values
 such that everything between is elementwise in x and constants, at least one equation of
-it nonlinear in x. Literal shifts and scales belong to it; on a single path it stops at
-a scale or shift by a parameter, which belongs to the affine operation.
+it nonlinear in x; what moves numbers inside of it must move them alike on all paths.
+Literal shifts and scales belong to it; on a single path it stops at a scale or shift by
+a parameter, which belongs to the affine operation. At its start so does
+
+* a literal shift, if what follows is homogeneous (1/x, ReLU): it is a bias;
+* a literal scale of one over the count, right behind a sum: both are a mean;
+* a minus behind a dense or convolution, unless f is larger for negative numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,11 +21,16 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives as p
 
-from jlrp.analysis.intervals import at_zero, is_elementwise, scalar_of
+from jlrp.analysis.intervals import at_zero, is_elementwise, scalar_of, value_at
 from jlrp.analysis.missing import elementwise_sources, replaces, tested_by
+from jlrp.analysis.terms import Terms, moved, moves_all
+from jlrp.analysis.terms import View as AxisView
 from jlrp.ir.families import rounds, why_missing
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value, between
+from jlrp.ops.affine import core_of, scale_chain
+from jlrp.ops.mean import is_mean
+from jlrp.ops.softmax import Softmaxes
 from jlrp.promise import is_complex
 
 
@@ -34,6 +45,8 @@ class Region:
     zero_at_zero: bool  # f(0) = 0 is proved
     homogeneous: bool  # f(x) = c x^n: relevance passes (Euler), even if f(0) != 0
     may_miss: bool = False  # x may be NaN where the output is not: it was tested
+    inverted: bool = False  # something is divided by the output: the function is 1/f
+    layout: AxisView | None = None  # of the start's numbers in the end; None: as is
 
 
 class Regions:
@@ -45,7 +58,10 @@ class Regions:
         self.program = program
         self.outer = outer  # of the program around a body
         self.opaque = opaque  # primitives with a rule of their own
+        self.terms = Terms(program, opaque)
+        self.softmaxes = Softmaxes(self.terms)
         self._dominators: dict[Value, Value | None] = {}
+        self._regions: dict[Value, Region | None] = {}
         self.ends: dict[Value, str | None] = {}  # what products end in (product.py)
 
     def dominator(self, value: Value) -> Value | None:
@@ -56,11 +72,12 @@ class Regions:
 
     def _dominator(self, value: Value) -> Value | None:
         equation = value.producer
-        if (
-            equation is None
-            or not traits(equation).carries_elementwise
-            or equation.primitive in self.opaque
-        ):
+        if equation is None or equation.primitive in self.opaque:
+            return None
+        if moves_all(equation):
+            (source, *_) = self.program.active_inputs(equation) or (None,)
+            return None if source is None or is_complex(source) else source
+        if not traits(equation).carries_elementwise:
             return None
         operands = self.program.active_inputs(equation)
         if not operands or any(a.shape != value.shape for a in operands):
@@ -90,28 +107,145 @@ class Regions:
         """The dominator of a value inside a region, which no boundary may be."""
         return None if value in self.program.boundaries else self.dominator(value)
 
+    def _is_apart(self, value: Value) -> bool:
+        """Whether a value is the end of an operation that is no region."""
+        if value in self.program.boundaries:
+            return True
+        return self.softmaxes.ending_at(value) is not None
+
     def ending_at(self, end: Value) -> Region | None:
-        start = end
-        while (above := self.dominator(start)) is not None:
-            if start is not end and start in self.program.boundaries:
-                break
-            if self._is_affine_step(start, above):
-                break
-            start = above
-        if start is end:
+        if end not in self._regions:
+            self._regions[end] = self._ending_at(end)
+        return self._regions[end]
+
+    def _ending_at(self, end: Value) -> Region | None:
+        made = end.producer
+        if made is None or moves_all(made):
             return None
+        path = [end]
+        while (above := self.dominator(path[-1])) is not None:
+            if len(path) > 1 and self._is_apart(path[-1]):
+                break
+            if self._is_affine_step(path[-1], above):
+                break
+            path.append(above)
+        inverted = self._divides(end)
+        while len(path) > 1 and self._begins_behind(path, inverted):
+            path.pop()
+        if len(path) == 1:
+            return None
+        return self._region(path[-1], end, inverted)
+
+    def _region(self, start: Value, end: Value, inverted: bool) -> Region | None:
         equations, constants = between([start], [end], self._inside)
         of_active = [e for e in equations if self._is_active(e)]
         if not any(_is_nonlinear(e, start, equations) for e in of_active):
             return None
         if any(map(self._adds_dead, of_active)):
             return None
+        layout = None
+        if any(map(moves_all, equations)):
+            views = self._views(start, equations)
+            if views is None:
+                return None
+            layout = views[end]
+            if layout == AxisView.whole(start.shape):
+                layout = None
         f0 = at_zero(end, start)
         tolerance = 8 * np.finfo(np.float32).eps
         zero = f0 is not None and bool(np.abs(f0) <= tolerance)
-        homogeneous = _is_monomial(end, start, equations)
+        homogeneous = _is_monomial(start, equations)
         missing = bool(self.tested and self.tested & elementwise_sources(start))
-        return Region(start, end, equations, constants, zero, homogeneous, missing)
+        return Region(
+            start,
+            end,
+            equations,
+            constants,
+            zero and not inverted,
+            homogeneous,
+            missing,
+            inverted,
+            layout,
+        )
+
+    def _views(
+        self, start: Value, equations: Sequence[Equation]
+    ) -> dict[Value, AxisView] | None:
+        """How the values of a region view its start; None if its paths differ."""
+        views = {start: AxisView.whole(start.shape)}
+        for equation in equations:
+            inside = [views[a] for a in equation.inputs if a in views]  # type: ignore
+            if not inside:
+                continue
+            (out, *_) = equation.outputs
+            view: AxisView | None = inside[0]
+            if any(other != view for other in inside[1:]):
+                return None
+            if moves_all(equation):
+                view = moved(equation, inside[0])
+            elif view.shape != tuple(out.shape):  # beside a constant that is larger
+                view = None
+            if view is None:
+                return None
+            views[out] = view
+        return views
+
+    # Where a region begins.
+
+    def _begins_behind(self, path: Sequence[Value], inverted: bool) -> bool:
+        """Whether the first equation of a path from its last value is no part of f."""
+        start, behind = path[-1], path[-2]
+        made = behind.producer
+        assert made is not None
+        if self.program.active_inputs(made) != (start,) or made.inputs.count(start) > 1:
+            return False
+        if len(self.program.uses.get(start, ())) > 1:
+            return False
+        if moves_all(made):
+            return True
+        others = [a for a in made.inputs if a is not start]
+        known = [scalar_of(a) for a in others]
+        if made.primitive is p.neg_p:
+            return self._is_mapped(start) and _grows(path[0], behind, inverted)
+        if len(known) != 1 or known[0] is None:
+            return False
+        if made.primitive in (p.add_p, p.add_jaxvals_p, p.sub_p, p.max_p):
+            if made.primitive is p.max_p:
+                positive = float(known[0]) > 0
+                if not positive or not _falls(path[0], behind, inverted):
+                    return False
+            negated = made.primitive is p.sub_p and made.inputs[1] is start
+            if negated and not (
+                self._is_mapped(start) and _grows(path[0], behind, inverted)
+            ):
+                return False
+            equations, _ = between([behind], [path[0]], self._inside)
+            return _is_monomial(behind, equations) or (
+                not inverted and _is_rectifier(behind, path[0], equations)
+            )
+        if made.primitive in (p.mul_p, p.div_p) and made.inputs[1] is not start:
+            return is_mean(self.terms, behind)
+        if made.primitive is p.mul_p:
+            return is_mean(self.terms, behind)
+        return False
+
+    def _is_mapped(self, value: Value) -> bool:
+        """Whether a value comes from a dense or convolution, scaled and shifted."""
+        steps = scale_chain(self.program, value)
+        return core_of(self.terms, steps[0].source if steps else value) is not None
+
+    def _divides(self, end: Value) -> bool:
+        """Whether the one thing that is done with a value is to divide by it."""
+        value = end
+        while len(uses := self.program.uses.get(value, ())) == 1:
+            (use,) = uses
+            if use.primitive is p.div_p:
+                dividend, divisor = use.inputs
+                return divisor is value and self.program.is_active(dividend)
+            if use.primitive not in _SPREADING or value in self.program.boundaries:
+                return False
+            (value, *_) = use.outputs
+        return False
 
     @cached_property
     def tested(self) -> set[Value]:
@@ -173,7 +307,7 @@ def _is_nonlinear(
     return row.carries_elementwise and row.nature not in ("linear", "movement")
 
 
-def _is_monomial(end: Value, start: Value, region: tuple[Equation, ...]) -> bool:
+def _is_monomial(start: Value, region: Sequence[Equation]) -> bool:
     """Whether the region is ``c x^n``, with ``|x|`` in place of ``x`` allowed."""
     inside = {v for e in region for v in e.outputs} | {start}
 
@@ -181,6 +315,71 @@ def _is_monomial(end: Value, start: Value, region: tuple[Equation, ...]) -> bool
         if equation.primitive is p.pow_p:
             return equation.inputs[1] not in inside
         row = traits(equation)
-        return row.scaling or row.degree is not None
+        return row.scaling or row.degree is not None or moves_all(equation)
 
     return all(is_power(e) for e in region)
+
+
+_COMPARED = {p.ge_p, p.gt_p, p.le_p, p.lt_p}
+_SPREADING = {p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p}
+
+
+def _is_rectifier(start: Value, end: Value, region: Sequence[Equation]) -> bool:
+    """Whether ``f(c x) = c f(x)`` for c > 0: ReLU, also leaky or with a parameter."""
+    degrees: dict[Any, int | None] = {start: 1}
+
+    def degree(atom: Any) -> int | None:
+        if atom in degrees:
+            return degrees[atom]
+        known = scalar_of(atom)
+        return None if known is not None and not np.any(known) else 0  # None: any
+
+    for equation in region:
+        prim, x = equation.primitive, [degree(a) for a in equation.inputs]
+        if prim in _COMPARED or prim in (p.eq_p, p.ne_p, p.sign_p):
+            found = 0 if all(d in (1, None) for d in x) or not any(x) else -1
+        elif prim is p.select_n_p:
+            found = _same_degree(x[1:]) if x[0] == 0 else -1
+        elif prim is p.mul_p:
+            found = None if None in x else x[0] + x[1]  # type: ignore[operator]
+        elif prim is p.div_p:
+            found = x[0] if x[1] == 0 else -1
+        elif prim in (p.abs_p, p.neg_p, p.convert_element_type_p, p.copy_p):
+            found = x[0]
+        elif prim in (p.add_p, p.add_jaxvals_p, p.sub_p, p.max_p, p.min_p):
+            found = _same_degree(x)
+        elif moves_all(equation):
+            found = x[0]
+        else:
+            found = -1 if any(x) else 0
+        if found == -1:
+            return False
+        degrees.update(dict.fromkeys(equation.outputs, found))
+    return degrees[end] == 1
+
+
+def _same_degree(x: Sequence[int | None]) -> int | None:
+    found = set(x) - {None}
+    return None if not found else found.pop() if len(found) == 1 else -1
+
+
+_FAR = 1e3
+
+
+def _grows(end: Value, start: Value, inverted: bool) -> bool:
+    """Whether a function is as large for a large number as for its negative."""
+    above, below = (value_at(end, start, x) for x in (_FAR, -_FAR))
+    if above is None or below is None:
+        return False
+    above, below = abs(float(above)), abs(float(below))
+    return above <= below if inverted else above >= below
+
+
+def _falls(end: Value, start: Value, inverted: bool) -> bool:
+    """Whether a function is a power below 0, or divided by."""
+    if end is start:
+        return inverted
+    far, near = (value_at(end, start, x) for x in (2.0, 1.0))
+    if far is None or near is None:
+        return False
+    return (abs(float(far)) < abs(float(near))) != inverted

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 from jax.extend.core import primitives as p
 
+from jlrp.analysis.terms import Terms
 from jlrp.ir.families import rounds
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
+from jlrp.ops.contraction import Dot, as_dot, cut_of_dot, is_fixed
 from jlrp.promise import is_complex
 
 
@@ -44,6 +46,8 @@ class Affine:
     core: Equation
     operand: int  # index of the active operand of the core
     steps: tuple[Step, ...]
+    stands: bool = False  # the core stands for equations of the program
+    of_kernel: tuple[Equation, ...] = ()  # what makes the kernel of parameters, then
 
     @property
     def start(self) -> Value:
@@ -61,7 +65,7 @@ class Affine:
 
     @property
     def equations(self) -> tuple[Equation, ...]:
-        return (self.core, *(step.equation for step in self.steps))
+        return (*self.of_kernel, self.core, *(step.equation for step in self.steps))
 
     @property
     def has_shift(self) -> bool:
@@ -69,10 +73,15 @@ class Affine:
 
 
 def is_core(program: Program, equation: Equation) -> bool:
-    """A dot or convolution of one active operand with a constant kernel."""
+    """A dot or convolution of one active operand with a kernel of parameters.
+
+    One whose kernel is made of literals inside of the program (a resize, a filter bank,
+    a sum as a dot with ones) is a fixed map, and no layer.
+    """
     if not traits(equation).contraction or is_complex(equation.outputs[0]):
         return False  # rules that look at kernels look at their signs
-    return sum(program.is_active(a) for a in equation.inputs) == 1
+    kernels = [a for a in equation.inputs if not program.is_active(a)]
+    return len(kernels) == 1 and not is_fixed(program, kernels[0])
 
 
 def step_of(program: Program, equation: Equation) -> Step | None:
@@ -108,10 +117,10 @@ def scale_chain(program: Program, end: Value) -> list[Step]:
     """
     steps: list[Step] = []
     value = end
-    while value.producer is not None:
+    while (made := program.maker(value)) is not None:
         if value is not end and not program.used_once(value):
             break
-        step = step_of(program, value.producer)
+        step = step_of(program, made)
         if step is None or (not steps and step.kind == "move"):
             break
         steps.append(step)
@@ -119,17 +128,36 @@ def scale_chain(program: Program, end: Value) -> list[Step]:
     return steps[::-1]
 
 
-def affine_ending_at(program: Program, end: Value, merge_batch_norm: bool = True):
+def core_of(terms: Terms, value: Value, behind: bool = True) -> Dot | None:
+    """The dot or convolution that makes a value, and moves that are a part of it.
+
+    ``behind`` something: then dots that are concatenated, or a part of one, will do.
+    """
+    made = value.producer
+    if made is None:
+        return None
+    if is_core(terms.program, made):
+        return Dot(made, (), ())
+    if made.primitive is p.reduce_sum_p or (
+        behind and made.primitive is p.concatenate_p
+    ):
+        return as_dot(terms, made)
+    return cut_of_dot(terms, value) if behind else None
+
+
+def affine_ending_at(terms: Terms, end: Value, merge_batch_norm: bool = True):
     """The affine operation that ends at ``end``, or None."""
+    program = terms.program
     steps = scale_chain(program, end)
     value = steps[0].source if steps else end
-    core = value.producer
-    if core is None or not is_core(program, core):
+    dot = core_of(terms, value, bool(steps))
+    if dot is None or (steps and not program.used_once(value)):
         return None
-    if steps and not program.used_once(value):
-        return None
-    operand = next(i for i, a in enumerate(core.inputs) if program.is_active(a))
-    affine = Affine(core, operand, tuple(steps))
+    behind = [Step(e, "move", e.inputs[0]) for e in dot.moves]  # type: ignore[arg-type]
+    operand = next(i for i, a in enumerate(dot.core.inputs) if program.is_active(a))
+    late = any(step.equation in program.standing.values() for step in steps)
+    stands = late or dot.core is not value.producer
+    affine = Affine(dot.core, operand, (*behind, *steps), stands, dot.kernel)
     if not merge_batch_norm and batch_norm_start(steps) is not None:
         return None
     return affine if _scales_fit(affine) else None

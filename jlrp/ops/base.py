@@ -88,6 +88,7 @@ class View:
     find_signals: bool = False  # among factors, the one the others are computed from
     peel_first: bool = False  # a first iteration may hold the first affine operation
     as_differentiated: bool = False  # what JAX's gradient sees, no more and no less
+    relative: bool = False  # to a reference: a product is one operation of all factors
 
 
 def with_inner(operations: Iterable[Operation]) -> Iterator[Operation]:

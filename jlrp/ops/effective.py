@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
-from jlrp.ir.program import Atom, Value
+from jlrp.ir.program import Atom, Value, evaluate
 from jlrp.ops.affine import (
     Affine,
     Step,
@@ -92,8 +92,11 @@ def effective_map(op: Operation, numbers: Reader) -> EffectiveKernel:
         tuple((equation.primitive, _frozen(equation.params)) for equation in moves),
         numbers.shape_of(affine.start),
     )
+    kernel = effective_kernel(affine, numbers)
     bias = numbers.offset(op) if op.has_offset else None
-    return EffectiveKernel(linear, effective_kernel(affine, numbers), bias)
+    if "negated" in op.facts:  # a term that a sum subtracts
+        kernel, bias = lax.neg(kernel), bias if bias is None else lax.neg(bias)
+    return EffectiveKernel(linear, kernel, bias)
 
 
 def _frozen(params: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -102,11 +105,14 @@ def _frozen(params: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 def linear_part(affine: Affine, x: Array, numbers: Reader) -> Array:
     """The affine operation without its shifts, the scales left where they are."""
-    y = x
+    y, kernel = x, kernel_of(affine, numbers)
     for equation, source in [(affine.core, affine.start)] + [
         (step.equation, step.source) for step in affine.steps if step.kind != "shift"
     ]:
-        args = [y if a is source else numbers.read(a) for a in equation.inputs]
+        args = [
+            y if a is source else kernel if a is affine.kernel else numbers.read(a)
+            for a in equation.inputs
+        ]
         (y,) = jax_compat.bind(
             equation.primitive, jax_compat.widened(equation.params), args
         )
@@ -114,9 +120,20 @@ def linear_part(affine: Affine, x: Array, numbers: Reader) -> Array:
     return -y if negations % 2 else y
 
 
+def kernel_of(affine: Affine, numbers: Reader) -> Array:
+    """The kernel of the core, which may have been cut or joined of parameters."""
+    if not affine.of_kernel:
+        return numbers.read(affine.kernel)
+    read = [a for e in affine.of_kernel for a in e.inputs]
+    made = {v for e in affine.of_kernel for v in e.outputs}
+    env = {v: numbers.read(v) for v in read if isinstance(v, Value) and v not in made}
+    evaluate(affine.of_kernel, env, lambda e: jax_compat.widened(e.params))
+    return env[affine.kernel]  # type: ignore[index]
+
+
 def effective_kernel(affine: Affine, numbers: Reader) -> Array:
     """The kernel times every scale behind the core."""
-    kernel = numbers.read(affine.kernel)
+    kernel = kernel_of(affine, numbers)
     for index, step in enumerate(affine.steps):
         if step.negates:
             kernel = -kernel

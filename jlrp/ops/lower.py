@@ -19,7 +19,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.analysis.activity import Levels, active_parts
 from jlrp.analysis.dataflow import Passage, dependent, reached
-from jlrp.analysis.intervals import is_nonnegative
+from jlrp.analysis.intervals import is_nonnegative, scalar_of
 from jlrp.analysis.stopped import (
     Choice,
     Stop,
@@ -27,6 +27,7 @@ from jlrp.analysis.stopped import (
     endings,
     stopped_operands,
 )
+from jlrp.analysis.terms import moves_all
 from jlrp.ir.families import family_at
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value, between
@@ -35,12 +36,15 @@ from jlrp.ops.affine import (
     Step,
     affine_ending_at,
     batch_norm_start,
+    core_of,
     is_core,
     scale_chain,
 )
 from jlrp.ops.average import Handed
 from jlrp.ops.base import Operation, View
 from jlrp.ops.embedding import Embedding
+from jlrp.ops.factors import Reading, factors_of, norm_of
+from jlrp.ops.mean import is_mean, mean_kind, weight_of
 from jlrp.ops.position import (
     affine_before,
     marked_attention,
@@ -48,7 +52,7 @@ from jlrp.ops.position import (
     with_depths,
 )
 from jlrp.ops.product import products
-from jlrp.ops.softmax import may_be_minus_infinity, softmax_axes, softmax_input
+from jlrp.ops.softmax import may_be_minus_infinity
 from jlrp.ops.statistic import statistic_of, unscaled
 
 
@@ -95,6 +99,8 @@ class _Builder:
             return self.primitive_operation(equation)
         if equation.bodies:
             return self.with_bodies(equation)
+        if value in self.program.standing:
+            return self.primitive_operation(self.program.standing[value])
         for recognise in (
             self.entry,
             self.softmax,
@@ -152,13 +158,13 @@ class _Builder:
         )
 
     def softmax(self, end: Value) -> Operation | None:
-        scores = softmax_input(self.program, end)
-        if scores is None:
+        found = self.regions.softmaxes.ending_at(end)
+        if found is None:
             return None
-        masked = may_be_minus_infinity(self.program, scores)
+        masked = may_be_minus_infinity(self.program, found.scores)
         return replace(
-            self.group("softmax", "function", [scores], end),
-            softmax_axes=softmax_axes(self.program, end),
+            self.group("softmax", "function", [found.scores], end),
+            softmax_axes=found.axes,
             facts=frozenset({"masked"} if masked else ()),
         )
 
@@ -183,8 +189,7 @@ class _Builder:
             return None
         summed = steps[0].source.producer
         assert summed is not None
-        kind = traits(summed).mean
-        assert kind is not None
+        kind = mean_kind(summed)
         return self.group(kind, "linear", self.operands(summed), end)
 
     def _mean_steps(self, steps: list[Step]) -> int:
@@ -193,33 +198,53 @@ class _Builder:
         equation = summed.producer
         if (
             equation is None
-            or traits(equation).mean is None
             or equation.primitive in self.opaque
+            or weight_of(self.program, equation) is None
             or not self.program.used_once(summed)
         ):
             return 0
-        fixed = 0
+        found = 0
         for index, step in enumerate(steps):
             if step.kind == "shift" or self._varies(step.constant):
                 break
             if step.kind == "scale":
-                fixed = index + 1
-        return fixed
+                counts = scalar_of(step.constant) is None if step.constant else False
+                if counts or is_mean(self.regions.terms, step.equation.outputs[0]):
+                    found = index + 1
+        return found
 
     def _varies(self, constant: Atom | None) -> bool:
         return isinstance(constant, Value) and constant in self.varying
 
     def affine(self, end: Value) -> Operation | None:
-        affine = affine_ending_at(self.program, end, self.view.merge_batch_norm)
+        terms = self.regions.terms
+        affine = affine_ending_at(terms, end, self.view.merge_batch_norm)
         if affine is None:
             return None
-        operation = self.group(affine.kind, "linear", [affine.start], end)
-        facts = set()
+        if affine.stands:
+            operation = self.standing(affine.kind, affine.equations, affine.start, end)
+        else:
+            operation = self.group(affine.kind, "linear", [affine.start], end)
+        facts = {"negated"} if self._is_subtracted(end) else set()
         if affine.has_shift:
             facts.add("offset")
         if is_nonnegative(affine.start):
             facts.add("nonnegative")
         return replace(operation, affine=affine, facts=frozenset(facts))
+
+    def _is_subtracted(self, end: Value) -> bool:
+        """Whether a value is read as a term of a sum, and with a minus."""
+        value, minus = end, False
+        while self.program.used_once(value):
+            (use,) = self.program.uses[value]
+            if use.primitive in self.opaque:
+                break
+            if traits(use).addition and len(self.operands(use)) > 1:
+                minus ^= use.primitive is p.sub_p and use.inputs[1] is value
+            elif not moves_all(use):
+                break
+            (value,) = use.outputs
+        return minus
 
     def scale(self, end: Value) -> Operation | None:
         """Scales and shifts by constants; with a square root, a batch norm."""
@@ -231,8 +256,7 @@ class _Builder:
         if not steps:
             return None
         start = batch_norm_start(steps)
-        core = steps[0].source.producer
-        behind_core = core is not None and is_core(self.program, core)
+        behind_core = core_of(self.regions.terms, steps[0].source) is not None
         if start is not None and behind_core and not self.view.merge_batch_norm:
             steps = steps[start:]
         elif behind_core and self.program.used_once(steps[0].source):
@@ -279,8 +303,10 @@ class _Builder:
         product = self.products.get(equation)
         if product is None:
             return None
+        if self.view.relative:
+            return self.of_factors(equation)
         averaged = equation in self.averages.parts
-        statistic = None if averaged else statistic_of(self.program, equation)
+        statistic = None if averaged else statistic_of(self.regions.terms, equation)
         if statistic is not None and self.view.hold_statistics:
             if statistic == 1 or equation.primitive is not p.div_p:
                 return self.norm(equation, statistic)
@@ -295,6 +321,29 @@ class _Builder:
             facts.add("gate")
         facts = frozenset(facts)
         return replace(operation, inputs=slots, product=product, facts=facts)
+
+    def of_factors(self, equation: Equation) -> Operation:
+        """A product with all its factors, a norm with what it divides by."""
+        view = self.view
+        reading = Reading(
+            self.program,
+            self.regions,
+            self.averages.parts,
+            view.find_signals,
+            view.hold_statistics,
+        )
+        values, product = factors_of(reading, equation)
+        is_norm = any(product.denominators) and len(values) == 2
+        kind = (
+            "norm" if is_norm and norm_of(reading, equation) is not None else "product"
+        )
+        operation = self.group(kind, "product", values, equation.outputs[0])
+        facts = set()
+        if any(product.weights):
+            facts.add("attention")
+        elif product.gated != product.uniform:
+            facts.add("gate")
+        return replace(operation, product=product, facts=frozenset(facts))
 
     def norm(self, equation: Equation, statistic: int) -> Operation:
         """A signal over its statistic, which is a constant, scaled by parameters."""
@@ -320,6 +369,8 @@ class _Builder:
         nature = "unsupported" if family is None else family.nature
         if equation.primitive in self.opaque:  # it has a registered rule
             kind, nature = "custom", "custom"
+        elif kind in ("dense", "conv") and not is_core(self.program, equation):
+            kind = self._fixed_kind(equation)
         constants = tuple(
             dict.fromkeys(
                 a for a in equation.inputs if isinstance(a, Value) and a not in operands
@@ -339,6 +390,13 @@ class _Builder:
             constants,
             facts=frozenset(facts),
         )
+
+    def _fixed_kind(self, equation: Equation) -> str:
+        """The kind of a linear map that is the same whatever the parameters."""
+        (*_, out) = equation.outputs
+        if is_mean(self.regions.terms, out):
+            return mean_kind(equation)
+        return "linear" if weight_of(self.program, equation) is None else "sum"
 
     def operands(self, equation: Equation) -> tuple[Value, ...]:
         return self.program.active_inputs(equation)
@@ -374,6 +432,17 @@ class _Builder:
             return op
         found = stopped_operands(self.program, op.equations, op.constants)
         return replace(op, stopped=found) if found else op
+
+    def standing(
+        self, kind: str, equations: Sequence[Equation], start: Value, end: Value
+    ) -> Operation:
+        """An operation of equations that stand for those of the program."""
+        inside = {v for e in equations for v in e.outputs} | {start}
+        read = (a for e in equations for a in e.inputs if isinstance(a, Value))
+        constants = dict.fromkeys(a for a in read if a not in inside)
+        return Operation(
+            kind, "linear", (start,), (end,), tuple(equations), tuple(constants)
+        )
 
     def group(
         self, kind: str, nature: str, inputs: Sequence[Value], end: Value

@@ -15,16 +15,17 @@ import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.intervals import scalar_of
+from jlrp.analysis.terms import Terms
+from jlrp.ir.families import rounds
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.activation import Regions
 from jlrp.ops.average import Averages, Handed, Part, averages
+from jlrp.ops.contraction import is_parameter, meets_constant
+from jlrp.ops.late import stand_in
+from jlrp.ops.mean import weight_of
 from jlrp.ops.signal import is_selective, signal_among
-from jlrp.ops.softmax import (
-    is_softmax_weights,
-    may_be_minus_infinity,
-    softmax_input,
-)
+from jlrp.ops.softmax import may_be_minus_infinity
 from jlrp.ops.statistic import statistic_of
 
 
@@ -38,6 +39,9 @@ class Product:
     number: what is missing is the Taylor remainder of its softmax. ``weights`` marks
     the operands that are softmax weights, ``masked`` those that a mask of -inf may have
     made NaN. ``recurs`` marks that of a selective recurrence (see ``facts.signal``).
+    From a reference (see ``ops.factors``) there is a slot for each factor, and one
+    value may have several; ``inverted`` marks the values that enter by division,
+    ``denominators`` those that are shared with as such.
     """
 
     slots: tuple[int, ...]
@@ -47,6 +51,8 @@ class Product:
     weights: tuple[bool, ...]
     masked: tuple[bool, ...]
     recurs: bool = False
+    inverted: tuple[bool, ...] = ()
+    denominators: tuple[bool, ...] = ()
 
 
 def products(
@@ -60,11 +66,18 @@ def products(
     Without ``find_signals``, ``selective`` is as ``uniform`` and nothing ``recurs``.
     ``handed`` are pairs of outputs that are averaged outside.
     """
-    equations = [e for e in program.equations if _is_product(program, regions, e)]
+    standing = stand_in(regions.terms, regions.softmaxes)
+    equations = [
+        e
+        for e in (*program.equations, *standing)
+        if is_product(program, regions, e)
+        and program.standing.keys().isdisjoint(e.outputs)
+    ]
     quotients = [e for e in equations if e.primitive is p.div_p]
     averaged = averages(program, quotients, handed)
     parts = averaged.parts
     found = {e: _part(parts[e]) for e in equations if e in parts}
+    equations.sort(key=lambda e: e.position)
     for equation in reversed(equations):  # roots before what they flatten
         if equation not in found:
             _share(program, regions, equation, found, find_signals, parts)
@@ -89,7 +102,7 @@ def _part(part: Part) -> Product:
     return Product((0, 1), uniform, gated, uniform, marks, (False, False))
 
 
-def _is_product(program: Program, regions: Regions, equation: Equation) -> bool:
+def is_product(program: Program, regions: Regions, equation: Equation) -> bool:
     if traits(equation).nature != "product":
         return False
     if equation.primitive in regions.opaque:
@@ -97,7 +110,7 @@ def _is_product(program: Program, regions: Regions, equation: Equation) -> bool:
     if not all(program.is_active(a) for a in equation.inputs[:2]):
         return False
     (out,) = equation.outputs
-    return regions.ending_at(out) is None and softmax_input(program, out) is None
+    return regions.softmaxes.ending_at(out) is None and regions.ending_at(out) is None
 
 
 def _share(
@@ -112,12 +125,15 @@ def _share(
     members: list[tuple[Equation, list[list[Value]]]] = []
 
     def factors(value: Value) -> list[Value]:
-        inner = _product_below(program, regions, value)
-        if inner is None:
+        found = _products_below(program, regions, value)
+        if not found:
             return [value]
+        inner, *others = found
+        for other in others:
+            flatten(other)
         if inner in parts:  # an average is weights times values
             return [value] * (2 if parts[inner].role == "quotient" else 1)
-        is_norm = statistic_of(program, inner) is not None
+        is_norm = statistic_of(regions.terms, inner) is not None
         return [value] if is_norm else flatten(inner)
 
     def flatten(equation: Equation) -> list[Value]:
@@ -126,10 +142,10 @@ def _share(
         return below[0] + below[1]
 
     all_factors = flatten(root)
-    ends = {v: _end_of(program, regions, v) for v in all_factors}
-    gates = _gates(all_factors, ends)
-    signal = signal_among(program, all_factors) if find_signals else None
-    recurs = signal is not None and is_selective(program, signal, all_factors)
+    ends = {v: end_of(program, regions, v) for v in all_factors}
+    gates = gates_among(all_factors, ends)
+    signal = signal_among(regions.terms, all_factors) if find_signals else None
+    recurs = signal is not None and is_selective(regions.terms, signal, all_factors)
     for equation, below in members:
         uniform = [float(len(fs)) for fs in below]
         signals = [float(sum(f not in gates for f in fs)) for fs in below]
@@ -142,24 +158,51 @@ def _share(
             tuple(g / sum(gated) for g in gated),
             tuple(c / sum(chosen) for c in chosen),
             tuple(len(fs) == 1 and ends[fs[0]] == "softmax" for fs in below),
-            tuple(len(fs) == 1 and _may_be_nan(program, fs[0]) for fs in below),
+            tuple(len(fs) == 1 and may_be_nan(program, regions, fs[0]) for fs in below),
             recurs,
         )
 
 
-def _product_below(program: Program, regions: Regions, value: Value) -> Equation | None:
-    """The product that ends at ``value`` through moves and literal scales."""
-    while value.producer is not None and program.used_once(value):
-        equation = value.producer
-        if _is_product(program, regions, equation):
-            return equation
-        source = _transparent(program, equation)
-        if equation.primitive is p.reduce_sum_p:  # a contraction, written out
+def _products_below(program: Program, regions: Regions, value: Value) -> list[Equation]:
+    """The product that ends at ``value`` through moves and literal scales.
+
+    Or the several that a contraction adds up, written out term by term.
+    """
+    while program.used_once(value):
+        equation = program.maker(value)
+        if equation is None:
+            break
+        if is_product(program, regions, equation):
+            return [equation]
+        if traits(equation).addition and len(program.active_inputs(equation)) == 2:
+            return _products_of_contraction(program, regions, value)
+        source = transparent(program, equation)
+        if weight_of(program, equation) is not None:  # a contraction, written out
             (source,) = program.active_inputs(equation)
         if source is None or regions.ending_at(value) is not None:
-            return None
+            return []
         value = source
-    return None
+    return []
+
+
+def _products_of_contraction(
+    program: Program, regions: Regions, value: Value
+) -> list[Equation]:
+    """The products that a sum adds up, if they are the terms of one contraction."""
+    assert value.producer is not None
+    found = [
+        _products_below(program, regions, a)
+        for a in value.producer.inputs
+        if isinstance(a, Value)
+    ]
+    if not all(found) or regions.ending_at(value) is not None:
+        return []
+    terms = regions.terms
+    term = terms.closed(terms.read(value)).only
+    active = [f for f in term.factors if terms.is_active(f.root)] if term else []
+    if term is None or not term.inner or len(active) < 2:
+        return []
+    return [product for products in found for product in products]
 
 
 def _is_transparent(equation: Equation) -> bool:
@@ -167,11 +210,12 @@ def _is_transparent(equation: Equation) -> bool:
     return kept or traits(equation).view
 
 
-def _transparent(program: Program, equation: Equation) -> Value | None:
+def transparent(program: Program, equation: Equation) -> Value | None:
+    """What an equation moves beside constants, or scales by a number."""
     operands = program.active_inputs(equation)
     if len(operands) != 1:
         return None
-    if _is_transparent(equation):
+    if traits(equation).nature == "movement" and not rounds(equation):
         return operands[0]
     if traits(equation).scaling and equation.inputs[0] is operands[0]:
         return operands[0] if scalar_of(equation.inputs[1]) is not None else None
@@ -180,7 +224,7 @@ def _transparent(program: Program, equation: Equation) -> Value | None:
     return None
 
 
-def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
+def end_of(program: Program, regions: Regions, value: Value) -> str | None:
     """What a factor ends in: ``"softmax"``, ``"activation"``, None, or ``"open"``: an
     activation with f(0) other than 0, such as a sigmoid."""
     while True:
@@ -190,7 +234,7 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
             program, regions = regions.outer.program, regions.outer
             if not isinstance(value, Value):
                 return None
-        if is_softmax_weights(program, value):
+        if regions.softmaxes.are_weights(value):
             return "softmax"
         region = regions.ending_at(value)
         if region is not None and region.homogeneous and not region.zero_at_zero:
@@ -198,7 +242,8 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
             continue
         if region is not None:
             return "activation" if region.zero_at_zero else "open"
-        source = value.producer and _handed_on(program, value.producer)
+        made = program.maker(value)
+        source = made and _handed_on(program, regions, made)
         if source is None:
             return _end_of_product(program, regions, value)
         value = source
@@ -206,25 +251,29 @@ def _end_of(program: Program, regions: Regions, value: Value) -> str | None:
 
 def _end_of_product(program: Program, regions: Regions, value: Value) -> str | None:
     """A product of gates is a gate: the coefficient of two steps of a recurrence."""
-    equation = value.producer
-    if equation is None or not _is_product(program, regions, equation):
+    equation = program.maker(value)
+    if equation is None or not is_product(program, regions, equation):
         return None
     if value not in regions.ends:
-        ends = [_end_of(program, regions, v) for v in program.active_inputs(equation)]
+        ends = [end_of(program, regions, v) for v in program.active_inputs(equation)]
         weakest = "activation" if "activation" in ends else "open"
         regions.ends[value] = None if None in ends else weakest
     return regions.ends[value]
 
 
-def _handed_on(program: Program, equation: Equation) -> Value | None:
+def _handed_on(program: Program, regions: Regions, equation: Equation) -> Value | None:
     """The value that an equation moves, selects from, scales, shifts or normalises."""
     operands = program.active_inputs(equation)
     if len(operands) == 1:
         moves = traits(equation).nature in ("movement", "selection")
-        scales = _scales(equation, operands[0]) or _is_literal_shift(equation)
+        scales = (
+            _scales(equation, operands[0])
+            or _is_literal_shift(equation)
+            or _places(regions.terms, equation)
+        )
         return operands[0] if moves or scales else None
     if traits(equation).scaling:
-        statistic = statistic_of(program, equation)
+        statistic = statistic_of(regions.terms, equation)
         if statistic is not None:
             signal = equation.inputs[1 - statistic]
             return signal if isinstance(signal, Value) else None
@@ -243,6 +292,18 @@ def _scales(equation: Equation, operand: Value) -> bool:
     return traits(equation).scaling and not divides
 
 
+def _places(terms: Terms, equation: Equation) -> bool:
+    """Whether a sum puts weights where a code says: ``(one_hot(i) * w).sum(1)``."""
+    if equation.primitive is not p.reduce_sum_p:
+        return False
+    if not meets_constant(terms, equation.inputs[0]):
+        return False
+    term = terms.read(equation.outputs[0]).only
+    factors = term.factors if term else ()
+    still = [f.root for f in factors if not terms.is_active(f.root)]
+    return bool(still) and not any(is_parameter(terms, r) for r in still)
+
+
 def _is_literal_shift(equation: Equation) -> bool:
     """``1 - z`` of a gate that was split from others, and so begins no region."""
     if equation.primitive not in (p.add_p, p.sub_p):
@@ -257,23 +318,24 @@ def _is_code(atom: Atom) -> bool:
         source = equation.inputs[0]
         if equation.primitive is p.convert_element_type_p and source.dtype == np.bool_:
             return True
-        if not _is_transparent(equation):
+        if traits(equation).nature != "movement":
             return False
         atom = source
     return False
 
 
-def _may_be_nan(program: Program, factor: Value) -> bool:
+def may_be_nan(program: Program, regions: Regions, factor: Value) -> bool:
     """Whether a factor is the softmax of scores that may all be -inf."""
     value: Value | None = factor
     while value is not None:
-        if (scores := softmax_input(program, value)) is not None:
-            return may_be_minus_infinity(program, scores)
-        value = value.producer and _transparent(program, value.producer)
+        if (found := regions.softmaxes.ending_at(value)) is not None:
+            return may_be_minus_infinity(program, found.scores)
+        made = program.maker(value)
+        value = made and transparent(program, made)
     return False
 
 
-def _gates(factors: list[Value], ends: dict[Value, str | None]) -> set[Value]:
+def gates_among(factors: list[Value], ends: dict[Value, str | None]) -> set[Value]:
     for kinds in (("softmax", "open"), ("activation",)):
         gates = {f for f in factors if ends[f] in kinds}
         if gates and len(factors) > len([f for f in factors if f in gates]):

@@ -18,21 +18,23 @@ from collections.abc import Sequence
 
 from jax.extend.core import primitives as p
 
+from jlrp.analysis.terms import Terms
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value
+from jlrp.ops.contraction import is_learned
 
 _Made = tuple[Value, bool]  # a value, and whether an earlier iteration made it
 
 
-def signal_among(program: Program, factors: Sequence[Value]) -> Value | None:
+def signal_among(terms: Terms, factors: Sequence[Value]) -> Value | None:
     """The factor that all others were computed from, or None."""
-    made = {f: _made_of(program, f) for f in dict.fromkeys(factors)}
+    made = {f: _made_of(terms, f) for f in dict.fromkeys(factors)}
     if len(made) < 2:
         return None
 
     def before(one: Value, other: Value) -> bool:
         (direct, _), (_, entered) = made[one], made[other]
-        return _reaches(program, entered, direct)
+        return _reaches(terms.program, entered, direct)
 
     for factor in made:
         others = [f for f in made if f is not factor]
@@ -41,14 +43,14 @@ def signal_among(program: Program, factors: Sequence[Value]) -> Value | None:
     return None
 
 
-def is_selective(program: Program, signal: Value, factors: Sequence[Value]) -> bool:
+def is_selective(terms: Terms, signal: Value, factors: Sequence[Value]) -> bool:
     """Whether this signal among some factors is that of a selective recurrence."""
     others = [(f, False) for f in dict.fromkeys(factors) if f is not signal]
-    direct, _ = _made_of(program, signal)
+    direct, _ = _made_of(terms, signal)
     carried = {value for value, earlier in direct if earlier}
     if len(others) < 2 and not carried:
         return False
-    return carried.isdisjoint(_all_before(program, others))
+    return carried.isdisjoint(_all_before(terms.program, others))
 
 
 def _all_before(program: Program, starts: Sequence[_Made]) -> set[Value]:
@@ -61,7 +63,7 @@ def _all_before(program: Program, starts: Sequence[_Made]) -> set[Value]:
     return {value for value, _ in seen}
 
 
-def _made_of(program: Program, factor: Value) -> tuple[set[_Made], list[_Made]]:
+def _made_of(terms: Terms, factor: Value) -> tuple[set[_Made], list[_Made]]:
     """What a factor is made of through no parameter map, and what these maps read."""
     direct: set[_Made] = set()
     entered: list[_Made] = []
@@ -72,11 +74,11 @@ def _made_of(program: Program, factor: Value) -> tuple[set[_Made], list[_Made]]:
             continue
         direct.add(made)
         value, earlier = made
-        core = _map_of(program, value)
+        core = _map_of(terms, value)
         if core is not None:
-            entered += [(a, earlier) for a in _operands(program, core)]
+            entered += [(a, earlier) for a in _operands(terms.program, core)]
         else:
-            stack += _before(program, made)
+            stack += _before(terms.program, made)
     return direct, entered
 
 
@@ -128,13 +130,13 @@ def _is_active(program: Program | None, value: Value) -> bool:
     return False
 
 
-def _map_of(program: Program, value: Value) -> Equation | None:
+def _map_of(terms: Terms, value: Value) -> Equation | None:
     """The parameter map that made a value, or a part of one map's features."""
     equation = value.producer
     while equation is not None:
-        operands = _operands(program, equation)
+        operands = _operands(terms.program, equation)
         row = traits(equation)
-        if row.contraction:
+        if row.contraction or is_learned(terms, equation):
             return equation if len(operands) == 1 else None
         splits = equation.primitive is p.slice_p or equation.primitive.name == "split"
         shifts = equation.primitive in (p.add_p, p.mul_p, p.sub_p)  # a bias

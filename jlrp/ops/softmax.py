@@ -1,62 +1,421 @@
 """Softmax: a quotient of an exp by its own sum; its logarithm; the log of that sum.
 
-Found by data flow: with or without the max shift, with masks before or after the exp,
-transposes and broadcasts anywhere, in any spelling of the quotient.
+Found on terms: with or without the max shift, with masks before or after the exp, in
+any spelling of the exponential, of the sum and of the quotient. Renormalised weights
+(those of the best experts, divided by their sum) are the softmax that they equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.intervals import scalar_of
-from jlrp.ir.primitives import primitives_where
+from jlrp.analysis.terms import (
+    Factor,
+    Function,
+    Root,
+    Term,
+    Terms,
+    View,
+    factors_of,
+    refined,
+    strides_of,
+    varying_axes,
+)
+from jlrp.ir.primitives import primitives_where, traits
 from jlrp.ir.program import Atom, Equation, Program, Value
-from jlrp.ops.affine import reshape_groups, varying_axes
 
 _MOVES = primitives_where(lambda row: row.view) | {p.stop_gradient_p}
 _MASKS = primitives_where(lambda row: row.addition or row.scaling) | {p.select_n_p}
-_EXPONENTIALS = primitives_where(lambda row: row.base is not None)
+_SELECTIONS = (p.top_k_p, p.approx_top_k_p, p.sort_p, p.gather_p)
 
 
-def softmax_input(program: Program, end: Value) -> Value | None:
-    """The scores of the softmax, log-softmax or logsumexp that ends at ``end``.
+@dataclass(frozen=True)
+class Softmax:
+    """A softmax, log-softmax or logsumexp.
 
-    Scores are taken before the shift and behind scaling, soft-capping and masks.
+    Attributes:
+      scores: what it is a function of, before the shift, behind scales and masks.
+      weights: whether it is the softmax itself, weights that sum to one.
+      axes: those along which it sums to one, if it moves nothing.
     """
-    for recognise in (_softmax, _segment_softmax, _log_softmax, _logsumexp):
-        scores = recognise(program, end)
-        if scores is not None and scores in program.active:
+
+    scores: Value
+    weights: bool = False
+    axes: tuple[int, ...] | None = None
+
+
+class Softmaxes:
+    """Finds the softmax that ends at a value; remembered for one program."""
+
+    def __init__(self, terms: Terms):
+        self.terms = terms
+        self.program = terms.program
+        self._found: dict[Value, Softmax | None] = {}
+
+    def ending_at(self, end: Value) -> Softmax | None:
+        if end not in self._found:
+            found = self._find(end)
+            carries = found is not None and found.scores in self.program.active
+            self._found[end] = found if carries else None
+        return self._found[end]
+
+    def are_weights(self, end: Value) -> bool:
+        found = self.ending_at(end)
+        return found is not None and found.weights
+
+    def _find(self, end: Value) -> Softmax | None:
+        made = end.producer
+        if made is None or end not in self.program.active:
+            return None
+        prim = made.primitive
+        divides = prim is p.div_p and self.program.is_active(made.inputs[1])
+        if divides or (prim is p.mul_p and any(map(_inverts, made.inputs))):
+            return self._quotient(end) or self._of_segments(end)
+        if traits(made).addition:
+            return self._log_softmax(made) or self._logsumexp(end)
+        return self._logsumexp(end) if prim is p.log_p else None
+
+    # The quotient.
+
+    def _quotient(self, end: Value) -> Softmax | None:
+        terms = self.terms
+        term = terms.read(end).only
+        for i, factor in enumerate(term.factors if term else ()):
+            if factor.power != -1:
+                continue
+            total = terms.expanded(factor)
+            total = total and terms.closed(terms.active(total))
+            weights = term.with_factors(  # type: ignore[union-attr]
+                f
+                for k, f in enumerate(term.factors)
+                if k != i  # type: ignore
+            )
+            if total is None or len(total.terms) != 1:
+                continue
+            (summed,) = total.terms
+            weights = terms.normal(weights)
+            if not is_part_of(weights, summed):
+                continue
+            found = self._exponential(f.root for f in weights.factors)
+            if found is not None:
+                scores = self._scores(found, summed)
+                axes = self._axes(end, found, summed)
+                return scores and Softmax(scores, True, axes)
+        return None
+
+    def _exponential(self, roots: Iterable[Root]) -> Function | None:
+        """The one exponential that some active roots are made of, through sums and
+        selections."""
+        stack = [r for r in roots if self.terms.is_active(r)]
+        found: Function | None = None
+        seen: set[Root] = set()
+        while stack:
+            root = stack.pop()
+            if root in seen:
+                continue
+            seen.add(root)
+            if isinstance(root, Function) and root.name == "exp":
+                if found not in (None, root):
+                    return None
+                found = root
+                continue
+            inside = self.terms.opened(root)
+            if inside is None:
+                selected = _selected_from(root)
+                if selected is None or not self.program.is_active(selected):
+                    return None
+                inside = self.terms.read(selected)
+            roots_inside = [f.root for t in inside.terms for f in t.factors]
+            stack += [r for r in roots_inside if self.terms.is_active(r)]
+        return found
+
+    def _scores(self, function: Function, summed: Term) -> Value | None:
+        """What is exponentiated, before a shift that is constant along the sum.
+
+        Whatever the shift, the multiplier of shifted scores sums to zero along the sum,
+        so that of the unshifted ones is the same, and the shift gets none.
+        """
+        scores = self._exponent(function)
+        while scores is not None and scores.producer is not None:
+            made = scores.producer
+            if not traits(made).addition:
+                break
+            unshifted, shift = made.inputs
+            if made.primitive is not p.sub_p and not self.program.is_active(unshifted):
+                unshifted, shift = shift, unshifted
+            still = self._is_constant_along(shift, function, summed)
+            if not still or not isinstance(unshifted, Value):
+                break
+            if made.primitive is not p.sub_p and not self.program.is_active(shift):
+                break  # a mask or a bias, which is a part of the scores
+            scores = unshifted
+        return scores
+
+    def _exponent(self, function: Function) -> Value | None:
+        """The value that an exponential was computed of; of several, their root."""
+        made = function.made_by
+        operands = {e.inputs[e.primitive is p.pow_p] for e in made}
+        if len(operands) == 1:
+            (exponent,) = operands
+            return exponent if isinstance(exponent, Value) else None
+        roots = {f.root for t in function.argument.terms for f in t.factors}
+        if len(roots) != 1:
+            return None
+        (root,) = roots
+        return root if isinstance(root, Value) else None
+
+    def _is_constant_along(self, shift: Atom, function: Function, summed: Term) -> bool:
+        axes = self._summed_axes(function, summed)
+        if axes is None or not isinstance(shift, Value):
+            return axes is not None and not shift.shape
+        (out, *others) = (e.outputs[0] for e in function.made_by)
+        if others or len(shift.shape) not in (0, len(out.shape)):
+            return False
+        views = [f.view for f in factors_of(self.terms.beside(shift, out))]
+        return all(not any(s for _, s in view.axes[i]) for view in views for i in axes)
+
+    def _summed_axes(self, function: Function, summed: Term) -> list[int] | None:
+        """The axes of an exponential that a sum goes along, in part at least."""
+        along = [
+            (size, abs(f.inner[k]))
+            for f in summed.factors
+            if f.root is function
+            for k, size in enumerate(summed.inner)
+        ]
+        if not along:  # a sum of what was selected from it
+            return None
+        (made, *_) = function.made_by
+        return self._axes_along(made.outputs[0], function, along)
+
+    def summed_axes(self, weights: Value, summed: Term) -> list[int] | None:
+        """The axes along which weights vary that a sum goes along."""
+        term = self.terms.read(weights).only
+        exponential = term and self._exponential(f.root for f in term.factors)
+        roots = [f.root for f in term.factors] if term else []
+        for root in (exponential, *roots, weights):
+            along = [
+                (size, abs(f.inner[k]))
+                for f in summed.factors
+                if f.root is root
+                for k, size in enumerate(summed.inner)
+            ]
+            if exponential is not None and along:
+                return self._axes_along(weights, root, along)  # type: ignore[arg-type]
+        return None
+
+    def _axes_along(
+        self, value: Value, root: Root, along: Sequence[tuple[int, int]]
+    ) -> list[int] | None:
+        """The axes of a value that go along some digits of a root of it."""
+        if value is root:
+            view = View.whole(value.shape)
+        else:
+            term = self.terms.read(value).only
+            views = [f.view for f in term.factors if f.root is root] if term else []
+            if len(views) != 1:
+                return None
+            (view,) = views
+
+        def is_summed(digit: tuple[int, int]) -> bool:
+            stride = abs(digit[1])
+            return any(
+                t <= stride < t * size or stride <= t < stride * digit[0]
+                for size, t in along
+                if t and stride
+            )
+
+        return [i for i, axis in enumerate(view.axes) if any(map(is_summed, axis))]
+
+    def _axes(
+        self, end: Value, function: Function, summed: Term
+    ) -> tuple[int, ...] | None:
+        """The axes of a quotient of a plain exponential by its whole sum."""
+        if len(function.made_by) != 1 or len(summed.factors) != 1:
+            return None
+        (made,) = function.made_by
+        assert end.producer is not None
+        plain = made.primitive is p.exp_p and made.outputs[0] in end.producer.inputs
+        total = _reduced_by(end.producer, made.outputs[0])
+        return tuple(total.params["axes"]) if plain and total is not None else None
+
+    # Over the rows that share an index.
+
+    def _of_segments(self, end: Value) -> Softmax | None:
+        """As over a node's neighbours: the sum is scattered to its segment, and
+        gathered by the same index."""
+        terms = self.terms
+        term = terms.read(end).only
+        for i, factor in enumerate(term.factors if term else ()):
+            if factor.power != -1:
+                continue
+            total = self._unstabilised(factor.root)
+            fetched = produced_by(total, p.gather_p)
+            summed = fetched and produced_by(
+                self._unstabilised(fetched.inputs[0]), p.scatter_add_p
+            )
+            if fetched is None or summed is None or not _same_rows(fetched, summed):
+                continue
+            start, _, updates = summed.inputs
+            added = terms.operand(updates).only
+            weights = [f for k, f in enumerate(term.factors) if k != i]  # type: ignore
+            alike = added is not None and _roots(weights) == _roots(added.factors)
+            if not alike or np.any(scalar_of(start) != 0):
+                continue
+            function = self._exponential(f.root for f in weights)
+            scores = function and self._unshifted_in_segments(function, summed)
+            return Softmax(scores, True) if scores is not None else None
+        return None
+
+    def _unshifted_in_segments(
+        self, function: Function, summed: Equation
+    ) -> Value | None:
+        """Scores before a shift by the same number in all of a segment."""
+        scores = self._exponent(function)
+        made = produced_by(scores, p.sub_p)
+        if made is None:
             return scores
-    return None
+        unshifted, shift = made.inputs
+        fetched = produced_by(unmoved(shift), p.gather_p)
+        of_segments = fetched is not None and _same_rows(fetched, summed)
+        if of_segments or not varying_axes(self.terms.operand(shift)):
+            return unshifted if isinstance(unshifted, Value) else None
+        return scores
 
+    def _unstabilised(self, total: Root | Atom) -> Root | Atom:
+        """``sum`` in ``sum + eps`` or ``max(sum, eps)``."""
+        if isinstance(total, Function):
+            active = self.terms.active(total.argument)
+            roots = [f.root for f in factors_of(active)]
+            return roots[0] if total.name == "sum" and len(roots) == 1 else total
+        total = unmoved(total)
+        made = produced_by(total, p.add_p, p.max_p)
+        operands = self.program.active_inputs(made) if made is not None else ()
+        return unmoved(operands[0]) if len(operands) == 1 else total
 
-def softmax_axes(program: Program, end: Value) -> tuple[int, ...] | None:
-    """The axes along which a softmax sums to one, if it moves nothing."""
-    quotient = _as_quotient(end)
-    if quotient is None:
+    # Logarithms.
+
+    def _log_softmax(self, difference: Equation) -> Softmax | None:
+        if difference.primitive is not p.sub_p:
+            return None
+        minuend, log_total = difference.inputs
+        log_total = unmoved(log_total)
+        found = self._log_of_exponentials(log_total)
+        if found is not None:  # (x - m) - log sum exp(x - m)
+            function, summed = found
+            exponent = self._exponent(function)
+            same = exponent is not None and unmoved(minuend) is unmoved(exponent)
+            scores = self._scores(function, summed) if same else None
+            return scores and Softmax(scores)
+        if isinstance(log_total, Value):  # x - (log sum exp(x - m) + m)
+            inner = self._logsumexp(log_total)
+            if inner is not None and unmoved(inner.scores) is unmoved(minuend):
+                return inner
         return None
-    exponential, total = quotient
-    summed = _summed_exponentials(program, total)
-    if exponential is not (summed and summed.exponentials) or summed is None:
+
+    def _logsumexp(self, end: Value) -> Softmax | None:
+        """``log sum exp(x)``, or ``log sum exp(x - m) + m``."""
+        found = self._log_of_exponentials(end)
+        if found is not None:
+            exponent = self._exponent(found[0])
+            return exponent and Softmax(exponent)
+        made = produced_by(end, p.add_p, p.add_jaxvals_p)
+        for log_total, shift in _both_ways(made) if made is not None else ():
+            found = self._log_of_exponentials(unmoved(log_total))
+            exponent = found and self._exponent(found[0])
+            shifted = produced_by(exponent, p.sub_p) if exponent else None
+            if shifted is not None and unmoved(shifted.inputs[1]) is unmoved(shift):
+                scores = shifted.inputs[0]
+                return Softmax(scores) if isinstance(scores, Value) else None
         return None
-    assert summed.exponentials.producer is not None
-    plain = summed.exponentials.producer.primitive is p.exp_p
-    whole = summed.equation.inputs[0] is exponential
-    made = _produced_by(_unmoved(total), p.reduce_sum_p)
-    if not plain or not whole or made is None:
-        return None
-    return tuple(made.params["axes"])
+
+    def _log_of_exponentials(self, atom: Atom) -> tuple[Function, Term] | None:
+        made = produced_by(atom, p.log_p)
+        if made is None:
+            return None
+        total = made.inputs[0]
+        if (absolute := produced_by(total, p.abs_p)) is not None:  # jax's logsumexp
+            total = absolute.inputs[0]
+        terms = self.terms
+        reading = terms.read(total) if isinstance(total, Value) else None
+        reading = reading and terms.closed(terms.active(reading))
+        if reading is None or len(reading.terms) != 1 or not reading.terms[0].inner:
+            return None
+        (summed,) = reading.terms
+        active = [f for f in summed.factors if terms.is_active(f.root)]
+        if len(active) != 1 or active[0].power != 1:
+            return None
+        root = active[0].root
+        exponential = isinstance(root, Function) and root.name == "exp"
+        return (root, summed) if exponential else None  # type: ignore[return-value]
 
 
-def is_softmax_weights(program: Program, end: Value) -> bool:
-    """Whether ``end`` is a softmax itself: weights that sum to one."""
-    found = (_softmax(program, end), _segment_softmax(program, end))
-    return any(scores in program.active for scores in found)
+def is_part_of(weights: Term, summed: Term) -> bool:
+    """Whether a sum is that of all weights, summed along all in which they differ.
+
+    So that, divided by it, the weights sum to one.
+    """
+    if not summed.inner or len(weights.factors) != len(summed.factors):
+        return False
+    if weights.inner or not np.isclose(weights.coefficient, summed.coefficient):
+        return False
+    pairs = list(zip(weights.factors, summed.factors, strict=True))
+    if any(a.root is not b.root or a.power != b.power for a, b in pairs):
+        return False
+    index = _Index(summed)
+    start = [a.view.offset - b.view.offset for a, b in pairs]
+    if not index.moves(start, 1):
+        return False
+    for i in range(len(pairs[0][0].view.axes)):
+        axes = [f.view.axes[i] for f in (*weights.factors, *summed.factors)]
+        sizes = refined(axes)
+        strides = sizes and [strides_of(axis, sizes) for axis in axes]
+        if sizes is None or (strides and None in strides):
+            return False
+        for k, size in enumerate(sizes):
+            at = [s[k] for s in strides or ()]  # type: ignore[index]
+            half = len(pairs)
+            step = [a - b for a, b in zip(at[:half], at[half:], strict=True)]
+            if any(step) and not index.moves(step, size):
+                return False
+    return True
+
+
+class _Index:
+    """An index into the summed digits of a term, and how far it has been moved."""
+
+    def __init__(self, summed: Term):
+        self.digits = [
+            (size, [f.inner[k] for f in summed.factors])
+            for k, size in enumerate(summed.inner)
+        ]
+        self._low = [0] * len(self.digits)
+        self._high = [0] * len(self.digits)
+
+    def moves(self, step: Sequence[int], size: int) -> bool:
+        """Whether steps move it along its digits, and stay within them."""
+        order = sorted(
+            range(len(self.digits)), key=lambda k: -max(map(abs, self.digits[k][1]))
+        )
+        left = list(step)
+        for k in order:
+            along = self.digits[k][1]
+            main = max(range(len(along)), key=lambda i: abs(along[i]))
+            times = int(left[main] / along[main])
+            if not times:
+                continue
+            left = [a - times * b for a, b in zip(left, along, strict=True)]
+            far = times * (size - 1)
+            self._low[k] += times if size == 1 else min(far, 0)
+            self._high[k] += times if size == 1 else max(far, 0)
+        if any(left):
+            return False
+        bounds = zip(self.digits, self._low, self._high, strict=True)
+        return all(low >= 0 and high < n for (n, _), low, high in bounds)
 
 
 def may_be_minus_infinity(program: Program, scores: Value) -> bool:
@@ -65,7 +424,7 @@ def may_be_minus_infinity(program: Program, scores: Value) -> bool:
     while value.producer is not None:
         equation = value.producer
         operands = program.active_inputs(equation)
-        if equation.primitive not in _MASKS | _MOVES or len(operands) != 1:
+        if len(operands) != 1 or equation.primitive not in _MASKS | _MOVES:
             return False
         constants = [a for a in equation.inputs if a is not operands[0] and a.shape]
         floats = [a for a in constants if np.issubdtype(a.dtype, np.floating)]
@@ -76,46 +435,40 @@ def may_be_minus_infinity(program: Program, scores: Value) -> bool:
     return False
 
 
-def _softmax(program: Program, end: Value) -> Value | None:
-    quotient = _as_quotient(end)
-    if quotient is None:
-        return None
-    exponential, total = quotient
-    summed = _summed_exponentials(program, total)
-    if summed is None or _unmasked(program, exponential) is not summed.exponentials:
-        return None
-    if not _divides_each_by_its_sum(program, exponential, total, summed):
-        return None
-    return _scores(program, summed)
+def _inverts(atom: Atom) -> bool:
+    """Whether an operand may be one over something."""
+    made = produced_by(unmoved(atom), p.div_p, p.integer_pow_p, p.pow_p)
+    return made is not None and made.params.get("y", -1) < 0
 
 
-def _segment_softmax(program: Program, end: Value) -> Value | None:
-    """A softmax over the rows that share an index, as over a node's neighbours.
+def _selected_from(root: Root) -> Value | None:
+    """What the numbers of a value were selected from, if they are in no other way
+    changed: the best of them, or those at some indices."""
+    made = root.producer if isinstance(root, Value) else None
+    if made is None or made.primitive not in _SELECTIONS:
+        return None
+    assert isinstance(root, Value)
+    place = made.outputs.index(root) if made.primitive is p.sort_p else 0
+    if made.primitive is not p.sort_p and root is not made.outputs[0]:
+        return None
+    operand = made.inputs[place]
+    return operand if isinstance(operand, Value) else None
 
-    The sum is scattered to its segment, and gathered by the same index.
-    """
-    quotient = _as_quotient(end)
-    if quotient is None:
-        return None
-    fetched = _produced_by(_unstabilised(program, quotient[1]), p.gather_p)
-    exponentials = _unmasked(program, quotient[0])
-    if fetched is None or exponentials is None:
-        return None
-    summed = _produced_by(_unstabilised(program, fetched.inputs[0]), p.scatter_add_p)
-    exponential = _produced_by(exponentials, *_EXPONENTIALS)
-    if summed is None or exponential is None or not _same_rows(fetched, summed):
-        return None
-    start, _, updates = summed.inputs
-    if np.any(scalar_of(start) != 0) or _unmasked(program, updates) is not exponentials:
-        return None
-    (scores, *_) = exponential.inputs
-    shifted = _produced_by(scores, p.sub_p)
-    if shifted is not None:  # by the same number in all of a segment
-        scores, shift = shifted.inputs
-        of_segments = _produced_by(_unmoved(shift), p.gather_p)
-        if of_segments is None or not _same_rows(of_segments, summed):
-            (scores, *_) = exponential.inputs
-    return scores if isinstance(scores, Value) else None
+
+def _reduced_by(quotient: Equation, exponential: Value) -> Equation | None:
+    """The sum over axes that a quotient divides an exponential by, and nothing else."""
+    for atom in quotient.inputs:
+        made = produced_by(unmoved(atom), p.reduce_sum_p, p.div_p, p.integer_pow_p)
+        while made is not None and made.primitive is not p.reduce_sum_p:
+            inner = unmoved(made.inputs[-1])
+            made = produced_by(inner, p.reduce_sum_p)
+        if made is not None and made.inputs[0] is exponential:
+            return made
+    return None
+
+
+def _roots(factors: Sequence[Factor]) -> list[tuple[Root, float]]:
+    return [(f.root, f.power) for f in factors]
 
 
 def _same_rows(gather: Equation, scatter: Equation) -> bool:
@@ -132,215 +485,15 @@ def _same_rows(gather: Equation, scatter: Equation) -> bool:
 def _rows(index: Atom) -> Atom:
     """An index before moves, and before negative ones are counted from the end."""
     while True:
-        index = _unmoved(index)
-        made = _produced_by(index, p.select_n_p)
+        index = unmoved(index)
+        made = produced_by(index, p.select_n_p)
         if made is None:
             return index
         below, *cases = made.inputs
-        compared = _produced_by(below, p.lt_p)
-        if compared is None or _unmoved(compared.inputs[0]) is not _unmoved(cases[0]):
+        compared = produced_by(below, p.lt_p)
+        if compared is None or unmoved(compared.inputs[0]) is not unmoved(cases[0]):
             return index
         index = cases[0]
-
-
-def _unstabilised(program: Program, total: Atom) -> Atom:
-    """``sum`` in ``sum + eps`` or ``max(sum, eps)``."""
-    total = _unmoved(total)
-    made = _produced_by(total, p.add_p, p.max_p)
-    operands = program.active_inputs(made) if made is not None else ()
-    return _unmoved(operands[0]) if len(operands) == 1 else total
-
-
-def _log_softmax(program: Program, end: Value) -> Value | None:
-    equation = end.producer
-    if equation is None or equation.primitive is not p.sub_p:
-        return None
-    minuend, log_total = equation.inputs
-    log_total = _unmoved(log_total)
-    summed = _log_of_exponentials(program, log_total)
-    if summed is not None:  # (x - m) - log sum exp(x - m)
-        exponent = summed.exponent
-        same = exponent is not None and _unmoved(minuend) is _unmoved(exponent)
-        return _scores(program, summed) if same else None
-    if isinstance(log_total, Value):  # x - (log sum exp(x - m) + m)
-        scores = _logsumexp(program, log_total)
-        if scores is not None and _unmoved(scores) is _unmoved(minuend):
-            return scores
-    return None
-
-
-def _logsumexp(program: Program, end: Value) -> Value | None:
-    """``log sum exp(x)``, or ``log sum exp(x - m) + m``."""
-    summed = _log_of_exponentials(program, end)
-    if summed is not None:
-        return summed.exponent
-    if end.producer is None or end.producer.primitive is not p.add_p:
-        return None
-    for log_total, shift in _both_ways(end.producer):
-        summed = _log_of_exponentials(program, _unmoved(log_total))
-        if summed is None:
-            continue
-        made = _produced_by(summed.exponent, p.sub_p)
-        if made is not None and _unmoved(made.inputs[1]) is _unmoved(shift):
-            scores = made.inputs[0]
-            return scores if isinstance(scores, Value) else None
-    return None
-
-
-def _divides_each_by_its_sum(
-    program: Program, exponential: Atom, total: Atom, summed: _Summed
-) -> bool:
-    """Whether the sum is divided out along the axes over which it was taken."""
-    numerator = _labels(program, exponential, summed)
-    denominator = _labels(program, total, summed)
-    if numerator is None or denominator is None:
-        return False
-    gone = [n for n, d in zip(numerator, denominator, strict=True) if n and not d]
-    rest = [(n, d) for n, d in zip(numerator, denominator, strict=True) if d]
-    over = {f for label in gone for f in label}
-    axes = {(i, 0) for i in summed.equation.params["axes"]}
-    inside = _labels(program, summed.equation.inputs[0], summed)
-    if inside is None:
-        return False
-    taken = {f for i, _ in axes for f in inside[i]}
-    return over == taken and all(n == d for n, d in rest)
-
-
-Label = tuple[Any, ...]  # the axes of the exponentials that an axis is made of
-
-
-def _labels(program: Program, atom: Atom, summed: _Summed) -> list[Label] | None:
-    """For each axis of a value, the axes of the exponentials that it runs along."""
-    if atom is summed.exponentials:
-        shape = summed.exponentials.shape
-        return [(i,) if n > 1 else () for i, n in enumerate(shape)]
-    if not isinstance(atom, Value) or atom.producer is None:
-        return None
-    equation = atom.producer
-    prim, params = equation.primitive, equation.params
-    active = program.active_inputs(equation)
-    source = active[0] if len(active) == 1 else equation.inputs[0]
-    inner = _labels(program, source, summed)
-    if inner is None:
-        return None
-    if equation is summed.equation:
-        return [label for i, label in enumerate(inner) if i not in params["axes"]]
-    if prim is p.transpose_p:
-        return [inner[i] for i in params["permutation"]]
-    if prim is p.broadcast_in_dim_p:
-        labels: list[Label] = [()] * len(atom.shape)
-        for i, axis in enumerate(params["broadcast_dimensions"]):
-            labels[axis] = inner[i]
-        return labels
-    if prim in (p.reshape_p, p.squeeze_p):
-        labels = [()] * len(atom.shape)
-        for old, new in reshape_groups(source.shape, atom.shape):
-            wide = [i for i in new if atom.shape[i] > 1]
-            label = tuple(f for i in old for f in inner[i])
-            for k, axis in enumerate(wide):
-                labels[axis] = label if len(wide) == 1 else (*label, k, len(wide))
-        return labels
-    return inner if len(inner) == len(atom.shape) else None
-
-
-def _as_quotient(end: Value) -> tuple[Atom, Atom] | None:
-    """``a / b`` in any of its spellings: ``a * b**-1``, ``a * (1 / b)``."""
-    equation = end.producer
-    if equation is None:
-        return None
-    if equation.primitive is p.div_p:
-        return equation.inputs[0], equation.inputs[1]
-    if equation.primitive is not p.mul_p:
-        return None
-    for a, b in _both_ways(equation):
-        inverse = _unmoved(b)
-        if (made := _produced_by(inverse, p.div_p)) is not None:
-            numerator = scalar_of(made.inputs[0])
-            if numerator is not None and np.all(np.equal(numerator, 1)):
-                return a, made.inputs[1]
-        if (made := _produced_by(inverse, p.integer_pow_p)) is not None:
-            if made.params["y"] == -1:
-                return a, made.inputs[0]
-    return None
-
-
-@dataclass(frozen=True)
-class _Summed:
-    """A sum of exponentials."""
-
-    exponentials: Value
-    equation: Equation  # the sum
-
-    @property
-    def exponent(self) -> Value | None:
-        assert self.exponentials.producer is not None
-        (exponent, *_) = self.exponentials.producer.inputs
-        return exponent if isinstance(exponent, Value) else None
-
-
-def _log_of_exponentials(program: Program, atom: Atom) -> _Summed | None:
-    made = _produced_by(atom, p.log_p)
-    if made is None:
-        return None
-    total = made.inputs[0]
-    if (absolute := _produced_by(total, p.abs_p)) is not None:  # jax's logsumexp
-        total = absolute.inputs[0]
-    return _summed_exponentials(program, total)
-
-
-def _summed_exponentials(program: Program, total: Atom) -> _Summed | None:
-    """The exponentials of which ``total`` is the sum, a constant added or not."""
-    made = _produced_by(_unstabilised(program, total), p.reduce_sum_p)
-    if made is None:
-        return None
-    exponentials = _unmasked(program, made.inputs[0])
-    if exponentials is None or not _produced_by(exponentials, *_EXPONENTIALS):
-        return None
-    return _Summed(exponentials, made)
-
-
-def _unmasked(program: Program, atom: Atom) -> Value | None:
-    """``atom`` before moves and masks that only set some of its elements to zero."""
-    while True:
-        atom = _unmoved(atom)
-        if not isinstance(atom, Value) or atom.producer is None:
-            return None
-        made = atom.producer
-        operands = program.active_inputs(made)
-        if len(operands) != 1 or made.primitive not in (p.select_n_p, p.mul_p):
-            return atom
-        if made.primitive is p.select_n_p:
-            others = [scalar_of(a) for a in made.inputs[1:] if a is not operands[0]]
-            if any(v is None or np.any(v) for v in others):
-                return atom
-        (atom,) = operands
-
-
-def _scores(program: Program, summed: _Summed) -> Value | None:
-    """What is exponentiated, before a shift that is constant along the sum.
-
-    Whatever the shift, the multiplier of shifted scores sums to zero along the sum, so
-    that of the unshifted ones is the same, and the shift gets none.
-    """
-    exponent = summed.exponent
-    made = _produced_by(exponent, p.sub_p)
-    if made is None:
-        return exponent
-    unshifted, shift = made.inputs
-    if _is_constant_along(program, shift, summed) or _is_max_of(shift, unshifted):
-        return unshifted if isinstance(unshifted, Value) else None
-    return exponent
-
-
-def _is_constant_along(program: Program, shift: Atom, summed: _Summed) -> bool:
-    layout = summed.equation.inputs[0]
-    while layout is not summed.exponentials:  # masks keep the layout, moves do not
-        made = _produced_by(layout, p.select_n_p, p.mul_p, p.convert_element_type_p)
-        if made is None:
-            return False
-        (layout,) = program.active_inputs(made)
-    axes = set(summed.equation.params["axes"])
-    return axes.isdisjoint(varying_axes(shift, len(summed.exponentials.shape)))
 
 
 def _both_ways(equation: Equation) -> Iterator[tuple[Atom, Atom]]:
@@ -349,36 +502,16 @@ def _both_ways(equation: Equation) -> Iterator[tuple[Atom, Atom]]:
     yield b, a
 
 
-def _produced_by(atom: Atom | None, *primitives: object) -> Equation | None:
+def produced_by(atom: Atom | Root | None, *primitives: object) -> Equation | None:
     if not isinstance(atom, Value) or atom.producer is None:
         return None
     return atom.producer if atom.producer.primitive in primitives else None
 
 
-def _unmoved(atom: Atom) -> Atom:
+def unmoved(atom: Atom) -> Atom:
+    """An atom before it was moved without a change of its numbers."""
     while isinstance(atom, Value) and atom.producer is not None:
         if atom.producer.primitive not in _MOVES:
             break
         atom = atom.producer.inputs[0]
     return atom
-
-
-def _is_max_of(shift: Atom, scores: Atom) -> bool:
-    """``max(scores)``, also guarded against -inf: ``max(-inf, .)``, ``where(.)``."""
-    shift = _unmoved(shift)
-    while (made := _produced_by(shift, p.max_p, p.select_n_p)) is not None:
-        values = made.inputs[1:] if made.primitive is p.select_n_p else made.inputs
-        guarded = [a for a in values if scalar_of(a) is None]
-        if len(guarded) != 1:
-            return False
-        shift = _unmoved(guarded[0])
-    made = _produced_by(shift, p.reduce_max_p)
-    if made is None:
-        return False
-    maximised, scores = _unmoved(made.inputs[0]), _unmoved(scores)
-    while (masks := _produced_by(maximised, p.select_n_p)) is not None:
-        values = [a for a in masks.inputs[1:] if scalar_of(a) is None]
-        if len(values) != 1 or maximised is scores:
-            break
-        maximised = _unmoved(values[0])
-    return maximised is scores

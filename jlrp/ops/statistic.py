@@ -15,8 +15,11 @@ import math
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.intervals import scalar_of
+from jlrp.analysis.terms import Terms
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
+from jlrp.ops.contraction import is_learned
+from jlrp.ops.mean import weight_of
 
 
 def _moves(equation: Equation) -> bool:
@@ -30,20 +33,20 @@ def _sums(equation: Equation) -> bool:
     return same or row.addition or row.reduction == "sum"
 
 
-def statistic_of(program: Program, equation: Equation) -> int | None:
+def statistic_of(terms: Terms, equation: Equation) -> int | None:
     """Index of the operand of a product or quotient that is a statistic, or None."""
     a, b = equation.inputs[:2]
     assert isinstance(a, Value) and isinstance(b, Value)
     candidates = [
         i
         for i, (operand, other) in enumerate([(a, b), (b, a)])
-        if _measures(program, operand, other)
+        if _measures(terms, operand, other)
     ]
     if len(candidates) == 2:  # Keras's mean * inv: the statistic is the nonlinear one
         candidates = [
             i
             for i, (operand, other) in enumerate([(a, b), (b, a)])
-            if not _is_linear(program, operand, _Cone(program, other))
+            if not _is_linear(terms, operand, _Cone(terms, other))
         ]
     if len(candidates) == 2:  # of a pooled signal, scaled before: the one broadcast
         sizes = [_size(a), _size(b)]
@@ -84,9 +87,9 @@ def unscaled(program: Program, statistic: Value) -> tuple[Value, list[Equation]]
     return value, scales[::-1]
 
 
-def _measures(program: Program, operand: Value, signal: Value) -> bool:
+def _measures(terms: Terms, operand: Value, signal: Value) -> bool:
     """Whether every path back from ``operand`` reduces the signal or its source."""
-    sources = _Cone(program, signal)
+    sources = _Cone(terms, signal)
     stack, seen = [(operand, False)], set()
     while stack:
         value, reduced = stack.pop()
@@ -96,10 +99,10 @@ def _measures(program: Program, operand: Value, signal: Value) -> bool:
         if reduced and value in sources:
             continue
         equation = value.producer
-        if equation is None or not _is_measuring(program, equation):
+        if equation is None or not _is_measuring(terms, equation):
             return False
-        reduced = reduced or _reduces(program, equation)
-        stack += [(a, reduced) for a in program.active_inputs(equation)]
+        reduced = reduced or _reduces(equation)
+        stack += [(a, reduced) for a in terms.program.active_inputs(equation)]
     return True
 
 
@@ -110,8 +113,8 @@ class _Cone:
     back to the first layer, and all cones together would grow as depth squared.
     """
 
-    def __init__(self, program: Program, value: Value):
-        self._program = program
+    def __init__(self, terms: Terms, value: Value):
+        self._terms = terms
         self._found: set[Value] = set()
         self._latest_first: list[tuple[int, int, Value]] = []
         self._add(value)
@@ -119,8 +122,8 @@ class _Cone:
     def __contains__(self, value: Value) -> bool:
         while self._latest_first and -self._latest_first[0][0] > value.position:
             producer = heapq.heappop(self._latest_first)[2].producer
-            if producer is not None and _is_measuring(self._program, producer):
-                for operand in self._program.active_inputs(producer):
+            if producer is not None and _is_measuring(self._terms, producer):
+                for operand in self._terms.program.active_inputs(producer):
                     self._add(operand)
         return value in self._found
 
@@ -131,30 +134,33 @@ class _Cone:
             heapq.heappush(self._latest_first, entry)
 
 
-def _is_measuring(program: Program, equation: Equation) -> bool:
-    row = traits(equation)
+def _is_measuring(terms: Terms, equation: Equation) -> bool:
+    row, program = traits(equation), terms.program
     operands = program.active_inputs(equation)
     if row.addition and len(operands) == 1:
         constants = [a for a in equation.inputs if a is not operands[0]]
         return all(scalar_of(a) is not None for a in constants)
-    if (
-        equation.primitive is p.dot_general_p
-    ):  # einsum('bd,bd->b', x, x): a product and its sum
+    if equation.primitive is p.dot_general_p:
+        if weight_of(program, equation) is not None:  # a sum as a dot with ones
+            return True
+        # einsum('bd,bd->b', x, x): a product and its sum
         contracting, batch = equation.params["dimension_numbers"]
         summed = all(
             len(a.shape) == len(c) + len(b)
             for a, c, b in zip(equation.inputs, contracting, batch, strict=True)
         )
         return summed and all(program.is_active(a) for a in equation.inputs)
+    if row.reduction == "sum" and is_learned(terms, equation):
+        return False
     return row.carries_elementwise or row.reduction is not None or _moves(equation)
 
 
-def _reduces(program: Program, equation: Equation) -> bool:
+def _reduces(equation: Equation) -> bool:
     reduces = traits(equation).reduction is not None
     return reduces or equation.primitive is p.dot_general_p
 
 
-def _is_linear(program: Program, operand: Atom, sources: _Cone) -> bool:
+def _is_linear(terms: Terms, operand: Atom, sources: _Cone) -> bool:
     """Whether an operand is linear in the sources that it was computed from."""
     stack, seen = [operand], set()
     while stack:
@@ -165,11 +171,12 @@ def _is_linear(program: Program, operand: Atom, sources: _Cone) -> bool:
             continue
         seen.add(value)
         equation = value.producer
-        if not _is_measuring(program, equation):
+        if not _is_measuring(terms, equation):
             continue
-        operands = program.active_inputs(equation)
+        operands = terms.program.active_inputs(equation)
         scales = traits(equation).scaling and len(operands) == 1
-        if not _sums(equation) and not _moves(equation) and not scales:
+        sums = _sums(equation) or weight_of(terms.program, equation) is not None
+        if not sums and not _moves(equation) and not scales:
             return False
         stack += operands
     return True

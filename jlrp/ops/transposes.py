@@ -299,7 +299,7 @@ def _direct_affine(
 ) -> list[Array] | None:
     """A dot or convolution by a parameter, scaled and shifted, its axes kept."""
     affine, (m,) = op.affine, cotangents
-    if affine is None or m is None:
+    if affine is None or m is None or affine.of_kernel:
         return None
     kernel = numbers.read(affine.kernel)
     start = numbers.shape_of(affine.start)

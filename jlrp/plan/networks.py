@@ -7,11 +7,10 @@ on how a program is written: a loop counts as what it unrolls to, axes lie in an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
-from typing import Any
 
 from jax.extend.core import primitives as p
 
@@ -130,8 +129,8 @@ class _Windows:
         return self.convolutions
 
     def walk(
-        self, operations: Sequence[Operation], known: Mapping[Any, _Seen], times: int
-    ) -> dict[Any, _Seen]:
+        self, operations: Sequence[Operation], known: Mapping[Value, _Seen], times: int
+    ) -> dict[Value, _Seen]:
         at = dict(known)
         for op in reversed(operations):
             before = _merged(at[v] for v in op.inputs if v in at)
@@ -176,7 +175,7 @@ class _Windows:
         return after
 
     def through(
-        self, op: Operation, at: dict[Any, _Seen], before: _Seen, times: int
+        self, op: Operation, at: dict[Value, _Seen], before: _Seen, times: int
     ) -> None:
         """A loop: its last iteration sees most. A branch: all of its cases."""
         (equation,) = op.equations
@@ -188,11 +187,12 @@ class _Windows:
                 v: at.get(a, before) if a in at else _Seen()
                 for v, a in zip(body.program.inputs, operands, strict=True)
             }
-            for _ in range(2 if body.n_carries and runs > 1 else 1):
-                after = self.walk(inner, inside, times * runs)
+            after = self.walk(inner, inside, times * runs)
+            if body.n_carries and runs > 1:
                 for carry, out in zip(body.carries, body.program.outputs, strict=False):
                     if out in after:
                         inside[carry] = _grown(inside[carry], after[out], runs)
+                after = self.walk(inner, inside, times * runs)
             outs = zip(equation.outputs, body.program.outputs, strict=False)
             for value, out in outs:
                 if out in after:
@@ -344,7 +344,7 @@ class _Again:
 
     kernels: dict[Operation, int] = field(default_factory=dict)
     again: int = 0
-    numbers: dict[Any, int] = field(default_factory=dict)  # of a spelling
+    numbers: dict[Hashable, int] = field(default_factory=dict)  # of a spelling
     known: dict[Value, int] = field(default_factory=dict)  # the number of a value
 
     def found(self, operations: Sequence[Operation]) -> set[Operation]:
@@ -354,9 +354,9 @@ class _Again:
     def walk(
         self,
         operations: Sequence[Operation],
-        known: Mapping[Any, int],
+        known: Mapping[Atom, int],
         body: Body | None,
-    ) -> dict[Any, int]:
+    ) -> dict[Atom, int]:
         at = dict(known)
         for op in reversed(operations):
             bits = 0
@@ -372,12 +372,12 @@ class _Again:
         return at
 
     def through(
-        self, op: Operation, body: Body, inner: list[Operation], at: Mapping[Any, int]
+        self, op: Operation, body: Body, inner: list[Operation], at: Mapping[Atom, int]
     ) -> int:
         """The bits that a loop or branch adds."""
         operands = body.operands(op.equations[0])
         pairs = list(zip(body.program.inputs, operands, strict=True))
-        inside = {v: at.get(a, 0) for v, a in pairs}
+        inside: dict[Atom, int] = {v: at.get(a, 0) for v, a in pairs}
         for constant, outside in pairs[: body.n_constants]:
             self.known[constant] = self.number(outside)
 
@@ -411,7 +411,7 @@ class _Again:
                 )
         return self.known[atom]
 
-    def spelled(self, value: Value) -> Any:
+    def spelled(self, value: Value) -> Hashable:
         equation = value.producer
         if equation is None:
             return value

@@ -27,6 +27,7 @@ from jlrp.plan.residuals import (
     saved_by_user,
 )
 from jlrp.rules import Pass, Rule
+from jlrp.rules.base import Recorder
 from jlrp.rules.condition import Mask
 
 
@@ -72,12 +73,12 @@ class Plan:
     stops: tuple[Stop, ...] = ()
 
     @cached_property
-    def recorders(self) -> dict[Equation, Any]:
+    def recorders(self) -> dict[Equation, Recorder]:
         """The rules that run their equation themselves in the forward pass."""
         return {
             step.operation.equations[0]: step.rule
             for step in self.steps
-            if hasattr(step.rule, "record")
+            if isinstance(step.rule, Recorder)
         }
 
     @cached_property
@@ -207,7 +208,7 @@ def make_plan(
         asked = not parameters.isdisjoint(op.constants)
         if policy is None or (asked and not op.bodies):
             needed += op.inputs + op.outputs
-        if hasattr(step.rule, "record") and not saved_by_user(op.equations[0]):
+        if isinstance(step.rule, Recorder) and not saved_by_user(op.equations[0]):
             repeated.add(op.equations[0])
             needed += tuple(v for v in op.equations[0].inputs if isinstance(v, Value))
         read.update(dict.fromkeys(needed))

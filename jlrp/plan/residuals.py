@@ -11,12 +11,12 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import Var
 from jax.extend.core import primitives as p
 
 from jlrp import arguments
@@ -25,8 +25,9 @@ from jlrp.errors import InputError
 from jlrp.ir import jax_compat
 from jlrp.ir.loops import Body
 from jlrp.ir.primitives import traits
-from jlrp.ir.program import Equation, Program, Value, computing, evaluate
+from jlrp.ir.program import Atom, Equation, Program, Value, computing, evaluate
 from jlrp.ops.base import Operation
+from jlrp.typing import Array
 
 Saves = Callable[[Value], bool]
 Policy = Callable[[Program, Sequence[Value]], Saves]
@@ -44,6 +45,8 @@ def kept_and_promised(
     allowed, forbidden = policy(program, needed), _not_saved_by_user(program)
 
     def is_promised(v: Value) -> bool:
+        if v in program.virtual:  # the forward pass does not make it
+            return True
         if v in kept or v.producer is None or _runs_once(v.producer):
             return False
         return v in forbidden or not allowed(v)
@@ -198,7 +201,7 @@ class KeepWhere:
 class Saving:
     """A policy of JAX's: ``decide(primitive, *avals, **params)`` says what is saved."""
 
-    decide: Callable[..., Any]
+    decide: CheckpointPolicy
 
     def __call__(self, program: Program, needed: Sequence[Value]) -> Saves:
         named = _named(program, self.decide, _saves)
@@ -268,7 +271,7 @@ def in_chunks(policy: Policy | None, scan: Equation) -> bool:
     return asked and not _runs_once(scan)
 
 
-def resolve(residuals: Any) -> Policy:
+def resolve(residuals: object) -> Policy:
     """The policy of a name, or of a function of ``jax.checkpoint_policies``.
 
     Raises:
@@ -302,14 +305,14 @@ def _not_saved_by_user(program: Program) -> set[Value]:
     inside = [e for e in program.equations if e.regions]
     if not inside:
         return set()
-    outer: dict[Value, set[Any]] = {}  # the regions that a value leaves
+    outer: dict[Value, set[object]] = {}  # the regions that a value leaves
     for equation in program.equations:
         for atom in equation.inputs:
             if isinstance(atom, Value) and atom.producer is not None:
                 left = set(atom.producer.regions).difference(equation.regions)
                 outer.setdefault(atom, set()).update(left)
     found = set()
-    named: dict[Any, set[Value]] = {}
+    named: dict[Hashable, set[Value]] = {}
     for equation in inside:
         for value in equation.outputs:
             for region in equation.regions:
@@ -329,17 +332,22 @@ def saved_by_user(equation: Equation) -> bool:
     return all(_says(region.policy, equation, _saves) for region in equation.regions)
 
 
-Reading = Callable[[Any], bool]  # of a policy's answer
+CheckpointPolicy = Callable[..., object]  # of jax.checkpoint
+Reading = Callable[[object], bool]  # of a policy's answer
 
 
-def _says(policy: Any, equation: Equation | None, reading: Reading) -> bool:
+def _says(
+    policy: CheckpointPolicy | None, equation: Equation | None, reading: Reading
+) -> bool:
     if policy is None or equation is None:
         return False
     avals = [_aval(atom) for atom in equation.inputs]
     return reading(policy(equation.primitive, *avals, **equation.params))
 
 
-def _named(program: Program, policy: Any, reading: Reading) -> set[Value]:
+def _named(
+    program: Program, policy: CheckpointPolicy | None, reading: Reading
+) -> set[Value]:
     if policy is None:
         return set()
     return {
@@ -350,18 +358,18 @@ def _named(program: Program, policy: Any, reading: Reading) -> set[Value]:
     }
 
 
-def _saves(answer: Any) -> bool:
+def _saves(answer: object) -> bool:
     """Policies answer with a bool, or with one of JAX's objects."""
     if isinstance(answer, bool):
         return answer
     return _offloads(answer) or type(answer).__name__ in ("Saveable", "SaveableType")
 
 
-def _offloads(answer: Any) -> bool:
+def _offloads(answer: object) -> bool:
     return type(answer).__name__ == "Offloadable"
 
 
-def _aval(atom: Any) -> Any:
+def _aval(atom: Atom) -> object:
     return atom.aval if isinstance(atom, Value) else atom.number
 
 
@@ -402,8 +410,8 @@ def _kept(body: Body) -> float:
     shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in program.inputs]
     places = [i for i, v in enumerate(program.inputs) if v in program.active]
 
-    def residuals(*inputs: Any) -> list[Any]:
-        def outputs(*active: Any) -> list[Any]:
+    def residuals(*inputs: Array) -> list[Array]:
+        def outputs(*active: Array) -> list[Array]:
             env = {
                 **program.constants,
                 **dict(zip(program.inputs, inputs, strict=True)),
@@ -421,10 +429,9 @@ def _kept(body: Body) -> float:
         return math.inf
     outside = {*jaxpr.constvars, *jaxpr.invars[: body.n_constants]}
     outside.update(jaxpr.invars[body.n_constants + body.n_carries :])
-    made: set[Any] = {
-        v for v in jaxpr.outvars if not jax_compat.is_literal(v)
-    } - outside
-    return sum(_count(v.aval.shape) * v.aval.dtype.itemsize for v in made)
+    made = {v for v in jaxpr.outvars if isinstance(v, Var)} - outside
+    shapes = map(jax_compat.shape_of, made)
+    return sum(_count(s.shape) * s.dtype.itemsize for s in shapes)
 
 
 def _work(equation: Equation) -> int:
@@ -451,7 +458,7 @@ def size_of(value: Value) -> int:
     return _count(value.shape) * itemsize
 
 
-def _count(shape: Sequence[Any]) -> int:
+def _count(shape: Sequence[int]) -> int:
     return math.prod(n for n in shape if isinstance(n, int))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,9 @@ from jax import lax
 from jlrp.arguments import called, check_array, chosen, leaves_of, shown
 from jlrp.errors import InputError, TargetError
 from jlrp.ir import jax_compat
+from jlrp.ir.jax_compat import Jaxpr
 from jlrp.promise import Promise
-
-Array = jax.Array
+from jlrp.typing import Array, DTypeLike, Function, PyTree, Target
 
 SEEDS = ("score", "one")
 _HOW = (
@@ -25,7 +24,7 @@ _HOW = (
 )
 
 
-def is_static(target: Any) -> bool:
+def is_static(target: Target) -> bool:
     """Whether a target is part of the compiled program: None, ints and functions."""
     return target is None or callable(target) or isinstance(target, int | np.integer)
 
@@ -37,22 +36,24 @@ class Traced:
     Equal for the same code and the same program: other labels do not compile again.
     """
 
-    code: Any
+    code: object
     text: str
-    tree: Any
-    jaxpr: Any = field(compare=False, repr=False)
+    tree: object
+    jaxpr: Jaxpr = field(compare=False, repr=False)
 
-    def at(self, held: Sequence[Any]) -> Callable[[Any], Any]:
+    def at(self, held: Sequence[Array]) -> Callable[[PyTree], PyTree]:
         """The function, with these arrays."""
 
-        def target(output: Any) -> Any:
+        def target(output: PyTree) -> PyTree:
             found = jax_compat.evaluate(self.jaxpr, held, jax.tree.leaves(output))
             return jax.tree.unflatten(self.tree, found)
 
         return target
 
 
-def traced(target: Callable[[Any], Any], output: Any) -> tuple[Traced, list[Any]]:
+def traced(
+    target: Callable[[PyTree], PyTree], output: PyTree
+) -> tuple[Traced, list[Array]]:
     """A target function traced on an output's shapes, and the arrays that it holds."""
     # A function of its own: traces are remembered by function.
     closed, shapes = jax.make_jaxpr(lambda y: chosen(target, y), return_shape=True)(
@@ -66,17 +67,19 @@ def traced(target: Callable[[Any], Any], output: Any) -> tuple[Traced, list[Any]
     return Traced(code, text, jax.tree.structure(shapes), jaxpr), held
 
 
-def joined(static: Any, traced: Any) -> Any:
+def joined(static: Target | Traced, traced: PyTree) -> Target:
     """The target of which these are the static and the traced part."""
-    return static.at(traced) if isinstance(static, Traced) else traced
+    if isinstance(static, Traced):
+        return static.at(traced)
+    return traced if static is None else static
 
 
-def check_kind(name: str, target: Any) -> None:
+def check_kind(name: str, target: Target) -> None:
     """Refuse what can be no target of any function."""
     given(target)
 
 
-def given(target: Any) -> Any:
+def given(target: Target) -> Target:
     """The target as the library has it: whole numbers are Python's.
 
     Raises:
@@ -91,7 +94,7 @@ def given(target: Any) -> Any:
     except InputError as error:
         raise TargetError(str(error)) from error
     for name, leaf in leaves:
-        dtype: Any = getattr(leaf, "dtype", type(leaf).__name__)
+        dtype: object = getattr(leaf, "dtype", type(leaf).__name__)
         try:
             check_array(name, leaf)
             dtype = jnp.result_type(leaf)
@@ -116,21 +119,22 @@ def given(target: Any) -> Any:
     return target
 
 
-def _is_real(dtype: Any) -> bool:
+def _is_real(dtype: DTypeLike) -> bool:
     if isinstance(dtype, str):
         return False
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 
-def apart(target: Any) -> tuple[Any, Any]:
+def apart(target: Target) -> tuple[Target, Target]:
     """(static, traced): one of them is None."""
     return (target, None) if is_static(target) else (None, target)
 
 
-def fitting(scores: Any, target: Any) -> Any:
+def fitting(scores: PyTree, target: Target) -> Target:
     """A list of numbers as the array that it is, unless the output is such a list."""
-    lists = isinstance(target, list | tuple) and not hasattr(target, "_fields")
-    if not lists or jax.tree.structure(target) == jax.tree.structure(scores):
+    if not isinstance(target, list | tuple) or hasattr(target, "_fields"):
+        return target
+    if jax.tree.structure(target) == jax.tree.structure(scores):
         return target
     numbers = jax.tree.leaves(target)
     if len(numbers) != len(target) or any(map(np.ndim, numbers)):
@@ -138,17 +142,17 @@ def fitting(scores: Any, target: Any) -> Any:
     return jnp.stack([jnp.asarray(number) for number in numbers])
 
 
-def scored(fn: Callable[..., Any], target: Any) -> Callable[..., Any]:
+def scored(fn: Function, target: Target) -> Function:
     """``fn`` with its explained scores beside its output: ``(scores, output)``."""
 
-    def with_scores(params: Any, x: Any) -> tuple[Any, Any]:
+    def with_scores(params: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         output = called(fn, params, x)
         return (chosen(target, output) if callable(target) else output), output
 
     return with_scores
 
 
-def check(scores: Any, target: Any, batch: int | None) -> None:
+def check(scores: PyTree, target: Target, batch: int | None) -> None:
     """Refuse a target that does not fit the scores' shapes, before any work is done.
 
     Args:
@@ -203,14 +207,14 @@ def _check_index(target_shape: tuple[int, ...], shape: tuple[int, ...]) -> None:
         )
 
 
-def _is_multiplier(target: Any) -> bool:
+def _is_multiplier(target: Target) -> bool:
     if is_static(target):
         return False
     leaves = jax.tree.leaves(target)
     return len(leaves) != 1 or jnp.issubdtype(jnp.result_type(leaves[0]), jnp.floating)
 
 
-def _check_multiplier(scores: Any, target: Any) -> None:
+def _check_multiplier(scores: PyTree, target: Target) -> None:
     wanted = jax.tree.map(lambda leaf: leaf.shape, scores)
     given = jax.tree.map(np.shape, target)
     if given != wanted:
@@ -227,7 +231,7 @@ def _check_multiplier(scores: Any, target: Any) -> None:
 
 
 def seeds(
-    scores: Sequence[Array], target: Any, batch: int | None, seed: str
+    scores: Sequence[Array], target: Target, batch: int | None, seed: str
 ) -> list[Promise]:
     """The promises that start the reverse pass: one for each leaf of the scores.
 
@@ -243,11 +247,11 @@ def seeds(
     return [Promise(multiplier=start) for start in starts]
 
 
-def _paired(scores: Sequence[Array], target: Any) -> list[tuple[Any, Array]]:
+def _paired(scores: Sequence[Array], target: Target) -> list[tuple[Array, Array]]:
     return list(zip(jax.tree.leaves(target), scores, strict=True))
 
 
-def _one_hot(score: Array, target: Any, batch: int | None) -> Array:
+def _one_hot(score: Array, target: Target, batch: int | None) -> Array:
     per_example = score.ndim == 1 and batch == score.shape[0]
     if callable(target) or score.ndim == 0 or (target is None and per_example):
         return jnp.ones_like(score)

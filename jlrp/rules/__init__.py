@@ -5,11 +5,13 @@ A rule is a frozen, hashable, printable value. Composites assign rules to operat
 ``register_rule`` gives one to a primitive of one's own.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
+# (JAX types its functions in part; what users give is checked whatever its type says)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jax.extend.core import Primitive
@@ -20,32 +22,52 @@ from jlrp.ir.own_primitives import custom_relevance_p
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
 from jlrp.promise import Promise
-from jlrp.rules.base import Array as Array
-from jlrp.rules.base import Context, Propagation
-from jlrp.rules.base import Rule as Rule
-from jlrp.rules.elementwise import NativeGradient as NativeGradient
-from jlrp.rules.elementwise import Pass as Pass
-from jlrp.rules.embedding import SumFeatures as SumFeatures
-from jlrp.rules.gradient import Gradient as Gradient
-from jlrp.rules.gradient import Stop as Stop
-from jlrp.rules.kernel import AlphaBeta as AlphaBeta
-from jlrp.rules.kernel import Gamma as Gamma
-from jlrp.rules.kernel import GammaMontavon as GammaMontavon
-from jlrp.rules.kernel import WSquare as WSquare
-from jlrp.rules.kernel import ZBox as ZBox
-from jlrp.rules.kernel import ZPlus as ZPlus
-from jlrp.rules.linalg import Euler as Euler
-from jlrp.rules.linear import Epsilon as Epsilon
-from jlrp.rules.linear import Flat as Flat
-from jlrp.rules.linear import Zero as Zero
-from jlrp.rules.movement import Follow as Follow
-from jlrp.rules.product import Absolute as Absolute
-from jlrp.rules.product import Gate as Gate
-from jlrp.rules.product import Selective as Selective
-from jlrp.rules.product import Uniform as Uniform
-from jlrp.rules.rounding import StraightThrough as StraightThrough
+from jlrp.rules.base import Context, Propagation, Rule
+from jlrp.rules.elementwise import NativeGradient, Pass
+from jlrp.rules.embedding import SumFeatures
+from jlrp.rules.gradient import Gradient, Stop
+from jlrp.rules.kernel import AlphaBeta, Gamma, GammaMontavon, WSquare, ZBox, ZPlus
+from jlrp.rules.linalg import Euler
+from jlrp.rules.linear import Epsilon, Flat, Zero
+from jlrp.rules.movement import Follow
+from jlrp.rules.product import Absolute, Gate, Selective, Uniform
+from jlrp.rules.reference import Difference
+from jlrp.rules.rounding import StraightThrough
+from jlrp.typing import Array, ArrayLike
 
-RelevanceFunction = Callable[..., Any]
+__all__ = [
+    "Absolute",
+    "AlphaBeta",
+    "Context",
+    "Difference",
+    "Epsilon",
+    "Euler",
+    "Flat",
+    "Follow",
+    "Gamma",
+    "GammaMontavon",
+    "Gate",
+    "Gradient",
+    "NativeGradient",
+    "Operation",
+    "Pass",
+    "Promise",
+    "Propagation",
+    "Rule",
+    "Selective",
+    "Stop",
+    "StraightThrough",
+    "SumFeatures",
+    "Uniform",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+    "Zero",
+    "register_rule",
+    "unregister_rule",
+]
+
+RelevanceFunction = Callable[..., Sequence[ArrayLike | None]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,7 +93,7 @@ class Custom(Rule):
         (equation,) = op.equations
         y = [ctx.read(v) for v in equation.outputs]
         arriving = dict(zip(op.outputs, r, strict=True))
-        relevance = []
+        relevance: list[Array] = []
         for out, number in zip(equation.outputs, y, strict=True):
             promise = arriving.get(out) or Promise()
             relevance.append(promise.resolve(number))
@@ -83,7 +105,7 @@ class Custom(Rule):
                 f"relevances for {len(x)} operands; return one each, None for none."
             )
         by_operand = dict(zip(equation.inputs, handed, strict=True))
-        promises = []
+        promises: list[Promise | None] = []
         for v in op.inputs:
             share = by_operand.get(v)
             if share is not None:
@@ -104,14 +126,20 @@ class ByItself(Rule):
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
-        function = op.equations[0].params["rule"]
-        return Custom(lambda r, x, y, **_: function(r, x, y)).propagate(op, r, ctx)
+        function: RelevanceFunction = op.equations[0].params["rule"]
+
+        def rule(
+            r: list[Array], x: list[Array], y: list[Array], **_: object
+        ) -> Sequence[ArrayLike | None]:
+            return function(r, x, y)
+
+        return Custom(rule).propagate(op, r, ctx)
 
 
-_registered: dict[Any, Rule] = {custom_relevance_p: ByItself()}
+_registered: dict[Primitive, Rule] = {custom_relevance_p: ByItself()}
 
 
-def register_rule(primitive: Any, rule: Rule | RelevanceFunction) -> None:
+def register_rule(primitive: Primitive, rule: Rule | RelevanceFunction) -> None:
     """Give a primitive a rule; it is then an operation by itself.
 
     Args:
@@ -142,12 +170,12 @@ def register_rule(primitive: Any, rule: Rule | RelevanceFunction) -> None:
     _registered[primitive] = rule
 
 
-def unregister_rule(primitive: Any) -> None:
+def unregister_rule(primitive: Primitive) -> None:
     """Take back ``register_rule``; without such a rule, nothing happens."""
     _registered.pop(primitive, None)
 
 
-def registered() -> dict[Any, Rule]:
+def registered() -> dict[Primitive, Rule]:
     """The primitives with a rule of their own, and these rules."""
     return dict(_registered)
 

@@ -1,10 +1,13 @@
 """What a rule is, what it may ask for, and what it gives back."""
 
+# JAX types its functions in part.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 
@@ -16,6 +19,7 @@ from jlrp.ops.affine import Affine
 from jlrp.ops.base import Operation
 from jlrp.ops.captures import Captured, Entries
 from jlrp.promise import Promise
+from jlrp.typing import PyTree
 
 Array = jax.Array
 Causes = dict[str, Array]
@@ -41,11 +45,37 @@ class Propagation:
     causes: Callable[[], Causes] = dict
     shares: Sequence[Array | None] | None = None
     constants: Callable[[Sequence[Value]], Sequence[Array]] | None = None
-    captured: Mapping[int, Captured] = field(default_factory=dict)
+    captured: Mapping[int, Captured] = field(default_factory=dict[int, Captured])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Both:
+    """The same at the two points of an explanation from a reference: a pytree."""
+
+    here: Any
+    there: Any
 
 
 class Context(Protocol):
     """Values and maps of one operation, in the dtype in which relevance is computed."""
+
+    @property
+    def reference(self) -> Context | None:
+        """The same at the reference point, if relevance is relative to one."""
+        ...
+
+    def difference(self, value: Value) -> Array:
+        """What multipliers are of: x - x0 with a reference, else x."""
+        ...
+
+    def varies(self, atom: Atom) -> bool:
+        """Whether an atom may be another one at another x."""
+        ...
+
+    def with_reference(self, reference: Any) -> Context:
+        """The same context with another reference point."""
+        ...
 
     @property
     def arrived(self) -> Array | None:
@@ -112,7 +142,7 @@ class Context(Protocol):
         """Transpose of the operation's derivative by some of its constants."""
         ...
 
-    def recorded(self, equation: Equation) -> Any:
+    def recorded(self, equation: Equation) -> PyTree:
         """What a loop's rule recorded in the forward pass."""
         ...
 
@@ -122,16 +152,16 @@ class Context(Protocol):
 
     def forward_body(
         self, plan: BodyPlan, inputs: Sequence[Array]
-    ) -> tuple[list[Array], Mapping[Any, Any]]:
+    ) -> tuple[list[Array], Residuals]:
         """Run a body; its outputs, and what its plan keeps."""
         ...
 
     def reverse_body(
         self,
         plan: BodyPlan,
-        residuals: Mapping[Any, Any],
+        residuals: Residuals | Both,
         seeds: Mapping[Value, Promise],
-        observe: Any,
+        observe: Callable[..., None] | None,
         wanted: Sequence[Value],
         explained: Mapping[Value, Array],
         masks: Mapping[str, Array],
@@ -165,6 +195,21 @@ class Context(Protocol):
         ...
 
 
+Residuals = dict[Any, PyTree]  # arrays by Value; what loops record, by Equation
+Forward = Callable[[Any, Sequence[Array]], tuple[list[Array], Residuals]]
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """A rule that runs its equation itself in the forward pass."""
+
+    def record(
+        self, equation: Equation, operands: Sequence[Array], forward: Forward
+    ) -> tuple[list[Array], PyTree]:
+        """Its outputs, and what is kept for the reverse pass."""
+        ...
+
+
 class BodyPlan(Protocol):
     """The plan of a loop's or branch's body (``planning.Plan``)."""
 
@@ -175,7 +220,7 @@ class BodyPlan(Protocol):
     def parameters(self) -> frozenset[Value]: ...
 
     @property
-    def recorders(self) -> Mapping[Equation, Any]: ...
+    def recorders(self) -> Mapping[Equation, Recorder]: ...
 
     @property
     def repeated(self) -> frozenset[Equation]: ...
@@ -246,6 +291,22 @@ class Rule:
     def is_exact(self, op: Operation) -> bool:
         """Whether this is the operation kind's own rule, or a fallback."""
         return True
+
+    def from_reference(self, op: Operation) -> Rule:
+        """The rule that does the same relative to a reference (``baseline=``).
+
+        Raises:
+          RuleError: there is none.
+        """
+        raise RuleError(
+            f"{self!r} has no meaning relative to a baseline, at the {op!r}: "
+            f"{self._why_no_reference}. Leave the baseline out, or explain with "
+            'composite="deep_lift", jlrp.rules.Gamma, ZPlus, AlphaBeta or Epsilon.'
+        )
+
+    _why_no_reference: ClassVar[str] = (
+        "what it hands on is not known to be a multiple of x - x0"
+    )
 
 
 BIASES = ("absorb", "ignore", "split")

@@ -40,6 +40,7 @@ class Mask(Rule):
         mask = jnp.broadcast_to(mask, y.shape).astype(y.dtype)
 
         def causes() -> Causes:
-            return {"blocked": jnp.sum(promise.resolve(y) * (1 - mask))}
+            moved = ctx.difference(op.outputs[0])
+            return {"blocked": jnp.sum(promise.resolve(moved) * (1 - mask))}
 
         return Propagation([promise.map(lambda part: part * mask)], causes)

@@ -20,15 +20,28 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from jlrp.analysis.dataflow import dependent
+from jlrp.ir.jax_compat import Jaxpr
 from jlrp.ir.loops import Body
 from jlrp.ir.program import Atom, Equation, Literal, Value, computing
 from jlrp.ops.base import Operation
 from jlrp.ops.captures import COUNTS, Captured
-from jlrp.promise import Promise
-from jlrp.rules.base import Array, BodyPlan, Causes, Context, Propagation, Rule
+from jlrp.promise import Promise, difference
+from jlrp.rules.base import (
+    Array,
+    BodyPlan,
+    Both,
+    Causes,
+    Context,
+    Forward,
+    Propagation,
+    Residuals,
+    Rule,
+)
+from jlrp.typing import PyTree
 
 Promises = list[Promise | None]
-Numbers = Mapping[Any, Any]
+ScanBody = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # as lax.scan takes it
+Again = tuple[ScanBody, PyTree]  # what is run again, and the scanned arrays
 Masks = Mapping[str, Array]
 
 
@@ -133,7 +146,7 @@ class _Iteration:
         ]
 
     def __call__(
-        self, residuals: Numbers, outs: Promises, masks: Masks
+        self, residuals: Residuals, outs: Promises, masks: Masks
     ) -> tuple[Promises, Causes, list[Array], Captured]:
         program = self.body.program
         seeds: dict[Value, Promise] = {}
@@ -182,8 +195,31 @@ class _Iteration:
             zero = jnp.zeros_like(number)
             _added(found, outer, zero if multiplier is None else multiplier)
 
-    def _number(self, atom: Atom, residuals: Numbers) -> Any:
-        return atom.number if isinstance(atom, Literal) else residuals[atom]
+    def _number(self, atom: Atom, residuals: Residuals | Both) -> Any:
+        """What multipliers of the atom are of: from a reference, its change."""
+
+        def at(residuals: Residuals) -> Any:
+            return atom.number if isinstance(atom, Literal) else residuals[atom]
+
+        found = at_both(at, residuals)
+        if isinstance(found, Both):
+            return difference(jnp.asarray(found.here), jnp.asarray(found.there))
+        return found
+
+
+def both_of(ctx: Context, read: Callable[[Context], Any]) -> Any:
+    """What is read at x, and, from a reference, there too."""
+    here = read(ctx)
+    return here if ctx.reference is None else Both(here, read(ctx.reference))
+
+
+def at_both(function: Callable[..., Any], *args: Any) -> Any:
+    """A function of what there may be one of at each point."""
+    if not any(isinstance(a, Both) for a in args):
+        return function(*args)
+    here = [a.here if isinstance(a, Both) else a for a in args]
+    there = [a.there if isinstance(a, Both) else a for a in args]
+    return Both(function(*here), function(*there))
 
 
 def _by_iteration(plans: Sequence[BodyPlan], ctx: Context) -> Masks:
@@ -194,7 +230,9 @@ def _by_iteration(plans: Sequence[BodyPlan], ctx: Context) -> Masks:
 
 
 def _summing(causes: Causes) -> Callable[..., None]:
-    def observe(step: Any, arriving: Any, handed: Propagation, numbers: Any) -> None:
+    def observe(
+        step: object, arriving: object, handed: Propagation, numbers: object
+    ) -> None:
         for name, amount in handed.causes().items():
             amount = jnp.sum(amount)
             causes[name] = causes[name] + amount if name in causes else amount
@@ -227,7 +265,7 @@ def _filled(promise: Promise | None, like: Promise | None) -> Promise | None:
         return promise
     have = promise or Promise()
 
-    def part(mine: Array | None, other: Any) -> Array | None:
+    def part(mine: Array | None, other: Array | None) -> Array | None:
         if other is None or mine is not None:
             return mine
         return jnp.zeros(other.shape, other.dtype)
@@ -243,11 +281,11 @@ def _all_like(promises: Promises, like: Promises) -> Promises:
     ]
 
 
-def _zeros(shapes: Any) -> Any:
+def _zeros(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
-def _plus(a: Any, b: Any) -> Any:
+def _plus(a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, a, b)
 
 
@@ -264,7 +302,7 @@ class _Part:
         return dependent(body.program, (*body.carries, *body.slices))
 
     @cached_property
-    def stacked(self) -> list[Any]:
+    def stacked(self) -> list[Value | Equation]:
         slices = set(self.body.slices)
         kept = [v for v in self.plan.kept if v in self._varying and v not in slices]
         recorded = [e for e in self.plan.recorders if e not in self.plan.repeated]
@@ -314,8 +352,8 @@ class Scan(_Bodies):
         return tuple(needed)
 
     def record(
-        self, equation: Equation, operands: Sequence[Array], forward: Any
-    ) -> tuple[list[Array], list[Any]]:
+        self, equation: Equation, operands: Sequence[Array], forward: Forward
+    ) -> tuple[list[Array], list[PyTree]]:
         """Run the scan; its outputs, and what is kept for the reverse pass."""
         *peeled, main = self._parts()
         n, c = main.body.n_carries, main.body.n_constants
@@ -344,6 +382,9 @@ class Scan(_Bodies):
         order = _Order(equation, len(peeled))
         first_ys, rest_ys = order.taken(arriving[n:])
         recorded = ctx.recorded(equation)
+        if ctx.reference is not None:
+            there = ctx.reference.recorded(equation)
+            recorded = [Both(a, b) for a, b in zip(recorded, there, strict=True)]
         kept, residuals = recorded[: len(first_ys)], recorded[len(first_ys) :]
         runs = [_PartInReverse(part, equation, ctx, extra) for part in (*peeled, main)]
         *first_runs, run = runs
@@ -352,16 +393,20 @@ class Scan(_Bodies):
 
         again = None
         if self.chunked:
-            operands = [ctx.original(a) for a in equation.inputs]
-            constants, xs = operands[:c], order.taken(operands[c + n :])[1]
-            again = (_iteration(main, constants, ctx.forward_body), xs)
+
+            def rerun(ctx: Context) -> Any:
+                operands = [ctx.original(a) for a in equation.inputs]
+                constants, xs = operands[:c], order.taken(operands[c + n :])[1]
+                return _iteration(main, constants, ctx.forward_body), xs
+
+            again = _again(both_of(ctx, rerun))
         spans = order.spans(self.chunked)
         of_ys, of_slices = _shapes_of_one((rest_ys, slices[-1][1]))
         one = (of_ys, spans[0].shapes(residuals[0], again), of_slices)
         carried = _settled(lambda s: run(s, _zeros(one))[0], arriving[:n])
         totals = _zeros(jax.eval_shape(run, carried, one)[1])
 
-        def step(state: Any, xs: Any) -> Any:
+        def step(state: PyTree, xs: PyTree) -> PyTree:
             carried, totals = state
             handed, amounts, out = run(carried, xs)
             return (_all_like(handed, carried), _plus(totals, amounts)), out
@@ -411,18 +456,32 @@ class Scan(_Bodies):
         return masks
 
 
-def _iteration(part: _Part, constants: Sequence[Array], forward: Any) -> Any:
+def _iteration(part: _Part, constants: Sequence[Array], forward: Forward) -> ScanBody:
     """One iteration as ``lax.scan`` has it; beside its ys, what rules read of it."""
     n = part.body.n_carries
 
-    def run(carry: Any, xs: Any) -> tuple[Any, Any]:
+    def run(carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
         outs, residuals = forward(part.plan, [*constants, *carry, *xs])
         return outs[:n], (outs[n:], [residuals[key] for key in part.stacked])
 
     return run
 
 
-def _shapes_of_one(arrays: Any) -> Any:
+def _again(rerun: Again | Both) -> Again:
+    """An iteration that is run again, and the arrays that it slices."""
+    if not isinstance(rerun, Both):
+        return rerun
+    (here, xs), (there, other_xs) = rerun.here, rerun.there
+
+    def run(carry: Both, xs: Both) -> tuple[PyTree, PyTree]:
+        of_x, (ys, residuals) = here(carry.here, xs.here)
+        of_other, (_, others) = there(carry.there, xs.there)
+        return Both(of_x, of_other), (ys, Both(residuals, others))
+
+    return run, Both(xs, other_xs)
+
+
+def _shapes_of_one(arrays: PyTree) -> PyTree:
     """Shapes of the slices along the first axis."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), arrays)
 
@@ -439,28 +498,41 @@ class _PartInReverse:
     ):
         self.part, body = part, part.body
         pairs = zip(body.program.inputs, body.operands(equation), strict=True)
-        outside = {v: ctx.original(a) for v, a in pairs if v in part.inputs_read}
-        self.sliced = [v for v in body.slices if v in outside]
-        self.arrays = [outside.pop(v) for v in self.sliced]
-        self.constants = ctx.made(body.program, part.invariant, outside)
+        operands = [(v, a) for v, a in pairs if v in part.inputs_read]
+        read = {v for v, _ in operands}
+        self.sliced = [v for v in body.slices if v in read]
+
+        def outside(ctx: Context) -> tuple[list[Array], dict[Value, Array]]:
+            found = {v: ctx.original(a) for v, a in operands}
+            arrays = [found.pop(v) for v in self.sliced]
+            return arrays, ctx.made(body.program, part.invariant, found)
+
+        found = both_of(ctx, outside)
+        self.arrays = at_both(lambda pair: pair[0], found)
+        self.constants = at_both(lambda pair: pair[1], found)
         self.iteration = _Iteration(body, part.plan, equation, ctx, extra)
         wanted = self.iteration.wanted
         self.is_slice = [v in body.slices for v, _ in wanted]
         self.constants_wanted = [a for v, a in wanted if v not in body.slices]
         self.slices_wanted = [a for v, a in wanted if v in body.slices]
 
-    def __call__(self, carried: Promises, xs: Any) -> Any:
+    def __call__(self, carried: Promises, xs: PyTree) -> PyTree:
         """Promises of the carries; of constants, with amounts to add up; of slices.
 
         With those of the slices comes what was captured, as it is stacked too.
         """
         ys, residuals, (slices, masks) = xs
         n, c = self.part.body.n_carries, self.part.body.n_constants
-        numbers = {
-            **self.constants,
-            **dict(zip(self.part.stacked, residuals, strict=True)),
-        }
-        numbers |= dict(zip(self.sliced, slices, strict=True))
+
+        def numbers_of(constants: Any, residuals: Any, slices: Any) -> Any:
+            stacked = dict(zip(self.part.stacked, residuals, strict=True))
+            return {
+                **constants,
+                **stacked,
+                **dict(zip(self.sliced, slices, strict=True)),
+            }
+
+        numbers = at_both(numbers_of, self.constants, residuals, slices)
         outs = [*carried, *ys]
         handed, causes, multipliers, captured = self.iteration(numbers, outs, masks)
         pairs = list(zip(multipliers, self.is_slice, strict=True))
@@ -494,14 +566,14 @@ class _Order:
             spans.append(_Chunks(length - rest, 1, rest, length, self.reverse))
         return spans
 
-    def concatenated(self, of_spans: list[Any]) -> Any:
+    def concatenated(self, of_spans: list[PyTree]) -> PyTree:
         """The arrays of all spans."""
         if len(of_spans) == 1:
             return of_spans[0]
         of_spans = of_spans[::-1] if self.reverse else of_spans
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *of_spans)
 
-    def taken(self, arrays: Any) -> tuple[list[Any], Any]:
+    def taken(self, arrays: PyTree) -> tuple[list[PyTree], PyTree]:
         """The slices of the first iterations, and the arrays of the others."""
         count = self.n_first
         if not count:
@@ -519,7 +591,7 @@ class _Order:
             return jnp.concatenate([behind[None], array[:-1]])
         return jnp.concatenate([array[1:], behind[None]])
 
-    def joined(self, first: list[Any], rest: Any) -> Any:
+    def joined(self, first: list[PyTree], rest: PyTree) -> PyTree:
         """The arrays of all iterations."""
         if not first:
             return rest
@@ -533,7 +605,7 @@ class _Order:
 
         return jax.tree.map(join, *first, rest)
 
-    def joined_promises(self, first: list[Any], rest: Any) -> Any:
+    def joined_promises(self, first: list[PyTree], rest: PyTree) -> PyTree:
         """As ``joined``, of promises that may have other parts in each iteration."""
         if not first:
             return rest
@@ -567,18 +639,23 @@ class _Whole:
 
     length: int
     reversed: bool
-    unroll: Any
+    unroll: int | bool
 
-    def forward(self, run: Any, carry: Any, xs: Any) -> Any:
+    def forward(self, run: ScanBody, carry: PyTree, xs: PyTree) -> PyTree:
         return lax.scan(run, carry, xs, self.length, self.reversed, self.unroll)
 
     def reverse(
-        self, step: Any, state: Any, arrays: Any, residuals: Any, again: Any
-    ) -> Any:
+        self,
+        step: ScanBody,
+        state: PyTree,
+        arrays: PyTree,
+        residuals: PyTree,
+        again: Again | None,
+    ) -> PyTree:
         xs = (arrays[0], residuals, arrays[1])
         return lax.scan(step, state, xs, self.length, not self.reversed, self.unroll)
 
-    def shapes(self, residuals: Any, again: Any) -> Any:
+    def shapes(self, residuals: PyTree, again: Again | None) -> PyTree:
         """Of what rules read of one iteration."""
         return _shapes_of_one(residuals)
 
@@ -601,25 +678,25 @@ class _Chunks:
     def _times(self) -> Array:
         return self.start + jnp.arange(self.count * self.size).reshape(-1, self.size)
 
-    def _at(self, arrays: Any, time: Array) -> Any:
+    def _at(self, arrays: PyTree, time: Array) -> PyTree:
         index = self.length - 1 - time if self.reversed else time
         return jax.tree.map(
             lambda a: lax.dynamic_index_in_dim(a, index, 0, False), arrays
         )
 
-    def _flat(self, stacked: Any) -> Any:
+    def _flat(self, stacked: PyTree) -> PyTree:
         def flat(a: Array) -> Array:
             a = a.reshape(-1, *a.shape[2:])
             return jnp.flip(a, 0) if self.reversed else a
 
         return jax.tree.map(flat, stacked)
 
-    def forward(self, run: Any, carry: Any, xs: Any) -> Any:
-        def one(carry: Any, time: Array) -> Any:
+    def forward(self, run: ScanBody, carry: PyTree, xs: PyTree) -> PyTree:
+        def one(carry: PyTree, time: Array) -> PyTree:
             carry, (ys, _) = run(carry, self._at(xs, time))
             return carry, ys
 
-        def chunk(start: Any, times: Array) -> Any:
+        def chunk(start: PyTree, times: Array) -> PyTree:
             carry, ys = lax.scan(one, start, times)
             return carry, (ys, start)
 
@@ -627,20 +704,26 @@ class _Chunks:
         return carry, (self._flat(ys), starts)
 
     def reverse(
-        self, step: Any, state: Any, arrays: Any, starts: Any, again: Any
-    ) -> Any:
+        self,
+        step: ScanBody,
+        state: PyTree,
+        arrays: PyTree,
+        starts: PyTree,
+        again: Again | None,
+    ) -> PyTree:
+        assert again is not None
         run, xs = again
 
-        def one(carry: Any, time: Array) -> Any:
+        def one(carry: PyTree, time: Array) -> PyTree:
             carry, (_, residuals) = run(carry, self._at(xs, time))
             return carry, residuals
 
-        def back(state: Any, at_time: Any) -> Any:
+        def back(state: PyTree, at_time: PyTree) -> PyTree:
             time, residuals = at_time
             ys, slices = self._at(arrays, time)
             return step(state, (ys, residuals, slices))
 
-        def chunk(state: Any, of_chunk: Any) -> Any:
+        def chunk(state: PyTree, of_chunk: PyTree) -> PyTree:
             start, times = of_chunk
             _, residuals = lax.scan(one, start, times)
             return lax.scan(back, state, (times, residuals), reverse=True)
@@ -648,8 +731,9 @@ class _Chunks:
         state, out = lax.scan(chunk, state, (starts, self._times()), reverse=True)
         return state, self._flat(out)
 
-    def shapes(self, starts: Any, again: Any) -> Any:
+    def shapes(self, starts: PyTree, again: Again | None) -> PyTree:
         """Of what rules read of one iteration."""
+        assert again is not None
         run, xs = again
         _, (_, residuals) = jax.eval_shape(
             run, _shapes_of_one(starts), _shapes_of_one(xs)
@@ -683,22 +767,92 @@ class Cond(_Bodies):
     def _reverse(
         self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
-        index, *operands = (ctx.read(a) for a in equation.inputs)
+        index, operands = self._operands(equation, ctx)
+        if ctx.reference is not None and ctx.varies(equation.inputs[0]):
+            return self._of_both(equation, arriving, ctx, extra)
+        return self._of_branch(index, operands, equation, arriving, ctx, extra)
+
+    def _operands(self, equation: Equation, ctx: Context) -> tuple[Array, Any]:
+        def read(ctx: Context) -> list[Array]:
+            return [ctx.read(a) for a in equation.inputs]
+
+        index, *operands = read(ctx)
+        if ctx.reference is None:
+            return index, operands
+        return index, Both(operands, read(ctx.reference)[1:])
+
+    def _of_both(
+        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+    ) -> _Found:
+        """Half by the branch of each point; what another branch makes is a switch."""
+        assert ctx.reference is not None
+        index, operands = self._operands(equation, ctx)
+        other = ctx.reference.read(equation.inputs[0])
+        first, second = (
+            self._of_branch(i, operands, equation, arriving, ctx, extra)
+            for i in (index, other)
+        )
+
+        def mean(a: Any, b: Any) -> Any:
+            return jax.tree.map(lambda x, y: (x + y) / 2, a, b)
+
+        causes = mean(first.causes, second.causes)
+        if extra.causes:
+            switch = self._switched(index, other, operands, arriving, ctx)
+            causes["switch"] = causes.get("switch", 0.0) + switch
+        return _Found(
+            mean(first.promises, second.promises),
+            causes,
+            mean(first.multipliers, second.multipliers),
+            mean(first.captured, second.captured),
+        )
+
+    def _switched(
+        self, index: Array, other: Array, operands: Both, arriving: Promises, ctx: Any
+    ) -> Array:
+        def outputs(index: Array, operands: Sequence[Array]) -> list[Array]:
+            def branch(plan: BodyPlan) -> Callable[..., Any]:
+                return lambda *xs: [
+                    jnp.asarray(y) for y in ctx.forward_body(plan, xs)[0]
+                ]
+
+            return lax.switch(index, [branch(plan) for plan in self.plans], *operands)
+
+        total = jnp.zeros(())
+        for xs in (operands.here, operands.there):
+            pairs = zip(outputs(index, xs), outputs(other, xs), strict=True)
+            for promise, (y, y0) in zip(arriving, pairs, strict=True):
+                if promise is not None:
+                    total = total + jnp.sum(promise.resolve(difference(y, y0))) / 2
+        return total
+
+    def _of_branch(
+        self,
+        index: Array,
+        operands: Any,
+        equation: Equation,
+        arriving: Promises,
+        ctx: Context,
+        extra: _Extra,
+    ) -> _Found:
+        n_operands = len(equation.inputs) - 1
         iterations = [
             _Iteration(body, plan, equation, ctx, extra)
             for body, plan in zip(self.bodies, self.plans, strict=True)
         ]
 
-        def branch(iteration: _Iteration) -> Callable[..., Any]:
-            def run(operands: Sequence[Array], arriving: Promises) -> Any:
-                _, residuals = ctx.forward_body(iteration.plan, operands)
-                return iteration(residuals, arriving, {})
+        def branch(iteration: _Iteration) -> Callable[..., PyTree]:
+            def again(operands: Sequence[Array]) -> Residuals:
+                return ctx.forward_body(iteration.plan, operands)[1]
+
+            def run(operands: PyTree, arriving: Promises) -> PyTree:
+                return iteration(at_both(again, operands), arriving, {})
 
             return run
 
         branches = [branch(iteration) for iteration in iterations]
         shapes = [jax.eval_shape(b, operands, arriving) for b in branches]
-        promises: Promises = [None] * len(operands)
+        promises: Promises = [None] * n_operands
         causes: Causes = {}
         for handed, amounts, *_ in shapes:
             promises = [_filled(p, q) for p, q in zip(promises, handed, strict=True)]
@@ -706,8 +860,8 @@ class Cond(_Bodies):
         causes = _zeros(causes)
         nothing = [_zeros(captured) for *_, captured in shapes]
 
-        def alike(i: int, run: Callable[..., Any]) -> Callable[..., Any]:
-            def uniform(operands: Sequence[Array], arriving: Promises) -> Any:
+        def alike(i: int, run: Callable[..., PyTree]) -> Callable[..., PyTree]:
+            def uniform(operands: Sequence[Array], arriving: Promises) -> PyTree:
                 handed, amounts, multipliers, here = run(operands, arriving)
                 amounts = {name: amounts.get(name, causes[name]) for name in causes}
                 amounts = jax.tree.map(lambda a, b: a.astype(b.dtype), amounts, causes)
@@ -748,15 +902,15 @@ class While(_Bodies):
         return self.steps is not None
 
     def record(
-        self, equation: Equation, operands: Sequence[Array], forward: Any
+        self, equation: Equation, operands: Sequence[Array], forward: Forward
     ) -> tuple[list[Array], Array]:
         """Run the loop; its outputs, and how often it ran."""
         loop = _Loop(equation, operands)
 
-        def goes_on(state: Any) -> Array:
+        def goes_on(state: PyTree) -> Array:
             return jnp.any(loop.goes_on(state[1]))
 
-        def step(state: Any) -> Any:
+        def step(state: PyTree) -> PyTree:
             return state[0] + 1, loop.advance(state[1])
 
         count, outs = lax.while_loop(goes_on, step, (jnp.int32(0), loop.start))
@@ -768,7 +922,17 @@ class While(_Bodies):
         *_, body = self.bodies
         c = body.n_constants
         count = ctx.recorded(equation)
-        loop = _Loop(equation, [ctx.original(a) for a in equation.inputs])
+
+        def loop_of(ctx: Context) -> _Loop:
+            return _Loop(equation, [ctx.original(a) for a in equation.inputs])
+
+        loops = both_of(ctx, loop_of)
+        loop = loops.here if isinstance(loops, Both) else loops
+        start = at_both(lambda loop: loop.start, loops)
+
+        def advance(state: Any) -> Any:
+            return at_both(lambda loop, state: loop.advance(state), loops, state)
+
         iterations = [
             _Iteration(body, plan, equation, ctx, extra)
             for body, plan in zip(self.bodies, self.plans, strict=True)
@@ -778,28 +942,36 @@ class While(_Bodies):
         masks = _by_iteration(self.plans, ctx)
         spacing = jnp.maximum(1, -(-count // _CHECKPOINTS))
 
-        def keep(i: Array, kept: Any) -> Any:
+        def keep(i: Array, kept: PyTree) -> PyTree:
             states, state = kept
-            states = [
-                lax.dynamic_update_index_in_dim(
+            states = jax.tree.map(
+                lambda s, v: lax.dynamic_update_index_in_dim(
                     s, jnp.where(i % spacing == 0, v, s[i // spacing]), i // spacing, 0
-                )
-                for s, v in zip(states, state, strict=True)
-            ]
-            return states, loop.advance(state)
+                ),
+                states,
+                state,
+            )
+            return states, advance(state)
 
-        states = [jnp.zeros((_CHECKPOINTS, *v.shape), v.dtype) for v in loop.start]
-        states, _ = lax.fori_loop(0, count, keep, (states, loop.start))
+        states = jax.tree.map(
+            lambda v: jnp.zeros((_CHECKPOINTS, *v.shape), v.dtype), start
+        )
+        states, _ = lax.fori_loop(0, count, keep, (states, start))
 
-        def before(i: Array) -> Any:
-            start = [s[i // spacing] for s in states]
-            return lax.fori_loop(0, i % spacing, lambda _, s: loop.advance(s), start)
+        def before(i: Array) -> PyTree:
+            start = jax.tree.map(lambda s: s[i // spacing], states)
+            return lax.fori_loop(0, i % spacing, lambda _, s: advance(s), start)
 
         def one(
-            iteration: _Iteration, carried: Promises, state: Sequence[Array], i: Array
-        ) -> Any:
-            _, residuals = ctx.forward_body(iteration.plan, [*loop.constants, *state])
-            runs, waits = loop.divided(carried, state)
+            iteration: _Iteration, carried: Promises, state: PyTree, i: Array
+        ) -> PyTree:
+            def again(loop: _Loop, state: Sequence[Array]) -> Residuals:
+                inputs = [*loop.constants, *state]
+                return ctx.forward_body(iteration.plan, inputs)[1]
+
+            residuals = at_both(again, loops, state)
+            at_x = state.here if isinstance(state, Both) else state
+            runs, waits = loop.divided(carried, at_x)
             here = rows.at(masks, i)
             handed, causes, found, captured = iteration(residuals, runs, here)
             handed[c:] = [_sum(a, b) for a, b in zip(handed[c:], waits, strict=True)]
@@ -812,11 +984,9 @@ class While(_Bodies):
         carried, first = arriving, jnp.int32(0)
         for iteration in iterations:
             run_once = partial(one, iteration)
-            carried = _settled(
-                lambda s, f=run_once: f(s, loop.start, first)[0], carried
-            )
+            carried = _settled(lambda s, f=run_once: f(s, start, first)[0], carried)
         made = [
-            jax.eval_shape(partial(one, iteration), carried, loop.start, first)
+            jax.eval_shape(partial(one, iteration), carried, start, first)
             for iteration in iterations
         ]
         shapes, stacked = [amounts for _, amounts, _ in made], rows.empty(made[-1][2])
@@ -830,8 +1000,8 @@ class While(_Bodies):
                 total.update(_zeros(amounts))
         totals = (constants, *sums)
 
-        def alike(iteration: _Iteration) -> Callable[..., Any]:
-            def uniform(carried: Promises, state: Sequence[Array], i: Array) -> Any:
+        def alike(iteration: _Iteration) -> Callable[..., PyTree]:
+            def uniform(carried: Promises, state: PyTree, i: Array) -> PyTree:
                 handed, (promises, *dicts), captured = one(iteration, carried, state, i)
                 dicts = [
                     {
@@ -848,7 +1018,7 @@ class While(_Bodies):
 
             return uniform
 
-        def step(k: Array, state: Any) -> Any:
+        def step(k: Array, state: PyTree) -> PyTree:
             carried, sums, stacked = state
             i = count - 1 - k
             part = jnp.minimum(i, len(iterations) - 1)
@@ -965,7 +1135,7 @@ def _over_leading_axes(flags: Array, array: Array) -> Array:
     return lax.broadcast_in_dim(flags, array.shape, range(flags.ndim))
 
 
-def _function(jaxpr: Any) -> Callable[..., list[Any]]:
+def _function(jaxpr: Jaxpr) -> Callable[..., list[Array]]:
     return lambda *args: list(jaxpr_as_fun(jaxpr)(*args))
 
 

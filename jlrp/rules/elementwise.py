@@ -18,14 +18,16 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.intervals import at_zero, scalar_of, slope_at_infinity
+from jlrp.analysis.terms import moves_all
 from jlrp.ir import jax_compat
 from jlrp.ir.families import keeps_order
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Value
 from jlrp.ops.activation import Region
 from jlrp.ops.base import Operation
-from jlrp.promise import Promise, product, safe_divide, unless_zero, zero, zeros_like
+from jlrp.promise import Promise, safe_divide, unless_zero, zero, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.reference import Difference
 from jlrp.tactics import waiting_for
 
 
@@ -46,15 +48,22 @@ class Pass(Rule):
         if op.kind != "softmax" and not is_elementwise(op):
             refuse(self, op, _NOT_ELEMENTWISE)
 
+    def from_reference(self, op: Operation) -> Rule:
+        if is_elementwise(op):
+            return Difference()
+        return super().from_reference(op)
+
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
         (promise,) = r
         assert promise is not None
         x, y = ctx.read(op.inputs[0]), ctx.read(op.outputs[0])
-        region, passing = op.region, promise
+        region = op.region
+        back = to_start(region, x.shape)
+        y, passing = back(y), promise.map(back)
         if region is None or not (region.zero_at_zero or region.homogeneous):
-            passing = Promise(value=promise.resolve(y))
+            passing = Promise(value=passing.resolve(y))
         if x.dtype != y.dtype:  # a cast inside the activation
             passing = passing.map(lambda part: part.astype(x.dtype))
         multiplier, replaced = passing.multiplier, None
@@ -80,6 +89,23 @@ class Pass(Rule):
             return {"blocked": blocked, **_constants(replaced)}
 
         return Propagation([handed], causes)
+
+
+def to_start(region: Region | None, shape: tuple[int, ...]) -> Callable[[Array], Array]:
+    """The numbers of a region's end, each where in the start it was made from."""
+    if region is None or region.layout is None:
+        return lambda end: end
+    view = region.layout
+    digits = [digit for axis in view.axes for digit in axis]
+    order = sorted(range(len(digits)), key=lambda i: -abs(digits[i][1]))
+    backwards = [k for k, i in enumerate(order) if digits[i][1] < 0]
+
+    def back(end: Array) -> Array:
+        end = lax.reshape(end, [size for size, _ in digits])
+        end = lax.rev(lax.transpose(end, order), backwards)
+        return lax.reshape(end, shape)
+
+    return back
 
 
 def _without_missing(promise: Promise, x: Array, y: Array) -> tuple[Promise, Array]:
@@ -119,17 +145,19 @@ class NativeGradient(Rule):
     ) -> Propagation:
         (promise,) = r
         assert promise is not None
-        relevance = promise.resolve(ctx.read(op.outputs[0]))
+        y = ctx.read(op.outputs[0])
+        relevance = promise.resolve(y)
         gain = slope_at_infinity(op.outputs[0], op.inputs[0])
-        (value,) = ctx.vjp(op, [relevance / gain])
+        inverted = op.region is not None and op.region.inverted
+        # Of 1/f: minus f' over f squared, which has no gain.
+        r = -safe_divide(relevance, y * y) if inverted else relevance / gain
+        (value,) = ctx.vjp(op, [r])
         if op.region is not None and op.region.may_miss:
-            value = unless_zero(value, relevance)
+            value = unless_zero(value, to_start(op.region, value.shape)(relevance))
 
         def causes() -> Causes:
-            slope = ctx.vjp(op, [jnp.ones_like(relevance)])[0] / gain
-            return {
-                "taylor": jnp.sum(product(relevance.astype(slope.dtype), 1 - slope))
-            }
+            arrived = jnp.sum(jnp.where(jnp.isfinite(relevance), relevance, 0))
+            return {"taylor": arrived.astype(value.dtype) - jnp.sum(value)}
 
         return Propagation([Promise(value=value)], causes)
 
@@ -146,9 +174,11 @@ def is_elementwise(op: Operation) -> bool:
     if not len(op.inputs) == len(op.outputs) == 1 or op.embedding is not None:
         return False
     (x,), (y,) = op.inputs, op.outputs
+    if op.region is not None:
+        return True
     if x.shape != y.shape:
         return False
-    if op.region is not None or op.nature == "custom" or traits(op).has_derivative:
+    if op.nature == "custom" or traits(op).has_derivative:
         return True
     moving: set[Atom] = {x}
     for equation in op.equations:
@@ -172,15 +202,17 @@ def _is_costly(region: Region) -> bool:
 
 def gated(region: Region, x: Array, y: Array, m: Array, ctx: Context) -> Array:
     """``m f(x) / x`` of a region with f(0) = 0, not divided where it need not be."""
+    back = to_start(region, x.shape)
     passed = _Ratios(region, x, m, ctx).of(region.end)
     if passed is not None:
-        return passed
+        return back(passed)
     y = y.astype(x.dtype)
     if region.homogeneous and not region.zero_at_zero:
         return lax.mul(m, safe_divide(y, x))
     if region.homogeneous:  # its derivative at 0 may be infinite
         y = ctx.region(region, lax.select(x == 0, lax.full_like(x, 1), x))[region.end]
-    ratio = _quotient(lambda v: ctx.region(region, v)[region.end], x, y)
+        y = back(y)
+    ratio = _quotient(lambda v: back(ctx.region(region, v)[region.end]), x, y)
     return lax.mul(m, ratio)
 
 
@@ -201,7 +233,7 @@ def _quotient(function: Callable[[Array], Array], x: Array, y: Array) -> Array:
 class _Ratios:
     """``m v / x`` for the values v of a region, from the equations that made them.
 
-    None where it must be divided out. Arrays have the shape of x throughout.
+    None where it must be divided out. Arrays have the shape of v.
     """
 
     def __init__(self, region: Region, x: Array, m: Array, ctx: Context):
@@ -229,17 +261,31 @@ class _Ratios:
                 self.memo[atom] = zeros_like(self.x) if vanishes else None
         return self.memo[atom]
 
-    def value(self, atom: Atom) -> Array:
+    def value(self, atom: Atom, shape: tuple[int, ...]) -> Array:
         number = self.number(atom)
         if number.dtype != self.x.dtype:  # a low-precision literal
             number = number.astype(self.x.dtype)
-        if np.shape(number) in ((), self.x.shape):
+        if np.shape(number) in ((), shape):
             return number  # lax takes scalars as they are
-        return jnp.broadcast_to(jnp.asarray(number, self.x.dtype), self.x.shape)
+        return jnp.broadcast_to(jnp.asarray(number, self.x.dtype), shape)
+
+    def pair(self, a: Atom, b: Atom) -> tuple[Array, Array] | None:
+        """The ratios of two values, in one shape: that of a zero is any."""
+        left, right = self.of(a), self.of(b)
+        if left is None or right is None:
+            return None
+        if left.shape != right.shape:
+            shape = (
+                right.shape if isinstance(a, Literal) or a.shape == () else left.shape
+            )
+            left, right = lax.reshape(left, shape), lax.reshape(right, shape)
+        return left, right
 
     def _made_by(self, equation: Equation | None) -> Array | None:
         assert equation is not None
         inputs = equation.inputs
+        if moves_all(equation):
+            return self.moved(equation, inputs[0])
         ratio = traits(equation).ratio
         return None if ratio is None else _COMBINE[ratio](self, equation, *inputs)
 
@@ -248,7 +294,7 @@ class _Ratios:
         inner = self.of(a)
         if inner is None:
             return None
-        number = self.value(a)
+        number = self.value(a, inner.shape)
 
         def function(v: Array) -> Array:
             return jax_compat.bind(equation.primitive, equation.params, [v])[0]
@@ -258,6 +304,13 @@ class _Ratios:
     def same(self, equation: Equation, a: Atom) -> Array | None:
         return self.of(a)
 
+    def moved(self, equation: Equation, a: Atom) -> Array | None:
+        inner = self.of(a)
+        if inner is None:
+            return None
+        (out,) = jax_compat.bind(equation.primitive, equation.params, [inner])
+        return out
+
     def negated(self, equation: Equation, a: Atom) -> Array | None:
         inner = self.of(a)
         return None if inner is None else lax.neg(inner)
@@ -265,19 +318,20 @@ class _Ratios:
     def product(self, equation: Equation, a: Atom, b: Atom) -> Array | None:
         for factor, other in ((a, b), (b, a)):
             if (inner := self.of(factor)) is not None:
-                return lax.mul(inner, self.value(other))
+                return lax.mul(inner, self.value(other, inner.shape))
         return None
 
     def quotient(self, equation: Equation, a: Atom, b: Atom) -> Array | None:
         inner = self.of(a)
         if inner is None or _vanishes(b, self.region):
             return None
-        return lax.div(inner, self.value(b))
+        return lax.div(inner, self.value(b, inner.shape))
 
     def sum(self, equation: Equation, a: Atom, b: Atom) -> Array | None:
-        left, right = self.of(a), self.of(b)
-        if left is None or right is None:
+        found = self.pair(a, b)
+        if found is None:
             return None
+        left, right = found
         combine = lax.sub if equation.primitive is p.sub_p else lax.add
         return combine(left, right)
 
@@ -285,22 +339,26 @@ class _Ratios:
         ratios = [r for case in cases if (r := self.of(case)) is not None]
         if len(ratios) < len(cases):
             return None
+        shape = equation.outputs[0].shape
+        ratios = [r if r.shape == shape else lax.reshape(r, shape) for r in ratios]
         return lax.select_n(self.number(which), *ratios)
 
     def extreme(self, equation: Equation, a: Atom, b: Atom) -> Array | None:
         if isinstance(a, Literal):  # at a tie the constant wins: ReLU's step is 0 at 0
             a, b = b, a
-        left, right = self.of(a), self.of(b)
-        if left is None or right is None:
+        found = self.pair(a, b)
+        if found is None:
             return None
+        left, right = found
         wins = lax.gt if equation.primitive is p.max_p else lax.lt
-        return lax.select(wins(self.value(a), self.value(b)), left, right)
+        above, below = (self.value(v, left.shape) for v in (a, b))
+        return lax.select(wins(above, below), left, right)
 
     def power(self, equation: Equation, a: Atom) -> Array | None:
         inner, y = self.of(a), equation.params.get("y", 2)
         if inner is None or y < 1:
             return None
-        return lax.mul(inner, lax.integer_pow(self.value(a), y - 1))
+        return lax.mul(inner, lax.integer_pow(self.value(a, inner.shape), y - 1))
 
 
 _COMBINE: dict[str, Callable[..., Array | None]] = {

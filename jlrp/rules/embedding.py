@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,9 @@ from jlrp.ir.program import Atom, Equation, Value
 from jlrp.ops.base import Operation
 from jlrp.ops.embedding import Embedding
 from jlrp.promise import Promise
-from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.base import Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.reference import constants_of, multipliers_of
+from jlrp.typing import Array, ArrayLike, DTypeLike
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,15 @@ class SumFeatures(Rule):
         if op.embedding is None:
             refuse(self, op, "it turns no integer input into floats")
 
+    def from_reference(self, op: Operation) -> Rule:
+        return self
+
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
         (promise,) = r
         assert promise is not None and op.embedding is not None
-        relevance = promise.resolve(ctx.read(op.outputs[0]))
+        relevance = promise.resolve(ctx.difference(op.outputs[0]))
         integers = {v: ctx.read(v) for v in op.inputs}
         numbers = ctx.run(op.equations, op.constants, integers)
         spread = _Spread(op.embedding, numbers, relevance.dtype)
@@ -57,7 +61,11 @@ class SumFeatures(Rule):
             value.astype(ctx.shape_of(v).dtype) if is_inexact(v) else value
             for v, value in zip(op.inputs, handed, strict=True)
         ]
-        return Propagation([Promise(value=value) for value in values], causes)
+        promises = [Promise(value=value) for value in values]
+        if ctx.reference is None:
+            return Propagation(promises, causes)
+        constants = constants_of(op, multipliers_of(op, r, ctx), ctx)
+        return Propagation(promises, causes, constants=constants)
 
 
 class _Spread:
@@ -67,7 +75,9 @@ class _Spread:
     moves them, arithmetic passes them on, a gather hands each row its index's number.
     """
 
-    def __init__(self, embedding: Embedding, numbers: Mapping[Value, Any], dtype: Any):
+    def __init__(
+        self, embedding: Embedding, numbers: Mapping[Value, Array], dtype: DTypeLike
+    ):
         self.embedding, self.numbers, self.dtype = embedding, numbers, dtype
 
     def __call__(self, *carried: Array) -> Array:
@@ -96,7 +106,7 @@ class _Spread:
 
     def _stand_in(
         self, atom: Atom, index: int, equation: Equation, env: Mapping[Value, Array]
-    ) -> Any:
+    ) -> ArrayLike:
         """The number carried by an operand; indices and predicates as they are."""
         if isinstance(atom, Value) and atom in env:
             return env[atom]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core.primitives import custom_vjp_call_p
 
 from jlrp.ir.primitives import names_where, traits
@@ -13,6 +14,8 @@ from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
 from jlrp.promise import Promise, product, unless_zero
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.elementwise import to_start
+from jlrp.rules.reference import Taylor
 from jlrp.rules.stopped import dead_part
 
 
@@ -41,9 +44,13 @@ class Gradient(Rule):
         for out, promise in zip(op.outputs, r, strict=True):
             multipliers.append(promise and promise.per_unit(ctx.read(out)))
         handed = ctx.vjp(op, multipliers)
+        inverted = op.region is not None and op.region.inverted
+        if inverted:  # R / y is m; of 1/y it is y y m, whose derivative is - m f'
+            handed = [lax.neg(m) for m in handed]
         if op.region is not None and op.region.may_miss:
+            back = to_start(op.region, handed[0].shape)
             arrived = zip(handed, multipliers, strict=True)
-            handed = [unless_zero(h, m) for h, m in arrived if m is not None]
+            handed = [unless_zero(h, back(m)) for h, m in arrived if m is not None]
 
         if op.primitive is custom_vjp_call_p:  # it has no forward derivative
             return self._of_backward(op, r, multipliers, handed, ctx)
@@ -58,6 +65,7 @@ class Gradient(Rule):
                 if promise is None or m is None:
                     continue
                 y = ctx.read(out)
+                j = -j if inverted else j
                 remainder = jnp.real(jnp.where(m == 0, 0, y - j) * m)
                 total = total + jnp.sum(remainder)
                 if op.stopped:
@@ -93,6 +101,9 @@ class Gradient(Rule):
 
         return Propagation([Promise(multiplier=m) for m in handed], causes, multipliers)
 
+    def from_reference(self, op: Operation) -> Rule:
+        return Taylor()
+
     def is_exact(self, op: Operation) -> bool:
         if op.kind == "softmax":
             return True
@@ -120,12 +131,15 @@ class Stop(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return ()
 
+    def from_reference(self, op: Operation) -> Rule:
+        return self
+
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
         def causes() -> Causes:
             resolved = [
-                jnp.sum(promise.resolve(ctx.read(out)))
+                jnp.sum(promise.resolve(ctx.difference(out)))
                 for out, promise in zip(op.outputs, r, strict=True)
                 if promise is not None
             ]

@@ -23,7 +23,15 @@ from jlrp.errors import RuleError
 from jlrp.ir.program import Value
 from jlrp.ops.affine import feature_axes
 from jlrp.ops.base import Operation
-from jlrp.promise import Promise, number, product, signed, zero, zeros_like
+from jlrp.promise import (
+    Promise,
+    number,
+    product,
+    safe_divide,
+    signed,
+    zero,
+    zeros_like,
+)
 from jlrp.rules.base import (
     Array,
     Causes,
@@ -35,6 +43,12 @@ from jlrp.rules.base import (
 )
 from jlrp.rules.linear import bias_fraction, summed, without
 from jlrp.rules.padding import Padding, ones, padding_of
+from jlrp.rules.reference import (
+    constants_of,
+    multipliers_of,
+    settings,
+    switched,
+)
 from jlrp.tactics import anywhere, first_of, waiting_for
 
 
@@ -84,6 +98,12 @@ class _KernelRule(Rule):
         assert promise is not None
         z, found = ctx.read(op.outputs[0]), ctx.kernel_map(op)
         x = ctx.read(op.inputs[0])
+        if "negated" in op.facts:  # so is the effective kernel
+            z = lax.neg(z)
+            promise = Promise(
+                promise.value,
+                None if promise.multiplier is None else lax.neg(promise.multiplier),
+            )
         # One element of it, or equal layers differ by what is behind them.
         arrived = first_of(ctx.arrived)
         numbers = _Numbers(found.kernel, found.bias, x, z, promise, arrived)
@@ -168,6 +188,106 @@ class _KernelRule(Rule):
 
     def _distribute(self, split: _Split) -> Promise:
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class KernelDifference(Rule):
+    """``Gamma``, ``ZPlus`` or ``AlphaBeta`` on differences: ``z = W D``, no bias.
+
+    With ``P = (W + g W+) D+ + (W + g W-) D-`` and N the same with the signs exchanged,
+    relevance ``m z`` is shared by the contributions to P where z > 0, to N where z < 0,
+    and there is none at z = 0. z+ is gamma to infinity: shares among the contributions
+    that have z's sign. Alpha-beta: alpha on z's side, beta on the other; all on z's
+    side where the other is empty. ``|P| >= |z|`` on z's side, so that ``z / P`` is
+    bounded and takes no stabiliser, which would lose most of little changes.
+
+    Args:
+      rule: the rule without a reference; its bias and stabiliser play no part.
+    """
+
+    rule: Rule
+
+    def __repr__(self) -> str:
+        return f"Difference({self.rule!r})"
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.inputs + op.outputs
+
+    def from_reference(self, op: Operation) -> Rule:
+        return self
+
+    def propagate(
+        self, op: Operation, r: Sequence[Promise | None], ctx: Context
+    ) -> Propagation:
+        (m,) = multipliers_of(op, r, ctx)
+        assert m is not None
+        parts = [self._handed(op, m, at) for at in settings(self, op, ctx)]
+        handed = sum(parts[1:], parts[0]) / len(parts) if parts[1:] else parts[0]
+        return Propagation(
+            [Promise(multiplier=handed)],
+            lambda: switched(op, [m], ctx),
+            constants=constants_of(op, [m], ctx),
+        )
+
+    def _handed(self, op: Operation, m: Array, ctx: Context) -> Array:
+        found = ctx.kernel_map(op)
+        d, z = ctx.difference(op.inputs[0]), ctx.difference(op.outputs[0])
+        kernel = waiting_for(first_of(ctx.arrived), found.kernel)
+        changes = _Changes(found.linear, kernel, d, z, m)
+        if isinstance(self.rule, AlphaBeta):
+            return changes.by_both_signs(self.rule.alpha, self.rule.beta)
+        if isinstance(self.rule, Gamma):
+            return changes.favouring(1 + self.rule.gamma / 2, self.rule.gamma / 2)
+        return changes.favouring(0.5, 0.5)
+
+
+class _Changes(NamedTuple):
+    """A layer between two points, and the multiplier that arrived."""
+
+    linear: LinearMap
+    kernel: Array
+    d: Array
+    z: Array
+    m: Array
+
+    def favouring(self, whole: float, size: float) -> Array:
+        """Shares by ``whole w D + size |w D|`` with the sign of z.
+
+        ``|W| |D|`` and W D give the sums of both signs by one map: on z's side no
+        digits are lost.
+        """
+        sizes = self.linear.apply(lax.abs(self.d), lax.abs(self.kernel))
+        sign = lax.sign(self.z)
+        total = whole * self.z + size * sign * sizes
+        s = self.m * safe_divide(self.z, total)
+        back = self.linear.transpose(lax.abs(self.kernel), sign * s)
+        return whole * self.linear.transpose(self.kernel, s) + size * (
+            lax.sign(self.d) * back
+        )
+
+    def by_both_signs(self, alpha: float, beta: float) -> Array:
+        above, below = self._sum(positive), self._sum(negative)
+        is_above = lax.gt(self.z, zero(self.z))
+        other = lax.select(is_above, below, above)
+        empty = lax.eq(other, zero(other))
+        mine = jnp.where(empty, 1.0, alpha)
+        own = self.m * mine * safe_divide(self.z, lax.select(is_above, above, below))
+        its = self.m * jnp.where(empty, 0.0, -beta) * safe_divide(self.z, other)
+        nothing = lax.eq(self.z, zero(self.z))
+        own, its = (lax.select(nothing, zeros_like(s), s) for s in (own, its))
+        handed = self._back(positive, lax.select(is_above, own, its))
+        return handed + self._back(negative, lax.select(is_above, its, own))
+
+    def _sum(self, sign: Sign) -> Array:
+        """The contributions of one sign, by maps of their own: 0 if there are none."""
+        apply, kernel = self.linear.apply, self.kernel
+        upper = apply(positive(self.d), sign(kernel))
+        return upper + apply(negative(self.d), _other(sign)(kernel))
+
+    def _back(self, sign: Sign, s: Array) -> Array:
+        above = self.linear.transpose(sign(self.kernel), s)
+        below = self.linear.transpose(_other(sign)(self.kernel), s)
+        return lax.select(lax.gt(self.d, zero(self.d)), above, below)
 
 
 def _traced_once(rule: _KernelRule, layer: _Layer, numbers: _Numbers) -> Promise:
@@ -431,6 +551,9 @@ class Gamma(_KernelRule):
     bias: str = "absorb"
     stabilizer: float = 1e-6
 
+    def from_reference(self, op: Operation) -> Rule:
+        return KernelDifference(self)
+
     def _distribute(self, split: _Split) -> Promise:
         g, bias = self.gamma, split.bias
         if split.nonnegative and split.rectified:
@@ -477,6 +600,7 @@ class GammaMontavon(_KernelRule):
     """
 
     gamma: float = 0.25
+    _why_no_reference: ClassVar[str] = "it is meant for x >= 0, and a change has signs"
     gamma_bias: bool = True
     bias: str = "absorb"
     stabilizer: float = 1e-6
@@ -517,6 +641,9 @@ class AlphaBeta(_KernelRule):
                 f"{self.alpha}, beta={self.beta}."
             )
 
+    def from_reference(self, op: Operation) -> Rule:
+        return KernelDifference(self)
+
     def _distribute(self, split: _Split) -> Promise:
         signs = (positive, negative) if self.beta else (positive,)
         shares = []
@@ -545,6 +672,9 @@ class ZPlus(_KernelRule):
 
     bias: str = "absorb"
     stabilizer: float = 1e-6
+
+    def from_reference(self, op: Operation) -> Rule:
+        return KernelDifference(self)
 
     def _distribute(self, split: _Split) -> Promise:
         rule = AlphaBeta(1.0, 0.0, self.bias, self.stabilizer)
@@ -595,6 +725,9 @@ class ZBox(_KernelRule):
       stabilizer: added to denominators with their sign.
     """
 
+    _why_no_reference: ClassVar[str] = (
+        "it gives relevance to inputs that are the same at both points"
+    )
     low: _Bound
     high: _Bound
     stabilizer: float = 1e-6
@@ -649,6 +782,9 @@ class WSquare(_KernelRule):
       stabilizer: added to denominators with their sign.
     """
 
+    _why_no_reference: ClassVar[str] = (
+        "it gives relevance to inputs that are the same at both points"
+    )
     _degree: ClassVar[int] = 2
     bias: str = "absorb"
     stabilizer: float = 1e-6

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,10 @@ from jlrp.ops.base import Operation
 from jlrp.ops.decompositions import bound, n_factors, spelled
 from jlrp.promise import Promise
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.rules.reference import Difference
+
+Degree = float | Array  # of homogeneity, in one group of operands
+Degrees = Degree | tuple[Degree, ...]  # of all outputs, or of each
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,6 +54,9 @@ class Euler(Rule):
             refuse(self, op, "it consists of several equations")
         if self.degree is None and op.nature != "homogeneous":
             refuse(self, op, "its degree is not known; give it")
+
+    def from_reference(self, op: Operation) -> Rule:
+        return Difference()
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
@@ -117,7 +123,7 @@ class Euler(Rule):
 
     def _parts(
         self, op: Operation, slots: Sequence[int], operands: Sequence[Array]
-    ) -> list[tuple[set[int], Any]]:
+    ) -> list[tuple[set[int], Degrees]]:
         """Groups of operands, each with what its multipliers are divided by."""
         (equation,) = op.equations
         floats = {i for i, a in enumerate(equation.inputs) if is_inexact(a)}
@@ -135,19 +141,19 @@ class Euler(Rule):
         return body_degree(op.equations[0]) is not None
 
 
-def _times(degree: Any, n: int) -> Any:
+def _times(degree: Degrees, n: int) -> Degrees:
     if isinstance(degree, tuple):
         return tuple(k * n for k in degree)
     return degree * n
 
 
-def _degree(degrees: Any, output: int) -> Any:
+def _degree(degrees: Degrees, output: int) -> Degree | None:
     """The divisor for one output; None: degree 0."""
     degree = degrees[output] if isinstance(degrees, tuple) else degrees
     return None if isinstance(degree, int | float) and degree == 0 else degree
 
 
-def _over(m: Array, degrees: Any, output: int) -> Array:
+def _over(m: Array, degrees: Degrees, output: int) -> Array:
     degree = _degree(degrees, output)
     if degree is None:
         return m

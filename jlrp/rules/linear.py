@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from jlrp.ops.base import Operation
 from jlrp.promise import Promise, safe_divide, signed, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.padding import ones, padding_of
+from jlrp.rules.reference import Difference, EpsilonDifference
 from jlrp.rules.stopped import dead_part, divided
 
 
@@ -37,6 +39,9 @@ class _LinearRule(Rule):
     def check(self, op: Operation) -> None:
         if op.nature not in ("linear", "movement", "selection"):
             refuse(self, op, "it is not linear")
+
+    def from_reference(self, op: Operation) -> Rule:
+        return EpsilonDifference(self._stabilizer) if self._stabilizer else Difference()
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
@@ -160,6 +165,9 @@ class Flat(Rule):
       stabilizer: added to denominators with their sign.
     """
 
+    _why_no_reference: ClassVar[str] = (
+        "it gives relevance to inputs that are the same at both points"
+    )
     stabilizer: float = 1e-6
 
     def needs(self, op: Operation) -> tuple[Value, ...]:

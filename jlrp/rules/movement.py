@@ -17,6 +17,7 @@ from jlrp.ops.base import Operation
 from jlrp.promise import Promise, is_complex, lax_real, like, safe_divide
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.linear import summed
+from jlrp.rules.reference import Difference
 from jlrp.rules.stopped import dead_part
 
 
@@ -36,6 +37,9 @@ class Follow(Rule):
     def check(self, op: Operation) -> None:
         if op.nature not in ("movement", "selection"):
             refuse(self, op, "it computes new numbers instead of moving them")
+
+    def from_reference(self, op: Operation) -> Rule:
+        return Difference()
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context

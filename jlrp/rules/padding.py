@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -11,13 +12,14 @@ from jax.extend.core import primitives as p
 from jlrp.analysis.intervals import scalar_of
 from jlrp.ir.program import Value
 from jlrp.rules.base import Array
+from jlrp.typing import DTypeLike
 
 
 class Padding(NamedTuple):
     """A value inside of its padding by literal zeros: its shape, and that padding."""
 
     inside: tuple[int, ...]
-    configurations: tuple[Any, ...]  # from the innermost
+    configurations: tuple[Sequence[tuple[int, int, int]], ...]  # from the innermost
 
 
 def padding_of(value: Value) -> Padding:
@@ -31,7 +33,7 @@ def padding_of(value: Value) -> Padding:
     return Padding(value.shape, ())
 
 
-def ones(padding: Padding, dtype: Any) -> Array:
+def ones(padding: Padding, dtype: DTypeLike) -> Array:
     """1 for each input, 0 where a value is padding."""
     found = jnp.ones(padding.inside, dtype)
     for configuration in padding.configurations:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import lax
@@ -20,6 +21,7 @@ from jlrp.ops.base import Operation
 from jlrp.promise import Promise, is_complex, number, safe_divide, signed
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.linear import summed
+from jlrp.rules.reference import Difference
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class _ProductRule(Rule):
     def check(self, op: Operation) -> None:
         if op.product is None:
             refuse(self, op, "it is not a product of several active values")
+
+    def from_reference(self, op: Operation) -> Rule:
+        return Difference(self._gates)
+
+    _gates: ClassVar[str] = "share"  # what a reference makes of the rule
 
     def _weights(self, op: Operation) -> tuple[float, ...]:
         raise NotImplementedError
@@ -103,6 +110,8 @@ class Gate(_ProductRule):
       stabilizer: added to the product with its sign where R is divided by it.
     """
 
+    _gates: ClassVar[str] = "hold"
+
     def _weights(self, op: Operation) -> tuple[float, ...]:
         assert op.product is not None
         return op.product.gated
@@ -119,6 +128,8 @@ class Selective(_ProductRule):
     Args:
       stabilizer: added to the product with its sign where R is divided by it.
     """
+
+    _gates: ClassVar[str] = "signal"
 
     def _weights(self, op: Operation) -> tuple[float, ...]:
         assert op.product is not None

@@ -28,6 +28,9 @@ class StraightThrough(Rule):
         if op.nature != "rounding":
             refuse(self, op, "it is no quantiser")
 
+    def from_reference(self, op: Operation) -> Rule:
+        return self
+
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
@@ -38,13 +41,16 @@ class StraightThrough(Rule):
         passes = ctx.read(inside)
 
         def passed(part: Array) -> Array:
-            return jnp.where(passes, part, 0)
+            here = jnp.where(passes, part, 0)
+            if ctx.reference is None:
+                return here
+            return (here + jnp.where(ctx.reference.read(inside), part, 0)) / 2
 
         handed = promise.map(passed)
 
         def causes() -> Causes:
-            arrived = promise.resolve(ctx.read(rounded))
-            gone_on = handed.resolve(ctx.read(op.inputs[0]))
+            arrived = promise.resolve(ctx.difference(op.outputs[0]))
+            gone_on = handed.resolve(ctx.difference(op.inputs[0]))
             return {"rounding": jnp.sum(arrived - gone_on)}
 
         return Propagation([handed], causes)

@@ -1,11 +1,12 @@
 """Networks written once for many libraries, and what those libraries say about them.
 
-`from peers import captum, torch, zennit` imports the libraries that the parity tests
-compare with; in a test module it skips the module where they are not installed.
+`from peers import captum, shap, torch, zennit` imports the libraries that the parity
+tests compare with; in a test module it skips the module where they are not installed.
 """
 
 import importlib.util
 import sys
+import warnings
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -38,9 +39,16 @@ def _import_zennit():
             del sys.modules[name]
 
 
+def _import_shap():
+    with warnings.catch_warnings():  # of its own imports
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("shap")
+
+
 _LIBRARIES = {
     "torch": _import_torch,
     "zennit": _import_zennit,
+    "shap": _import_shap,
     "captum": lambda: pytest.importorskip("captum.attr"),
 }
 

@@ -6,33 +6,46 @@ while a body is traced for one device: laid out for all, nothing of them is left
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import AbstractValue
 from jax.extend.core import Primitive
 
 from jlrp.ir import jax_compat
+from jlrp.ir.jax_compat import Aval
+from jlrp.typing import Array
 
-Array = Any
+Arrays = Sequence[Array]
+Dims = Sequence[int | None]
+
+
+class MappedAxis(Protocol):
+    """What JAX says of an axis that ``vmap`` maps."""
+
+    name: object
+
 
 gathered_p = Primitive("gathered")
 own_p = Primitive("own")
 
 
 @gathered_p.def_abstract_eval
-def _gathered_shape(x: Any, *, axis: str, size: int) -> Any:
+def _gathered_shape(x: Aval, *, axis: str, size: int) -> AbstractValue:
     return jax.core.ShapedArray((size, *x.shape), x.dtype)  # type: ignore[attr]
 
 
 @own_p.def_abstract_eval
-def _own_shape(x: Any, *, axis: str) -> Any:
+def _own_shape(x: Aval, *, axis: str) -> AbstractValue:
     return jax.core.ShapedArray(x.shape[1:], x.dtype)  # type: ignore[attr]
 
 
-def _lay_out_gathered(mapped: Any, args: Any, dims: Any, *, axis: str, size: int):
+def _lay_out_gathered(
+    mapped: MappedAxis, args: Arrays, dims: Dims, *, axis: str, size: int
+) -> tuple[Array, int | None]:
     (x,), (dim,) = args, dims
     if mapped.name != axis:
         out = gathered_p.bind(x, axis=axis, size=size)
@@ -42,7 +55,9 @@ def _lay_out_gathered(mapped: Any, args: Any, dims: Any, *, axis: str, size: int
     return (x if dim == 0 else jnp.moveaxis(x, dim, 0)), None
 
 
-def _lay_out_own(mapped: Any, args: Any, dims: Any, *, axis: str):
+def _lay_out_own(
+    mapped: MappedAxis, args: Arrays, dims: Dims, *, axis: str
+) -> tuple[Array, int | None]:
     (x,), (dim,) = args, dims
     if mapped.name == axis:
         if dim is None:

@@ -15,11 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr, Primitive
 from jax.extend.core import primitives as p
 
 from jlrp.errors import UnsupportedPrimitiveError
 from jlrp.ir import jax_compat
 from jlrp.ir.declared import Declared
+from jlrp.ir.jax_compat import JaxAtom, Jaxpr, JaxprEqn, Mesh, Params
 from jlrp.ir.own_primitives import custom_relevance_p
 from jlrp.ir.primitives import traits
 from jlrp.ir.sharding.axes import (
@@ -31,9 +33,17 @@ from jlrp.ir.sharding.axes import (
     permuted,
     split,
 )
-from jlrp.ir.sharding.variation import NOWHERE, Axes, named, of_scan, variation
+from jlrp.ir.sharding.variation import (
+    NOWHERE,
+    Axes,
+    mesh_axes,
+    named,
+    of_scan,
+    variation,
+)
+from jlrp.typing import PyTree
 
-Nested = Callable[[Any], tuple[Any, Sequence[Any]] | None]
+Nested = Callable[[JaxprEqn], tuple[Jaxpr, Sequence[Array]] | None]
 
 
 @dataclass(eq=False, slots=True)
@@ -45,9 +55,9 @@ class Shard:
       equation: what made it, of these operands, in this scope; None for inputs.
     """
 
-    number: Array
+    number: Any  # an array of JAX; of literals, of NumPy
     varies: Axes = NOWHERE
-    equation: Any = None
+    equation: JaxprEqn | None = None
     operands: Sequence[Shard] = ()
     scope: str = ""
 
@@ -60,7 +70,7 @@ class Device:
       nested: the body of a ``shard_map`` inside, as a jaxpr.
     """
 
-    def __init__(self, mesh: Any, declared: Declared, nested: Nested):
+    def __init__(self, mesh: Mesh, declared: Declared, nested: Nested):
         self.mesh, self.declared, self.nested = mesh, declared, nested
         self.sizes = dict(mesh.shape)
         self._sums: dict[tuple[Shard, Axes], Array] = {}
@@ -68,17 +78,20 @@ class Device:
 
     def run(
         self,
-        jaxpr: Any,
-        consts: Sequence[Any],
+        jaxpr: Jaxpr,
+        consts: Sequence[Array],
         arguments: Sequence[Shard],
         scope: str = "",
     ) -> list[Shard]:
-        env = dict(zip(jaxpr.constvars, map(Shard, consts), strict=True))
+        env: dict[JaxAtom, Shard] = dict(
+            zip(jaxpr.constvars, map(Shard, consts), strict=True)
+        )
         env.update(zip(jaxpr.invars, arguments, strict=True))
 
-        def read(atom: Any) -> Shard:
-            literal = jax_compat.is_literal(atom)
-            return Shard(jax_compat.literal_value(atom)) if literal else env[atom]
+        def read(atom: JaxAtom) -> Shard:
+            if jax_compat.is_literal(atom):
+                return Shard(jax_compat.literal_value(atom))
+            return env[atom]
 
         for eqn in jaxpr.eqns:
             path = "/".join(
@@ -94,7 +107,9 @@ class Device:
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(a) for a in jaxpr.outvars]
 
-    def shards(self, eqn: Any, operands: Sequence[Shard], scope: str) -> list[Shard]:
+    def shards(
+        self, eqn: JaxprEqn, operands: Sequence[Shard], scope: str
+    ) -> list[Shard]:
         if eqn.primitive.name in _UNCHANGED:
             return list(operands)
         numbers = self.numbers(eqn, operands)
@@ -104,7 +119,7 @@ class Device:
             for number, axes in zip(numbers, varies, strict=True)
         ]
 
-    def numbers(self, eqn: Any, operands: Sequence[Shard]) -> Sequence[Array]:
+    def numbers(self, eqn: JaxprEqn, operands: Sequence[Shard]) -> Sequence[Array]:
         params, x = eqn.params, [o.number for o in operands]
         inner = self.nested(eqn)
         if inner is not None:
@@ -131,12 +146,10 @@ class Device:
             params = {**params, "body": self.retraced(params["body"])}
         return jax_compat.bind(eqn.primitive, jax_compat.unplaced(params), x)
 
-    def retraced(self, closed: Any) -> Any:
+    def retraced(self, closed: ClosedJaxpr) -> ClosedJaxpr:
         """A body whose values do not say along which axes they vary."""
         jaxpr, consts = jax_compat.open_jaxpr(closed)
-        shapes = [
-            jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars
-        ]
+        shapes = [jax_compat.shape_of(v) for v in jaxpr.invars]
 
         def body(*x: Array) -> list[Array]:
             return [s.number for s in self.run(jaxpr, consts, list(map(Shard, x)))]
@@ -169,7 +182,7 @@ class Device:
         return x
 
     def _ragged(
-        self, eqn: Any, operands: Sequence[Shard], names: Sequence[str]
+        self, eqn: JaxprEqn, operands: Sequence[Shard], names: Sequence[str]
     ) -> Array:
         """With the features of all devices; JAX maps it in full or not at all."""
         numbers = eqn.params["ragged_dot_dimension_numbers"]
@@ -200,7 +213,7 @@ class Device:
             total = self.summed(shard, among) if among else shard.number
             return lax.mul(total, np.asarray(self.count(alike), total.dtype))
         eqn, operands = shard.equation, shard.operands
-        if self.is_partial(shard, axes):
+        if eqn is not None and self.is_partial(shard, axes):
             with jax_compat.naming(eqn.source_info, shard.scope):
                 contract = _CONTRACTIONS.get(eqn.primitive)
                 if contract is not None:
@@ -250,10 +263,10 @@ class Device:
 
     # Collectives.
 
-    def psum(self, eqn: Any, x: Shard) -> Array:
-        return self.summed(x, frozenset(named(eqn.params)))
+    def psum(self, eqn: JaxprEqn, x: Shard) -> Array:
+        return self.summed(x, frozenset(mesh_axes(eqn.params)))
 
-    def selected(self, eqn: Any, x: Shard) -> Array:
+    def selected(self, eqn: JaxprEqn, x: Shard) -> Array:
         """``pmax`` and ``pmin``; of a local maximum, the maximum of all."""
         largest = eqn.primitive is p.pmax_p
         local, select = (
@@ -261,34 +274,34 @@ class Device:
             if largest
             else (p.reduce_min_p, lax.reduce_min)
         )
-        names, made = named(eqn.params), x.equation
+        names, made = mesh_axes(eqn.params), x.equation
         if made is not None and made.primitive is local:
             (operand,) = x.operands
             axes = (0, *(a + 1 for a in made.params["axes"]))
             return select(self.gathered(operand.number, names), axes)
         return select(self.gathered(x.number, names), (0,))
 
-    def all_gather(self, eqn: Any, x: Shard) -> Array:
-        names, axis = named(eqn.params), eqn.params["all_gather_dimension"]
+    def all_gather(self, eqn: JaxprEqn, x: Shard) -> Array:
+        names, axis = mesh_axes(eqn.params), eqn.params["all_gather_dimension"]
         whole = self.gathered(x.number, names)
         if not eqn.params["tiled"]:
             return moved(whole, 0, axis)
         return joined(moved(whole, 0, axis), axis)
 
-    def ppermute(self, eqn: Any, x: Shard) -> Array:
-        names = named(eqn.params)
+    def ppermute(self, eqn: JaxprEqn, x: Shard) -> Array:
+        names = mesh_axes(eqn.params)
         whole = self.gathered(x.number, names)
         return self.own(permuted(whole, eqn.params["perm"]), names)
 
-    def reduce_scatter(self, eqn: Any, x: Shard) -> Array:
-        names, axis = named(eqn.params), eqn.params["scatter_dimension"]
+    def reduce_scatter(self, eqn: JaxprEqn, x: Shard) -> Array:
+        names, axis = mesh_axes(eqn.params), eqn.params["scatter_dimension"]
         total = self.summed(x, frozenset(names))
         if eqn.params["tiled"]:
             total = split(total, axis, self.count(names))
         return self.own(moved(total, axis, 0), names)
 
-    def all_to_all(self, eqn: Any, x: Shard) -> Array:
-        params, names = eqn.params, named(eqn.params)
+    def all_to_all(self, eqn: JaxprEqn, x: Shard) -> Array:
+        params, names = eqn.params, mesh_axes(eqn.params)
         cut, concat = params["split_axis"], params["concat_axis"]
         whole = self.gathered(x.number, names)  # by sender
         if params["tiled"]:
@@ -297,24 +310,24 @@ class Device:
         received = moved(received, 0, concat)
         return joined(received, concat) if params["tiled"] else received
 
-    def pbroadcast(self, eqn: Any, x: Shard) -> Array:
-        whole = self.gathered(x.number, named(eqn.params))
+    def pbroadcast(self, eqn: JaxprEqn, x: Shard) -> Array:
+        whole = self.gathered(x.number, mesh_axes(eqn.params))
         return lax.index_in_dim(whole, eqn.params["source"], 0, keepdims=False)
 
-    def axis_index(self, eqn: Any) -> Array:
-        names = named(eqn.params)
+    def axis_index(self, eqn: JaxprEqn) -> Array:
+        names = mesh_axes(eqn.params)
         return self.own(lax.iota(np.int32, self.count(names)), names)
 
     # Loops and branches, with the collectives in their bodies.
 
-    def scan(self, eqn: Any, operands: Sequence[Shard]) -> Sequence[Array]:
+    def scan(self, eqn: JaxprEqn, operands: Sequence[Shard]) -> Sequence[Array]:
         ((body, consts),) = jax_compat.bodies(eqn)
         c, n = jax_compat.scan_counts(eqn.params)
         varies = [o.varies for o in operands]
         varies[c : c + n] = of_scan(eqn, varies)[:n]
         x = [o.number for o in operands]
 
-        def step(carry: Any, slices: Any) -> Any:
+        def step(carry: PyTree, slices: PyTree) -> PyTree:
             numbers = [*x[:c], *carry, *slices]
             outs = self._body(body, consts, numbers, varies)
             return outs[:n], outs[n:]
@@ -329,37 +342,37 @@ class Device:
         )
         return [*carry, *ys]
 
-    def cond(self, eqn: Any, operands: Sequence[Shard]) -> Sequence[Array]:
+    def cond(self, eqn: JaxprEqn, operands: Sequence[Shard]) -> Sequence[Array]:
         index, *x = (o.number for o in operands)
         varies = [o.varies for o in operands[1:]]
 
-        def branch(jaxpr: Any, consts: Sequence[Any]) -> Callable[..., list[Array]]:
+        def branch(jaxpr: Jaxpr, consts: Sequence[Array]) -> Callable[..., list[Array]]:
             return lambda *x: self._body(jaxpr, consts, x, varies)
 
         branches = [branch(*body) for body in jax_compat.bodies(eqn)]
         return lax.switch(index, branches, *x)
 
-    def loop(self, eqn: Any, operands: Sequence[Shard]) -> Sequence[Array]:
+    def loop(self, eqn: JaxprEqn, operands: Sequence[Shard]) -> Sequence[Array]:
         condition, body = jax_compat.bodies(eqn)
         n, m = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
         varies = [o.varies for o in operands]
         varies[n + m :] = variation(eqn, varies)
         x = [o.number for o in operands]
 
-        def goes_on(carry: Any) -> Array:
+        def goes_on(carry: PyTree) -> Array:
             numbers = [*x[:n], *carry]
             (out,) = self._body(*condition, numbers, varies[:n] + varies[n + m :])
             return out
 
-        def step(carry: Any) -> Any:
+        def step(carry: PyTree) -> PyTree:
             return self._body(*body, [*x[n : n + m], *carry], varies[n:])
 
         return lax.while_loop(goes_on, step, x[n + m :])
 
     def _body(
         self,
-        jaxpr: Any,
-        consts: Sequence[Any],
+        jaxpr: Jaxpr,
+        consts: Sequence[Array],
         numbers: Sequence[Array],
         varies: Sequence[Axes],
     ) -> list[Array]:
@@ -372,7 +385,7 @@ class Device:
 # Contractions of what all devices have, along a new leading axis of each operand.
 
 
-def _dot(params: dict[str, Any], a: Array, b: Array) -> Array:
+def _dot(params: Params, a: Array, b: Array) -> Array:
     contracting, batch = params["dimension_numbers"]
     (a_summed, b_summed), (a_batch, b_batch) = (
         [[i + 1 for i in axes] for axes in pair] for pair in (contracting, batch)
@@ -384,7 +397,7 @@ def _dot(params: dict[str, Any], a: Array, b: Array) -> Array:
     return out
 
 
-def _convolution(params: dict[str, Any], x: Array, kernel: Array) -> Array:
+def _convolution(params: Params, x: Array, kernel: Array) -> Array:
     """With the channels of all devices: group by group, if there are groups."""
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     channels, of_kernel = numbers.lhs_spec[1], numbers.rhs_spec[1]
@@ -398,18 +411,18 @@ def _convolution(params: dict[str, Any], x: Array, kernel: Array) -> Array:
 _RAGGED = "ragged_dot_general"
 
 
-def _sums_no_groups(params: dict[str, Any]) -> bool:
+def _sums_no_groups(params: Params) -> bool:
     """Whether the groups are of rows, not of the features that are summed over."""
     numbers = params["ragged_dot_dimension_numbers"]
     (summed, _), _ = numbers.dot_dimension_numbers
     return len(summed) > 0 and not {*summed} & {*numbers.lhs_ragged_dimensions}
 
 
-def _sum(params: dict[str, Any], x: Array) -> Array:
+def _sum(params: Params, x: Array) -> Array:
     return lax.reduce_sum(x, (0, *(a + 1 for a in params["axes"])))
 
 
-_CONTRACTIONS: dict[Any, Callable[..., Array]] = {
+_CONTRACTIONS: dict[Primitive, Callable[..., Array]] = {
     p.dot_general_p: _dot,
     p.conv_general_dilated_p: _convolution,
     p.reduce_sum_p: _sum,
@@ -462,14 +475,14 @@ _COLLECTIVES: dict[str, Callable[..., Array]] = {
     "psum_invariant": Device.psum,
     "reduce_scatter": Device.reduce_scatter,
 }
-_LOOPS: dict[Any, Callable[..., Sequence[Array]]] = {
+_LOOPS: dict[Primitive, Callable[..., Sequence[Array]]] = {
     p.scan_p: Device.scan,
     p.cond_p: Device.cond,
     p.while_p: Device.loop,
 }
 
 
-def _refused(eqn: Any, why: str) -> str:
+def _refused(eqn: JaxprEqn, why: str) -> str:
     where = jax_compat.source_line(eqn.source_info)
     return (
         f"`{eqn.primitive.name}` {why}, inside a shard_map, at "

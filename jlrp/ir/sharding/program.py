@@ -13,25 +13,26 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import jax
 from jax import lax
 from jax.extend.core import primitives as p
+from jax.sharding import PartitionSpec
 
 from jlrp.ir import jax_compat
 from jlrp.ir.declared import LOOKED_INTO, Declared
+from jlrp.ir.jax_compat import Jaxpr, JaxprEqn, Mesh
 from jlrp.ir.sharding.axes import Array, gathered_p
 from jlrp.ir.sharding.device import Device, Shard
 from jlrp.ir.sharding.variation import NOWHERE, Axes, named
 
 
 def one_program(
-    eqn: Any,
+    eqn: JaxprEqn,
     declared: Declared = LOOKED_INTO,
-    mesh: Any = None,
+    mesh: Mesh | None = None,
     outer: Axes = NOWHERE,
-) -> tuple[Any, Sequence[Any]] | None:
+) -> tuple[Jaxpr, Sequence[Array]] | None:
     """What all devices of a ``shard_map`` compute: a jaxpr; of other equations, None.
 
     Also of a collective over an axis of ``vmap``, which JAX leaves as a reduction under
@@ -47,7 +48,7 @@ def one_program(
     sharded, reduction = jax_compat.sharded_body(eqn), _OF_VMAP.get(eqn.primitive)
     if sharded is None and reduction is None:
         return None
-    shapes = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in eqn.invars]
+    shapes = [jax_compat.shape_of(a) for a in eqn.invars]
     if sharded is not None:
         if mesh is not None:
             sharded = sharded._replace(mesh=mesh)
@@ -70,10 +71,10 @@ _OF_VMAP = {
 @functools.lru_cache(maxsize=256)
 def _laid_out(
     sharded: jax_compat.Sharded,
-    shapes: tuple[Any, ...],
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
     declared: Declared,
     outer: Axes,
-) -> tuple[Any, Any]:
+) -> tuple[Jaxpr, Sequence[Array]]:
     sizes = {name: sharded.mesh.shape[name] for name in sharded.axes}
     kept = [_Layout(spec, sizes) for spec in sharded.in_specs]
     made = [_Layout(spec, sizes) for spec in sharded.out_specs]
@@ -97,8 +98,8 @@ def _laid_out(
         ]
 
     function: Callable[..., list[Array]] = on_one_device
-    ranks = [len(v.aval.shape) for v in sharded.jaxpr.invars]
-    out_ranks = [len(a.aval.shape) for a in sharded.jaxpr.outvars]
+    ranks = [len(jax_compat.shape_of(v).shape) for v in sharded.jaxpr.invars]
+    out_ranks = [len(jax_compat.shape_of(a).shape) for a in sharded.jaxpr.outvars]
     names = list(sizes)
     for i in reversed(range(len(names))):  # the innermost maps the last axis
         inside = names[i:]
@@ -131,7 +132,7 @@ class _Layout:
     Split, it has an axis for each of these mesh axes, before the axis that it shards.
     """
 
-    def __init__(self, spec: Any, sizes: dict[str, int]):
+    def __init__(self, spec: PartitionSpec, sizes: dict[str, int]):
         parts = [() if part is None else part for part in spec]
         parts = [(part,) if isinstance(part, str) else tuple(part) for part in parts]
         self.by_axis = [[name for name in part if name in sizes] for part in parts]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
 from jlrp.ir.fixpoint import settled, through_jaxpr
+from jlrp.ir.jax_compat import Jaxpr, JaxprEqn, Params
 
 Axes = frozenset[str]
 NOWHERE: Axes = frozenset()
@@ -21,20 +21,25 @@ _AGREED = ("psum", "psum_invariant", "pmax", "pmin", "all_gather")
 _AGREED += ("all_gather_invariant", "pbroadcast")
 
 
-def named(params: dict[str, Any]) -> tuple[Any, ...]:
+def named(params: Params) -> tuple[str | int, ...]:
     """The mesh axes that a collective names; a number, where ``vmap`` mapped one."""
     names = params.get("axes", params.get("axis_name", ()))
     return tuple(names) if isinstance(names, tuple | list) else (names,)
 
 
-def variation(eqn: Any, operands: Sequence[Axes]) -> list[Axes]:
+def mesh_axes(params: Params) -> tuple[str, ...]:
+    """The same, without the axes of ``vmap``."""
+    return tuple(name for name in named(params) if isinstance(name, str))
+
+
+def variation(eqn: JaxprEqn, operands: Sequence[Axes]) -> list[Axes]:
     """The axes along which the outputs vary, from those of the operands."""
     params, everywhere = eqn.params, NOWHERE.union(*operands)
     name = eqn.primitive.name
     if name == "axis_index":
-        everywhere = frozenset(named(params))
+        everywhere = frozenset(mesh_axes(params))
     elif name in _AGREED:
-        everywhere -= frozenset(named(params))
+        everywhere -= frozenset(mesh_axes(params))
     elif (call := jax_compat.call_body(eqn)) is not None:
         return _variations(call[0], operands)
     elif eqn.primitive is p.scan_p:
@@ -56,7 +61,7 @@ def variation(eqn: Any, operands: Sequence[Axes]) -> list[Axes]:
     return [everywhere] * len(eqn.outvars)
 
 
-def of_scan(eqn: Any, operands: Sequence[Axes]) -> list[Axes]:
+def of_scan(eqn: JaxprEqn, operands: Sequence[Axes]) -> list[Axes]:
     ((body, _),) = jax_compat.bodies(eqn)
     c, n = jax_compat.scan_counts(eqn.params)
     constants, carry, slices = operands[:c], operands[c : c + n], operands[c + n :]
@@ -68,5 +73,5 @@ def of_scan(eqn: Any, operands: Sequence[Axes]) -> list[Axes]:
     return [*carry, *_variations(body, [*constants, *carry, *slices])[n:]]
 
 
-def _variations(jaxpr: Any, inputs: Sequence[Axes]) -> list[Axes]:
+def _variations(jaxpr: Jaxpr, inputs: Sequence[Axes]) -> list[Axes]:
     return through_jaxpr(jaxpr, inputs, variation, NOWHERE)

@@ -1,69 +1,18 @@
-"""What jlrp found and did, as tables: the inspection, its coverage, the ledger."""
+"""The inspection: the operations of a program, their rules, what is kept."""
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from jlrp.ir.program import Equation, Value, computing
 from jlrp.ops.lower import choices
 from jlrp.plan.planning import Plan, Step, read_by
 from jlrp.plan.residuals import size_of
+from jlrp.reports.table import Table, some
 
-CAUSES = (
-    *("bias", "stabilizer", "taylor", "constants"),
-    *("stopped", "rounding", "blocked"),
-)
-
-
-class Table:
-    """A printable table: text for terminals, HTML for notebooks."""
-
-    def _title(self) -> str:
-        raise NotImplementedError
-
-    def _cells(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-        """The header and the rows."""
-        raise NotImplementedError
-
-    def _footer(self) -> str:
-        return ""
-
-    def __str__(self) -> str:
-        header, rows = self._cells()
-        widths = [
-            max(len(row[i]) for row in [header, *rows]) for i in range(len(header))
-        ]
-        lines = [
-            "  ".join(
-                cell.ljust(w) for cell, w in zip(row, widths, strict=True)
-            ).rstrip()
-            for row in [header, *rows]
-        ]
-        rule = "-" * max(len(line) for line in lines)
-        parts = [self._title(), lines[0], rule, *lines[1:], rule, self._footer()]
-        return "\n".join(part for part in parts if part)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        header, rows = self._cells()
-
-        def line(cells: Sequence[str], tag: str) -> str:
-            inside = "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells)
-            return f"<tr>{inside}</tr>"
-
-        body = line(header, "th") + "".join(line(row, "td") for row in rows)
-        caption = f"<caption>{html.escape(self._title())}</caption>"
-        footer = f"<p>{html.escape(self._footer())}</p>"
-        return f"<table>{caption}{body}</table>{footer}"
-
-
-_LISTED = 8  # equations that a coverage prints
+_EQUATIONS_LISTED = 8  # by a coverage
 
 
 @dataclass(frozen=True)
@@ -94,10 +43,11 @@ class Coverage:
             for e in self.equations
             if e.status != "covered"
         )
-        for text, count in others.most_common(_LISTED):
+        for text, count in others.most_common(_EQUATIONS_LISTED):
             lines.append(f"  {text}" + (f", {count} times" if count > 1 else ""))
-        if len(others) > _LISTED:
-            lines.append(f"  and {len(others) - _LISTED} more, in .equations")
+        if len(others) > _EQUATIONS_LISTED:
+            more = len(others) - _EQUATIONS_LISTED
+            lines.append(f"  and {more} more, in .equations")
         return "\n".join(lines)
 
     def _count(self, status: str) -> int:
@@ -240,21 +190,10 @@ class Inspection(Table):
             f"active equations: {c.covered} covered, {c.fallback} by fallback, "
             f"{c.uncovered} uncovered",
             str(self.activations),
-            *_listed("relevance stops", self.stops),
-            *_listed("x chooses", self.choices),
+            *some("relevance stops", self.stops),
+            *some("x chooses", self.choices),
         ]
         return "\n".join(lines)
-
-
-_LISTED = 12
-
-
-def _listed(title: str, lines: Sequence[str]) -> Iterator[str]:
-    if lines:
-        yield f"{title}:"
-        yield from (f"  {line}" for line in lines[:_LISTED])
-    if len(lines) > _LISTED:
-        yield f"  and {len(lines) - _LISTED} more"
 
 
 def inspection(plan: Plan, why: str = "") -> Inspection:
@@ -371,81 +310,6 @@ def _covered(plan: Plan) -> Iterator[EquationCoverage]:
             cases = step.bodies[-1:] if step.operation.kind != "cond" else step.bodies
             for body in cases:
                 yield from _covered(body)
-
-
-@dataclass(frozen=True, repr=False)
-class LedgerRow:
-    """Relevance at one operation: ``arrived = handed + sum(causes) + unexplained``."""
-
-    kind: str
-    scope: str
-    rule: str
-    arrived: float
-    handed: float
-    causes: dict[str, float]
-    unexplained: float
-
-
-@dataclass(frozen=True, repr=False)
-class Ledger(Table):
-    """Where relevance went, operation by operation, from the output to the input.
-
-    Attributes:
-      seed: total relevance at the start.
-      relevance: total relevance of x.
-      rows: one per operation, in the order of the reverse pass.
-      nonfinite: where NaN or inf began in the forward pass; empty if nowhere.
-    """
-
-    seed: float
-    relevance: float
-    rows: tuple[LedgerRow, ...]
-    nonfinite: tuple[str, ...] = ()
-
-    def total(self, cause: str) -> float:
-        """Relevance absorbed by one cause over all operations."""
-        return sum(row.causes.get(cause, 0.0) for row in self.rows)
-
-    @property
-    def unexplained(self) -> float:
-        """The largest unexplained amount of any operation, in absolute value."""
-        amounts = [abs(row.unexplained) for row in self.rows]
-        return float(np.max(amounts, initial=0.0))  # NaN stays NaN
-
-    def _title(self) -> str:
-        return f"relevance: seed {self.seed:.6g}, input {self.relevance:.6g}"
-
-    def _cells(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-        header = ("kind", "scope", "rule", "in", "out", *CAUSES, "unexplained")
-        rows = [
-            (
-                row.kind,
-                row.scope,
-                row.rule,
-                f"{row.arrived:.5g}",
-                f"{row.handed:.5g}",
-                *(_amount(row.causes.get(cause)) for cause in CAUSES),
-                f"{row.unexplained:.1e}",
-            )
-            for row in self.rows
-        ]
-        return header, rows
-
-    def _footer(self) -> str:
-        causes = ", ".join(
-            f"{cause} {total:.5g}" for cause in CAUSES if (total := self.total(cause))
-        )
-        lines = [
-            f"absorbed: {causes or 'nothing'}; "
-            f"unexplained at most {self.unexplained:.1e}"
-        ]
-        if self.nonfinite:
-            lines.append("NaN or inf began at: " + "; ".join(self.nonfinite))
-        return "\n".join(lines)
-
-
-def _amount(number: float | None) -> str:
-    return "" if not number else f"{number:.4g}"
 
 
 def _shapes(row: OperationRow) -> str:

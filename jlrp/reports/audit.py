@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlrp.caching import Call, Key
 from jlrp.interpreter import Numbers
 from jlrp.ir import jax_compat
 from jlrp.ir.program import Value
 from jlrp.notices import warn_of
 from jlrp.plan.planning import Plan, Step, is_float
-from jlrp.plan.targets import joined
 from jlrp.promise import Promise
-from jlrp.reports import Ledger, LedgerRow
-from jlrp.request import Options, Request
+from jlrp.references import mean_over
+from jlrp.reports.ledger import Ledger, LedgerRow
+from jlrp.request import AtX
 from jlrp.rules.base import Propagation
-
-Array = jax.Array
-
-
-class Key(Protocol):
-    """What a compiled audit depends on; hashable."""
-
-    fn: Any
-    options: Options
+from jlrp.typing import Array, ArrayLike, PyTree
 
 
 @dataclass(frozen=True)
@@ -81,11 +74,9 @@ class Audited:
     limits: tuple[float, ...]
 
 
-def ledger(
-    key: Key, params: Any, x: Any, traced_target: Any, masks: Mapping[str, Any]
-) -> Ledger:
-    """The ledger of ``key.fn(params, x)``, by one compiled program for its shapes."""
-    found = jax.device_get(_audited(key, params, x, traced_target, dict(masks)))
+def audited(call: Call) -> Ledger:
+    """The ledger of a call, by one compiled program for its shapes."""
+    found = jax.device_get(_audited(call.key, *call.arrays))
     seed, relevance, *amounts = found.amounts.tolist()
     rows, start = [], 0
     for row in found.rows:
@@ -103,30 +94,43 @@ def ledger(
 
 @partial(jax.jit, static_argnums=0)
 def _audited(
-    key: Key, params: Any, x: Any, traced_target: Any, masks: dict[str, Any]
+    key: Key,
+    params: PyTree,
+    x: PyTree,
+    traced: PyTree,
+    masks: dict[str, Array],
+    reference: list[Array] | None,
 ) -> Audited:
-    target = joined(key.options.target, traced_target)
-    request = Request(key.fn.call, params, x, key.options, target)
+    request = key.request(params, x, traced, reference)
     plan = request.plan(for_ledger=True)
     warn_of(plan.stops)
     known: dict[str, Any] = {}
 
-    def run(given: Any, masks: Any) -> tuple[Array, Array, Array]:
+    def amounts(
+        at_x: AtX, reference: Sequence[Array] | None
+    ) -> tuple[Array, Array, Array]:
+        auditor = _Auditor()  # holds tracers: it must not outlive the trace
+        explained = request.back(at_x, reference, auditor.observe)
+        numbers, sources = explained.numbers, explained.delivered.sources
+        handed = zip(request.sources, sources, strict=True)
+        totals = [_total(explained.seeds.items(), numbers), _total(handed, numbers)]
+        known["rows"] = tuple(auditor.rows)
+        values, known["checked"] = _checked(plan)
+        arrays = [_real(numbers.read(v)) for v in values]
+        known["limits"] = tuple(float(jnp.finfo(a.dtype).min) / 2 for a in arrays)
+        return (
+            _stacked([*totals, *auditor.amounts]),
+            _stacked([jnp.min(a, initial=0) for a in arrays]),
+            _stacked([jnp.max(a, initial=0) for a in arrays]),
+        )
+
+    def run(given: PyTree, masks: dict[str, Array]) -> tuple[Array, Array, Array]:
         with request.at(given):
-            auditor = _Auditor()  # holds tracers: it must not outlive the trace
-            explained = request.run(plan, request.arguments, masks, auditor.observe)
-            numbers, sources = explained.numbers, explained.delivered.sources
-            handed = zip(request.sources, sources, strict=True)
-            totals = [_total(explained.seeds.items(), numbers), _total(handed, numbers)]
-            known["rows"] = tuple(auditor.rows)
-            values, known["checked"] = _checked(plan)
-            arrays = [_real(numbers.read(v)) for v in values]
-            known["limits"] = tuple(float(jnp.finfo(a.dtype).min) / 2 for a in arrays)
-            return (
-                _stacked([*totals, *auditor.amounts]),
-                _stacked([jnp.min(a, initial=0) for a in arrays]),
-                _stacked([jnp.max(a, initial=0) for a in arrays]),
-            )
+            at_x = request.forward(plan, request.arguments, masks)
+            rows, chunk = request.reference, request.background
+            if rows is None or not chunk:
+                return amounts(at_x, rows)
+            return mean_over(lambda row: amounts(at_x, row), rows, chunk)
 
     numbers = jax_compat.untyped(run, 0.0, request.given, masks)
     return Audited(*numbers, **known)
@@ -137,7 +141,7 @@ class _Auditor:
     """Collects the amounts of each step while the reverse pass is traced."""
 
     rows: list[Row] = field(default_factory=list)
-    amounts: list[Any] = field(default_factory=list)
+    amounts: list[ArrayLike] = field(default_factory=list)
 
     def observe(
         self,
@@ -165,23 +169,25 @@ def _ledger_row(row: Row, amounts: Sequence[float]) -> LedgerRow:
     )
 
 
-def _total(pairs: Any, numbers: Numbers) -> Any:
+def _total(
+    pairs: Iterable[tuple[Value, Promise | None]], numbers: Numbers
+) -> ArrayLike:
     amounts = [
-        jnp.sum(promise.resolve(numbers.read(value)))
+        jnp.sum(promise.resolve(numbers.difference(value)))
         for value, promise in pairs
         if promise is not None
     ]
     return sum(amounts, start=0.0)
 
 
-def _stacked(numbers: Sequence[Any]) -> Array:
+def _stacked(numbers: Sequence[ArrayLike]) -> Array:
     dtype = jnp.result_type(float)
     if not numbers:
         return jnp.zeros(0, dtype)
     return jnp.stack([jnp.asarray(_real_part(n), dtype) for n in numbers])
 
 
-def _real_part(number: Any) -> Any:
+def _real_part(number: ArrayLike) -> ArrayLike:
     return jnp.real(number) if jnp.iscomplexobj(number) else number
 
 

@@ -1,0 +1,281 @@
+"""Every program of the zoo, and random ones, in every spelling, under every composite.
+
+    python benchmarks/spellings.py                              # the zoo
+    python benchmarks/spellings.py --generated 1000 --seed 0    # random programs
+    python benchmarks/spellings.py --report                     # what was found
+
+A line of JSON for each program goes to --out. A run that was stopped goes on where it
+was; delete the file to begin again. Several may run at once, each with its own --share,
+such as 0/4. Random programs are the same for the same number: to see one again,
+`--generated 1 --seed N`.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import jlrp
+from jlrp import testing
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import zoo  # noqa: E402
+
+COMPOSITES = {**zoo.COMPOSITES, "gradient_input": "gradient_input"}
+
+
+# Random programs: layers on (batch, places, features), then a head.
+
+
+class Generator:
+    """A program of so many layers; the same for the same seed."""
+
+    def __init__(self, seed):
+        self.random = np.random.default_rng(seed)
+        self.params = []
+
+    def pick(self, choices):
+        return choices[self.random.integers(len(choices))]
+
+    def weights(self, *shape, positive=False):
+        """The number of a parameter, which the layer reads at run time."""
+        drawn = self.random.normal(size=shape) * 0.7
+        drawn = np.abs(drawn) + 0.3 if positive else drawn
+        self.params.append(jnp.asarray(drawn))
+        return len(self.params) - 1
+
+    def activation(self):
+        return self.pick(ACTIVATIONS)
+
+    def dense(self, width, out=None):
+        w, b = self.weights(width, out or width), self.weights(out or width)
+        form = self.pick(["plain", "einsum", "no bias", "literal", "subtracted"])
+
+        def layer(p, h):
+            if form == "einsum":
+                return jnp.einsum("bni,io->bno", h, p[w]) + p[b]
+            if form == "no bias":
+                return h @ p[w]
+            if form == "literal":
+                return h @ p[w] + 0.25
+            if form == "subtracted":
+                return h @ p[w] - p[b]
+            return h @ p[w] + p[b]
+
+        return layer
+
+    def norm(self, width):
+        gain, form = self.weights(width, positive=True), self.pick([0, 1, 2])
+
+        def layer(p, h):
+            if form == 0:
+                return h * lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-2) * p[gain]
+            d = h - h.mean(-1, keepdims=True)
+            if form == 1:
+                return d / jnp.sqrt((d**2).mean(-1, keepdims=True) + 1e-2) * p[gain]
+            return d * (p[gain] / jnp.sqrt(h.var(-1, keepdims=True) + 1e-2))
+
+        return layer
+
+    def softmax(self, width):
+        sharp = self.pick([1.0, 0.5])
+
+        def layer(p, h):
+            e = jnp.exp(h * sharp)
+            return e / e.sum(-1, keepdims=True) * width
+
+        return self.pick([layer, lambda p, h: jax.nn.softmax(h * sharp) * width])
+
+    def attention(self, width):
+        q, k, v = (self.weights(width, width) for _ in "qkv")
+        masked, late = self.pick([True, False]), self.pick([True, False])
+
+        def layer(p, h):
+            s = (h @ p[q]) @ (h @ p[k]).swapaxes(-1, -2) / width**0.5
+            if masked:
+                rows, columns = (lax.broadcasted_iota(int, s.shape, a) for a in (1, 2))
+                s = jnp.where(columns <= rows, s, -jnp.inf)
+            if late:
+                e = jnp.exp(s)
+                return (e @ (h @ p[v])) / e.sum(-1, keepdims=True)
+            return jax.nn.softmax(s) @ (h @ p[v])
+
+        return layer
+
+    def gate(self, width):
+        main, gate = self.dense(width), self.dense(width)
+        f = self.pick([jax.nn.sigmoid, jax.nn.silu, jnp.tanh, lambda v: v])
+        return lambda p, h: main(p, h) * f(gate(p, h))
+
+    def concatenation(self, width):
+        half = width // 2
+        parts = self.dense(width, half), self.dense(width, width - half)
+        return lambda p, h: jnp.concatenate([part(p, h) for part in parts], -1)
+
+    def residual(self, width):
+        inner = self.layer(width)
+        return lambda p, h: h + inner(p, h)
+
+    def scan(self, width):
+        w, b, f = self.weights(2, width, width), self.weights(2, width), jnp.tanh
+
+        def layer(p, h):
+            step = lambda h, wb: (f(h @ wb[0] + wb[1]), None)  # noqa: E731
+            return lax.scan(step, h, (p[w], p[b]))[0]
+
+        return layer
+
+    def mixing(self, width):
+        """Along the places."""
+        w = self.weights(PLACES, PLACES)
+        return lambda p, h: (h.swapaxes(1, 2) @ p[w]).swapaxes(1, 2)
+
+    def layer(self, width):
+        kinds = ["dense", "activation", "norm", "softmax", "attention", "gate"]
+        kinds += ["dense", "activation", "concatenation", "residual", "scan", "mixing"]
+        kind = self.pick(kinds)
+        if kind == "activation":
+            f, dense = self.activation(), self.dense(width)
+            return lambda p, h: f(dense(p, h))
+        return getattr(self, kind)(width)
+
+
+ACTIVATIONS = [
+    jax.nn.relu,
+    jax.nn.gelu,
+    functools.partial(jax.nn.gelu, approximate=False),
+    jax.nn.silu,
+    jax.nn.softplus,
+    jax.nn.elu,
+    jax.nn.leaky_relu,
+    jnp.tanh,
+    lambda h: h / (1 + jnp.exp(-h)),
+    lambda h: jnp.where(h > 0, h, 0.1 * h),
+    lambda h: 0.5 * h * (1 + jnp.tanh(0.8 * (h + 0.04 * h**3))),
+    lambda h: jnp.maximum(h, 0.0) ** 2,
+    lambda h: h / (1 + jnp.abs(h)),
+    lambda h: (h + jnp.sqrt(h * h + 1)) / 2,
+]
+PLACES = 3
+
+
+def generated(seed):
+    """A random program, at the first random point that is away from kinks."""
+    generator = Generator(seed)
+    width = generator.pick([4, 6])
+    layers = [generator.layer(width) for _ in range(generator.pick([1, 2, 3, 4]))]
+    head = generator.weights(width, 3)
+    pool = generator.pick([lambda h: h.mean(1), lambda h: h[:, -1], lambda h: h.sum(1)])
+
+    def fn(p, x):
+        for layer in layers:
+            x = layer(p, x)
+        return pool(x) @ p[head]
+
+    for _ in range(20):
+        x = jnp.asarray(generator.random.normal(size=(2, PLACES, width)))
+        if not testing.kinks(fn, generator.params, x):
+            return fn, generator.params, x
+    return None
+
+
+def programs(args):
+    if args.generated:
+        for seed in range(args.seed, args.seed + args.generated):
+            yield f"generated {seed}", functools.partial(generated, seed)
+        return
+    for name, build in zoo.PROGRAMS.items():
+        if not args.programs or name in args.programs:
+            yield name, build
+
+
+def check(build, args):
+    """A line about one program."""
+    program = build()
+    if program is None:
+        return {"skipped": "no point away from kinks"}
+    names = args.composites or COMPOSITES
+    table = testing.check_spellings(
+        *program,
+        composites={name: COMPOSITES[name] for name in names},
+        kinds=args.kinds,
+        locate=not args.quick,
+    )
+    rows = [vars(row) for row in table.rows if row.status != "equal"]
+    return {"checked": len(table.rows), "rows": rows}
+
+
+def run(args):
+    path = Path(args.out)
+    lines = path.read_text().splitlines() if path.exists() else []
+    done = {json.loads(line)["program"] for line in lines}
+    share, of = map(int, args.share.split("/"))
+    with path.open("a") as out:
+        for number, (name, build) in enumerate(programs(args)):
+            if name in done or number % of != share:
+                continue
+            start = time.perf_counter()
+            try:
+                found = check(build, args)
+            except Exception as error:  # said, and the next one tried
+                found = {"error": f"{type(error).__name__}: {error}"[:500]}
+            found = {"program": name, **found, "s": round(time.perf_counter() - start)}
+            print(json.dumps(found), file=out, flush=True)
+            counts = Counter(row["status"] for row in found.get("rows", ()))
+            print(name, found.get("checked", found), dict(counts), flush=True)
+            jax.clear_caches()
+
+
+def report(path):
+    """The differences in groups: by what is read differently, smallest names first."""
+    groups, checked, total = defaultdict(list), 0, 0
+    for line in Path(path).read_text().splitlines():
+        found = json.loads(line)
+        if "error" in found:
+            print(found["program"], found["error"])
+        total, checked = total + 1, checked + found.get("checked", 0)
+        for row in found.get("rows", ()):
+            if row["status"] != "documented":
+                key = row["operation"] or row["why"] or "(no row of inspect differs)"
+                groups[key].append((found["program"], row))
+    print(f"{total} programs, {checked} explanations of twins compared")
+    for key, rows in sorted(groups.items(), key=lambda item: -len(item[1])):
+        worst = max(rows, key=lambda found: found[1]["error"] or 0)
+        print(f"\n{key}: {len(rows)}, at most {worst[1]['error']:.1e} in {worst[0]}")
+        print("  e.g.", rows[0][0], rows[0][1]["twin"], "at", rows[0][1]["where"])
+        for what in ("twin", "composite"):
+            counts = Counter(row[what] for _, row in rows).most_common(12)
+            print(f"  {what}s:", ", ".join(f"{name} {n}" for name, n in counts))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default="spellings.jsonl")
+    parser.add_argument("--programs", nargs="*")
+    parser.add_argument("--kinds", nargs="*", help="names or families of rewritings")
+    parser.add_argument("--composites", nargs="*", choices=COMPOSITES)
+    parser.add_argument("--generated", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", default="0/1", help="which part of the programs")
+    parser.add_argument("--quick", action="store_true", help="without places")
+    parser.add_argument("--report", action="store_true")
+    args = parser.parse_args()
+    if args.report:
+        report(args.out)
+        return
+    print(f"jax {jax.__version__}, jlrp {jlrp.__version__}")
+    run(args)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)
+    main()

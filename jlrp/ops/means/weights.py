@@ -1,0 +1,153 @@
+"""Softmax, its logarithm, and the log of its sum, between two points.
+
+With the weights s and s0 of the two points, L their logarithmic mean ``(s - s0) / (log
+s - log s0)`` and D the change of the scores, ``s - s0 = L (D - sum(L D) / sum(L))``
+holds exactly, since weights sum to 1 at both points. So the mean Jacobian of a softmax
+is ``diag(L) - L L' / sum(L)``; of its logarithm ``1 - L' / sum(L)``, of logsumexp ``L'
+/ sum(L)``. It is symmetric, the same for every shift of the scores, and needs no
+quadrature. Rejected: eight points of Gauss-Legendre, off by .1 at a score difference of
+20; the chain of exp, sum and quotient, which depends on the shift.
+
+A score of -inf at one point alone weighs nothing in L; what it took or gave is left
+over, as a switch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import primitives as p
+
+from jlrp.ir.program import Value
+from jlrp.ops.base import Operation
+from jlrp.ops.means import line
+from jlrp.ops.means.points import Array, Cotangents, Points
+from jlrp.ops.means.secant import decay
+from jlrp.promise import difference, product, safe_divide
+
+
+def reads(op: Operation) -> tuple[Value, ...]:
+    return op.inputs + op.outputs
+
+
+def mean_vjp(op: Operation, cotangents: Cotangents, points: Points) -> list[Array]:
+    rows = _rows_of(op)
+    (m,) = cotangents
+    assert m is not None
+    if rows is None:
+        return line.mean_vjp(op, cotangents, points)
+    mean = rows.log_mean(points)
+    shares = safe_divide(mean, rows.total(mean))
+    if rows.form == "softmax":
+        handed = rows.base * (mean * m - shares * rows.total(mean * m))
+    elif rows.form == "log":
+        handed = m - shares * rows.total(m)
+    else:
+        handed = shares * rows.spread(m)
+    return [handed.astype(points.shape_of(op.inputs[0]).dtype)]
+
+
+def left_over(
+    op: Operation, cotangents: Cotangents, points: Points
+) -> dict[str, Array]:
+    rows = _rows_of(op)
+    (m,) = cotangents
+    assert m is not None
+    if rows is None:
+        return line.left_over(op, cotangents, points)
+    if "masked" not in op.facts:
+        return {}
+    mean, (s, s0, _) = rows.log_mean(points), rows.weights(points)
+    switched = lax.ne(s == 0, s0 == 0)
+    change = jnp.where(switched, s - s0, 0)
+    gone = safe_divide(rows.total(change), rows.total(mean))
+    if rows.form == "softmax":
+        taken = product(m, change) - jnp.where(switched, 0, product(m, mean * gone))
+    elif rows.form == "log":
+        taken = -jnp.where(switched, 0, product(m, gone))
+    else:
+        taken = m * jnp.reshape(jnp.max(gone, rows.axes), m.shape)
+    return {"switch": jnp.sum(taken)}
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The axes along which weights sum to one.
+
+    Attributes:
+      form: what the operation is: ``"softmax"``, ``"log"`` or ``"sum"``.
+      plain: scores are exponentiated as they are, with no mask behind.
+      base: the logarithm of the base of the exponentials.
+    """
+
+    op: Operation
+    form: str
+    axes: tuple[int, ...]
+    plain: bool
+    base: float
+
+    def total(self, v: Array) -> Array:
+        """The sum of each row, over all of it."""
+        return jnp.broadcast_to(jnp.sum(v, self.axes, keepdims=True), v.shape)
+
+    def spread(self, y: Array) -> Array:
+        """One number a row, over all of it."""
+        shape = self.op.inputs[0].shape
+        kept = [1 if i in self.axes else n for i, n in enumerate(shape)]
+        return jnp.broadcast_to(jnp.reshape(y, kept), shape)
+
+    def weights(self, points: Points) -> tuple[Array, Array, Array]:
+        """The weights at both points, and the difference of their logarithms."""
+        here, there = self._logs(points), self._logs(points.reference)
+        (s, of_s), (s0, of_s0) = here, there
+        return s, s0, difference(of_s, of_s0)
+
+    def _logs(self, at: Points) -> tuple[Array, Array]:
+        x, y = at.read(self.op.inputs[0]), at.read(self.op.outputs[0])
+        if self.form == "softmax":
+            s = jnp.where(y != y, 0, y)  # a row in which all is masked
+            if not self.plain:
+                return s, lax.log(s)
+            shifted = x - jnp.max(x, self.axes, keepdims=True)
+            shifted = jnp.where(shifted != shifted, -jnp.inf, shifted)
+            return s, shifted - jnp.log(self.total(lax.exp(shifted)))
+        logs = y if self.form == "log" else x - self.spread(y)
+        logs = jnp.where(logs != logs, -jnp.inf, logs)
+        return lax.exp(logs), logs
+
+    def log_mean(self, points: Points) -> Array:
+        s, s0, d = self.weights(points)
+        mean = lax.max(s, s0) * decay(lax.abs(d))
+        return jnp.where(d != d, 0, mean)  # all of a row is masked at one point
+
+
+def is_exact(op: Operation) -> bool:
+    """Whether it is by logarithmic means, not by quadrature."""
+    return _rows_of(op) is not None
+
+
+def _rows_of(op: Operation) -> _Rows | None:
+    """None: scattered or moved rows."""
+    scores, end = op.inputs[0], op.outputs[0]
+    primitives = {e.primitive for e in op.equations}
+    base = math.log(2) if p.exp2_p in primitives else 1.0
+    logarithm = not primitives.isdisjoint((p.log_p, p.log1p_p))
+    if op.softmax_axes is not None and scores.shape == end.shape:
+        return _Rows(op, "softmax", op.softmax_axes, True, base)
+    sums = [e for e in op.equations if e.primitive is p.reduce_sum_p]
+    moved = primitives.intersection((p.transpose_p, p.gather_p, p.scatter_add_p))
+    if len(sums) != 1 or moved or sums[0].inputs[0].shape != scores.shape:
+        return None
+    axes = tuple(sums[0].params["axes"])
+    if not logarithm:
+        same = scores.shape == end.shape
+        return _Rows(op, "softmax", axes, False, base) if same else None
+    if p.exp2_p in primitives:
+        return None
+    if scores.shape == end.shape:
+        return _Rows(op, "log", axes, True, base)
+    kept = math.prod(n for i, n in enumerate(scores.shape) if i not in axes)
+    return _Rows(op, "sum", axes, True, base) if kept == math.prod(end.shape) else None
