@@ -30,7 +30,7 @@ from jlrp.analysis.stopped import (
 from jlrp.analysis.terms import moves_all
 from jlrp.ir.families import family_at
 from jlrp.ir.primitives import traits
-from jlrp.ir.program import Equation, Program, Value, between
+from jlrp.ir.program import Atom, Equation, Program, Value, between
 from jlrp.ops.activation import Regions
 from jlrp.ops.affine import (
     Stage,
@@ -206,13 +206,16 @@ class _Builder:
             return 0
         found = 0
         for index, step in enumerate(steps):
-            if step.kind == "shift" or step.constant in self.varying:
+            if step.kind == "shift" or self._varies(step.constant):
                 break
             if step.kind == "scale":
                 counts = scalar_of(step.constant) is None if step.constant else False
                 if counts or is_mean(self.regions.terms, step.equation.outputs[0]):
                     found = index + 1
         return found
+
+    def _varies(self, constant: Atom | None) -> bool:
+        return isinstance(constant, Value) and constant in self.varying
 
     def affine(self, end: Value) -> Operation | None:
         terms = self.regions.terms
