@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jlrp.analysis.activity import activate
+from jlrp.analysis.activity import Levels, activate
 from jlrp.analysis.terms import Terms, View, merged
 from jlrp.ir.program import trace
 from jlrp.ops.softmax import Softmaxes
@@ -19,7 +19,8 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)))
 def traced(fn, *args):
     """The program of ``fn``, of whose arguments only the first is explained."""
     program, _ = trace(fn, *args)
-    activate(program, program.inputs[:1], program.outputs, lambda e: True, {})
+    levels = Levels(lambda equation: True)
+    activate(program, program.inputs[:1], program.outputs, levels, {})
     return program, Terms(program)
 
 
@@ -181,10 +182,6 @@ def test_a_sum_is_one_whatever_its_spelling(name):
 
     program, terms = traced(both, X)
     one, other = (terms.closed(terms.read(v)) for v in program.outputs)
-    for term in (*one.terms, *other.terms):  # backwards is another way to count
-        assert len(term.inner) == 1
-    if name == "backwards":
-        pytest.skip("the same sum, counted from the other end")
     assert one == other
 
 

@@ -81,8 +81,16 @@ def test_a_twin_is_a_function():
         jax.grad(lambda x, f=f: f(PARAMS, x).sum())(X) for f in (twin, mlp)
     )
     np.testing.assert_allclose(found, expected)
+    inside = jax.jit(lambda w: _closing_over(w)((), X))  # over what is traced
+    np.testing.assert_allclose(inside(W), jnp.tanh(X @ W))
+    np.testing.assert_allclose(inside(2 * W), jnp.tanh(X @ (2 * W)))
     larger = jnp.concatenate([X, X])  # another shape
     np.testing.assert_allclose(twin(PARAMS, larger), mlp(PARAMS, larger))
+
+
+def _closing_over(w):
+    fn = lambda _, x: jnp.tanh(x @ w)  # noqa: E731
+    return testing.twins(fn, (), X, kinds="computed_flat")["computed_flat"]
 
 
 def test_rewrites_inside_calls_loops_and_branches():

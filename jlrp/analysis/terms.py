@@ -690,9 +690,14 @@ def _normal(term: Term, number: Callable[[Root], int]) -> Term:
                 same.append(factor)
         factors = same
     digits: list[tuple[int, tuple[int, ...]]] = []
+    starts = [f.view.offset for f in factors]
     for k, size in enumerate(sizes):
         along = tuple(f.inner[k] for f in factors)
-        if any(along):
+        first = next((stride for stride in along if stride), 0)
+        if first < 0:  # counted from the other end
+            starts = [a + (size - 1) * s for a, s in zip(starts, along, strict=True)]
+            along = tuple(-stride for stride in along)
+        if first:
             digits.append((size, along))
         else:
             coefficient *= size
@@ -701,7 +706,10 @@ def _normal(term: Term, number: Callable[[Root], int]) -> Term:
     return Term(
         coefficient,
         tuple(
-            f._replace(inner=tuple(along[i] for _, along in digits))
+            f._replace(
+                view=f.view._replace(offset=starts[i]),
+                inner=tuple(along[i] for _, along in digits),
+            )
             for i, f in enumerate(factors)
         ),
         inner,

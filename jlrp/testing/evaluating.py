@@ -217,12 +217,13 @@ def _entered(eqn: Any, inputs: list[Any], *seen: Any) -> list[Any] | None:
 
 
 def _scanned(eqn: Any, body: Any, inputs: list[Any], *seen: Any) -> list[Any]:
+    jaxpr, consts = body
     fixed, carried = jax_compat.scan_counts(eqn.params)
     carries, steps = inputs[fixed : fixed + carried], eqn.params["length"]
     rows: list[list[Any]] = [[] for _ in eqn.outvars[carried:]]
     for n in range(steps)[::-1] if eqn.params["reverse"] else range(steps):
         xs = [np.asarray(x)[n] for x in inputs[fixed + carried :]]
-        outs = evaluate(*body, [*inputs[:fixed], *carries, *xs], *seen)
+        outs = evaluate(jaxpr, consts, [*inputs[:fixed], *carries, *xs], *seen)
         carries = outs[:carried]
         for row, out in zip(rows, outs[carried:], strict=True):
             row.append(np.asarray(out))

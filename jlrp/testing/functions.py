@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -256,11 +257,10 @@ def max_over_axis_pairwise(site: Site) -> Any:
     if any(not 1 <= y.shape[a] <= 8 for a in axes):
         return None
     for axis in sorted(axes, reverse=True):
-        best = None
-        for i in range(y.shape[axis]):
-            term = lax.index_in_dim(y, i, axis, keepdims=False)
-            best = term if best is None else lax.max(best, term)
-        y = best
+        terms = [
+            lax.index_in_dim(y, i, axis, keepdims=False) for i in range(y.shape[axis])
+        ]
+        y = functools.reduce(lax.max, terms)
     return y
 
 

@@ -336,8 +336,9 @@ def pruned(closed: Any) -> Any:
     def run(*args: Any) -> list[Any]:
         return jax_compat.evaluate(jaxpr.replace(eqns=kept[::-1]), consts, args)
 
-    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
-    return jax.make_jaxpr(run)(*avals)
+    avals: list[Any] = [v.aval for v in jaxpr.invars]
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+    return jax.make_jaxpr(run)(*shapes)
 
 
 def traced(fn: Function, params: Any, x: Any) -> tuple[Any, Any, list[Origin]]:
@@ -371,14 +372,7 @@ class Rewritten:
     def program(self, params: Any, x: Any) -> tuple[Any, Any, list[tuple[str, str]]]:
         """The rewritten jaxpr, the tree of its output, and the sites rewritten."""
         leaves, tree = jax.tree.flatten((params, x))
-        avals = tuple(
-            jax.ShapeDtypeStruct(
-                np.shape(a), jax.dtypes.canonicalize_dtype(np.result_type(a))
-            )
-            if not hasattr(a, "dtype")
-            else jax.ShapeDtypeStruct(a.shape, a.dtype)
-            for a in leaves
-        )
+        avals = [jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves]
         key = (tree, tuple((a.shape, a.dtype) for a in avals))
         if key not in self._programs:
             shapes = jax.tree.unflatten(tree, avals)
@@ -390,7 +384,10 @@ class Rewritten:
                 return rewriter.run(jaxpr, consts, args, origins)
 
             program = pruned(jax.make_jaxpr(again)(*avals))
-            self._programs[key] = program, out, rewriter.sites
+            found = program, out, rewriter.sites
+            if any(map(jax_compat.is_tracer, consts)):  # of the trace around: not kept
+                return found
+            self._programs[key] = found
         return self._programs[key]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -59,11 +60,10 @@ def sum_added_up(site: Site) -> Any:
     if any(y.shape[a] > 8 for a in axes) or 0 in y.shape:
         return None
     for axis in sorted(axes, reverse=True):
-        total = None
-        for i in range(y.shape[axis]):
-            term = lax.index_in_dim(y, i, axis, keepdims=False)
-            total = term if total is None else total + term
-        y = total
+        terms = [
+            lax.index_in_dim(y, i, axis, keepdims=False) for i in range(y.shape[axis])
+        ]
+        y = functools.reduce(lax.add, terms)
     return y
 
 
