@@ -208,7 +208,7 @@ class Composite:
         found = object.__new__(Composite)
         view = replace(self.view, relative=True)
         if self.rest is not None:
-            view = replace(view, hold_statistics=False)
+            view = replace(view, hold_statistics=False, find_signals=False)
         object.__setattr__(found, "pairs", self.pairs)
         object.__setattr__(found, "view", view)
         object.__setattr__(found, "rest", self.rest and _complete)

@@ -239,7 +239,7 @@ class AtX:
     arguments: Sequence[Any]
     masks: Mapping[str, Any]
     outputs: Sequence[Any]
-    kept: Mapping[Any, Any]
+    kept: dict[Any, Any]
 
 
 @dataclass(frozen=True)

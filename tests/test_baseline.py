@@ -936,3 +936,25 @@ def test_no_mean_jacobian_needs_more_points_than_it_has():
     for power in range(6):
         moment = sum(w * t**power for t, w in zip(nodes, weights, strict=True))
         assert abs(moment - 1 / (power + 1)) < 1e-14
+
+
+def test_a_job(tmp_path):
+    """A background, recorded: another one is another job."""
+    zarr = pytest.importorskip("zarr")
+    pytest.importorskip("tensorstore")
+    from jlrp import jobs
+
+    fn, params, _ = PROGRAMS["gated"]
+    data = np.asarray(jax.random.normal(jax.random.key(6), (5, 6)))
+
+    def run(rows, **options):
+        explain = jlrp.explain(fn, baseline=jlrp.Background(rows))
+        options |= {"batch": 2, "progress": False}
+        return jobs.run(explain, params, data, tmp_path / "store", **options)
+
+    run(rows_of(3))
+    stored = zarr.open_group(tmp_path / "store", mode="r")["relevance"][...]
+    expected = relevance(fn, params, jnp.asarray(data), jlrp.Background(rows_of(3)))
+    np.testing.assert_allclose(stored, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(jlrp.JlrpError, match="baseline"):
+        run(rows_of(4), resume=True)
