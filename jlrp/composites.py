@@ -534,7 +534,8 @@ def _complete(operations: Sequence[Operation]) -> Choice:
 def deep_lift(hold_statistics: bool = False) -> Composite:
     """Exact finite differences of every operation, for a ``baseline=``.
 
-    Relevance sums to f(x) - f(baseline), with nothing absorbed. Activations by their
+    Relevance sums to f(x) - f(baseline), with nothing absorbed; without a baseline, to
+    f(x) - f(0). Activations by their
     secants (DeepLIFT's Rescale), products by Shapley values, softmax by logarithmic
     means, maxima by cross-max: see ``jlrp.rules.Difference``. With a
     ``jlrp.Background`` it is DeepSHAP. Sources: Shrikumar et al. 2017 (arXiv

@@ -654,13 +654,19 @@ def test_what_fits_no_x_is_refused(name):
         relevance(fn, (), x, baseline)
 
 
-def test_deep_lift_needs_a_baseline():
-    for function in (jlrp.relevance, jlrp.inspect, jlrp.audit):
-        with pytest.raises(jlrp.InputError, match="baseline=0.0"):
-            function(*PROGRAMS["relu"], composite="deep_lift")
-    mixed = jlrp.Composite([("dense", jlrp.rules.Gamma(0.1))], base="deep_lift")
-    with pytest.raises(jlrp.InputError, match="baseline=0.0"):
-        jlrp.explain(PROGRAMS["relu"][0], composite=mixed)
+def test_deep_lift_without_a_baseline_is_from_zero():
+    fn, *args = PROGRAMS["relu"]
+    for composite in (
+        "deep_lift",
+        jlrp.Composite([("dense", jlrp.rules.Gamma(0.1))], base="deep_lift"),
+    ):
+        found = jlrp.relevance(fn, *args, composite=composite)
+        expected = jlrp.relevance(fn, *args, composite=composite, baseline=0.0)
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(jlrp.InputError, match="token"):
+        jlrp.relevance(
+            lambda p, x: p[x].sum(), X[0, 0], jnp.array([1, 2]), composite="deep_lift"
+        )
 
 
 def test_a_seed_of_one_is_refused():
