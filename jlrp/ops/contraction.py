@@ -63,8 +63,10 @@ def is_learned(terms: Terms, reduction: Equation) -> bool:
     It is a learned map then, ``x @ w`` in other words, whatever is done with it; a
     parameter that is constant along the sum is a scale, and comparisons are a mask.
     """
+    if reduction.primitive is not p.reduce_sum_p:
+        return False
     (out,) = reduction.outputs
-    if reduction.primitive is not p.reduce_sum_p or out not in terms.program.active:
+    if out not in terms.program.active:
         return False
     if not meets_constant(terms, reduction.inputs[0]):
         return False
