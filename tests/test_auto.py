@@ -80,7 +80,8 @@ def scanned(kernels, h):
 class Convolutions(nn.Module):
     @nn.compact
     def __call__(self, h):
-        return nn.relu(nn.Conv(4, (3, 3))(nn.relu(nn.Conv(4, (3, 3))(h))))
+        h = nn.relu(nn.Conv(4, (3, 3))(h))
+        return nn.relu(nn.Conv(4, (3, 3))(h))
 
 
 def flax(kernels, h):
