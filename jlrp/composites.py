@@ -672,7 +672,6 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     "attnlrp": attnlrp,
     "auto": auto,
     "cp_lrp": cp_lrp,
-    "deep_lift": deep_lift,
     "dynamic_lrp": dynamic_lrp,
     "epsilon": epsilon,
     "epsilon_alpha2_beta1": epsilon_alpha2_beta1,
@@ -685,32 +684,36 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     "gradient_input": gradient_input,
     "mamba_lrp": mamba_lrp,
 }
+# These are relative to a baseline: with ``seed="one"`` or kernels of bounds they have no
+# meaning, so that they are no choice where any preset would do.
+FROM_A_BASELINE: dict[str, Callable[..., Composite]] = {"deep_lift": deep_lift}
+_NAMED = {**PRESETS, **FROM_A_BASELINE}
 
 
 def resolve(composite: str | Composite, name: str = "composite") -> Composite:
     """The composite of a preset's name; a composite is returned as it is."""
     if isinstance(composite, Composite):
         return composite
-    if not isinstance(composite, str) or composite not in PRESETS:
+    if not isinstance(composite, str) or composite not in _NAMED:
         _refuse_what_is_near(composite, name)
-        near = difflib.get_close_matches(str(composite), PRESETS, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(str(composite), _NAMED, n=3, cutoff=0.4)
         raise SelectorError(
             f"{name} is {shown(composite)}, and there is no composite of that name. "
             + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "")
-            + f"The presets are {', '.join(sorted(PRESETS))}."
+            + f"The presets are {', '.join(sorted(_NAMED))}."
         )
     if composite == "epsilon_gamma_box":
         raise SelectorError(
             "epsilon_gamma_box needs the bounds of x: pass "
             "jlrp.composites.epsilon_gamma_box(low=0.0, high=1.0)."
         )
-    return PRESETS[composite]()
+    return _NAMED[composite]()
 
 
 def _refuse_what_is_near(composite: object, argument: str) -> None:
     """Say how what was given becomes a composite."""
     name = getattr(composite, "__name__", None)
-    if name in PRESETS and PRESETS[name] is composite:
+    if name in _NAMED and _NAMED[name] is composite:
         raise SelectorError(
             f"{argument} is the function jlrp.composites.{name}: call it, "
             f"jlrp.composites.{name}(), or give its name, {name!r}."
@@ -719,7 +722,7 @@ def _refuse_what_is_near(composite: object, argument: str) -> None:
         raise SelectorError(
             f"{argument} is the rule {composite!r}: say of which operations, as in "
             f'jlrp.Composite([("dense", {composite!r})]). The presets are '
-            f"{', '.join(sorted(PRESETS))}."
+            f"{', '.join(sorted(_NAMED))}."
         )
     if isinstance(composite, tuple | list):
         raise SelectorError(
