@@ -684,7 +684,7 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     "gradient_input": gradient_input,
     "mamba_lrp": mamba_lrp,
 }
-# These are relative to a baseline: with ``seed="one"`` or kernels of bounds they have no
+# Relative to a baseline: with ``seed="one"`` or bounds of kernels they have no
 # meaning, so that they are no choice where any preset would do.
 FROM_A_BASELINE: dict[str, Callable[..., Composite]] = {"deep_lift": deep_lift}
 _NAMED = {**PRESETS, **FROM_A_BASELINE}
