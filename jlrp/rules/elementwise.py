@@ -45,7 +45,10 @@ class Pass(Rule):
         return op.inputs + op.outputs
 
     def check(self, op: Operation) -> None:
-        if op.kind != "softmax" and not is_elementwise(op):
+        if op.kind == "softmax":
+            if op.inputs[0].shape != op.outputs[0].shape:  # the largest, renormalised
+                refuse(self, op, "its output is not one number for each score")
+        elif not is_elementwise(op):
             refuse(self, op, _NOT_ELEMENTWISE)
 
     def from_reference(self, op: Operation) -> Rule:
