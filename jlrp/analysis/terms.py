@@ -32,7 +32,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.analysis.intervals import scalar_of
 from jlrp.ir.families import rounds
-from jlrp.ir.jax_compat import is_inexact
+from jlrp.ir.jax_compat import is_inexact, is_tracer
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import (
     Atom,
@@ -179,7 +179,7 @@ class View(NamedTuple):
                 return None
             if size % inner:
                 return None
-            (_, stride), *rest = axis
+            (_, stride), *rest = list(axis)
             axes.append(merged([(size // inner, stride * step), *rest]))
         return View(offset, tuple(axes))
 
@@ -441,10 +441,11 @@ class Terms:
         equations, starts = computing(self.program, [atom], lambda value: True)
         if starts or any(math.prod(e.outputs[0].shape) > _LONGEST for e in equations):
             return None
-        env = {v: self.program.constants.get(v) for e in equations for v in e.inputs}  # type: ignore
+        read = {v for e in equations for v in e.inputs if isinstance(v, Value)}
+        env = {v: self.program.constants.get(v) for v in read}
         env[atom] = self.program.constants.get(atom)
         held = [v for v in env if v in self.program.constants]
-        if any(isinstance(env[v], jax.core.Tracer) for v in held):
+        if any(is_tracer(env[v]) for v in held):
             return None
         with jax.ensure_compile_time_eval():
             evaluate(equations, env)
@@ -495,7 +496,7 @@ class Terms:
     # How values are read.
 
     def _fill(self, wanted: Value) -> None:
-        stack = [wanted]
+        stack: list[Any] = [wanted]
         while stack:
             value = stack[-1]
             if value in self._readings:
@@ -509,7 +510,7 @@ class Terms:
             assert made is not None
             missing = [a for a in _followed(made) if self._is_followed(a)]
             if missing:
-                stack += missing  # type: ignore[arg-type]
+                stack += missing
                 continue
             found = rule(self, made, value)
             if found is None or len(found.terms) > _MOST:
@@ -959,10 +960,8 @@ def _part_of(
                 return part, first
             start = end
     if made.primitive is p.pad_p:
-        operand, low = (
-            made.inputs[0],
-            [low for low, *_ in made.params["padding_config"]],
-        )
+        operand, *_ = list(made.inputs)
+        low = [n for n, *_ in made.params["padding_config"]]
         spread = any(between for *_, between in made.params["padding_config"])
         at = [a - n for a, n in zip(first, low, strict=True)]
         ends = [a - n for a, n in zip(last, low, strict=True)]
@@ -1279,8 +1278,9 @@ def _gathered(terms: Terms, equation: Equation, out: Value) -> Reading | None:
 
     def change(view: View) -> View | None:
         if len(rows) > 1:
-            at = dict(zip(offsets, kept, strict=True))
-            return view.transposed([at.get(i, axis) for i in range(len(out.shape))])
+            at: dict[int, int] = dict(zip(offsets, kept, strict=True))
+            order = [at[i] if i in at else axis for i in range(len(out.shape))]
+            return view.transposed(order)
         return view.transposed(kept).reshaped(out.shape)
 
     return part and _mapped(part, out.shape, change)

@@ -135,7 +135,7 @@ def _spans_a_name(program: Program, dot: Dot, equation: Equation) -> bool:
     """
     if not program.tags:
         return False
-    starts = [a for a in dot.core.inputs if program.is_active(a)]
+    starts = program.active_inputs(dot.core)
     inside, _ = between(starts, equation.outputs, program.active.__contains__)
     values = {v for e in inside for v in e.outputs} - {*equation.outputs}
     return any(not values.isdisjoint(atoms) for atoms in program.tags.values())
@@ -299,7 +299,7 @@ def _joined(
     free = [
         sorted(
             (k for k in range(n) if k not in both and at[k] is not None),
-            key=at.__getitem__,
+            key=lambda k, at=at: at[k],  # type: ignore[arg-type]
         )
         for at in (x, kernel)
     ]
@@ -347,7 +347,7 @@ def _equations(
     shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in operands]
     jaxpr, consts = jax_compat.open_jaxpr(jax.make_jaxpr(function)(*shapes))
     scratch = Program([], (), (), {})
-    env = dict(zip(jaxpr.invars, operands, strict=True))
+    env: dict[Any, Atom] = dict(zip(jaxpr.invars, operands, strict=True))
     outs = append(scratch, jaxpr, consts, env)
     for equation in scratch.equations:
         equation.position, equation.scope = like.position, like.scope

@@ -57,7 +57,9 @@ def _early(
         return None
     a, b = average.inputs
     for weights, values in ((a, b), (b, a)):
-        if not isinstance(weights, Value) or not program.is_active(weights):
+        if not isinstance(weights, Value) or not isinstance(values, Value):
+            continue
+        if not program.is_active(weights):
             continue
         one = Reading(tuple(values.shape), (), 1.0)
         assumed = terms.assuming({values: one})
@@ -137,7 +139,7 @@ def _standing(
         for atom in equation.inputs:
             if atom in program.virtual:
                 program.uses.setdefault(atom, []).append(equation)
-    if not softmaxes.are_weights(divided):
+    if not isinstance(divided, Value) or not softmaxes.are_weights(divided):
         program.active -= set(virtual)
         program.virtual.difference_update(virtual)
         return None

@@ -85,16 +85,15 @@ class Softmaxes:
     def _quotient(self, end: Value) -> Softmax | None:
         terms = self.terms
         term = terms.read(end).only
-        for i, factor in enumerate(term.factors if term else ()):
+        if term is None:
+            return None
+        for i, factor in enumerate(term.factors):
             if factor.power != -1:
                 continue
             total = terms.expanded(factor)
             total = total and terms.closed(terms.active(total))
-            weights = term.with_factors(  # type: ignore[union-attr]
-                f
-                for k, f in enumerate(term.factors)
-                if k != i  # type: ignore
-            )
+            others = (f for k, f in enumerate(term.factors) if k != i)
+            weights = term.with_factors(others)
             if total is None or len(total.terms) != 1:
                 continue
             (summed,) = total.terms

@@ -153,8 +153,8 @@ class NativeGradient(Rule):
         gain = slope_at_infinity(op.outputs[0], op.inputs[0])
         inverted = op.region is not None and op.region.inverted
         # Of 1/f: minus f' over f squared, which has no gain.
-        r = -safe_divide(relevance, y * y) if inverted else relevance / gain
-        (value,) = ctx.vjp(op, [r])
+        share = -safe_divide(relevance, y * y) if inverted else relevance / gain
+        (value,) = ctx.vjp(op, [share])
         if op.region is not None and op.region.may_miss:
             value = unless_zero(value, to_start(op.region, value.shape)(relevance))
 
