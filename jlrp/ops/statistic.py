@@ -160,12 +160,16 @@ def _is_measuring(terms: Terms, equation: Equation) -> bool:
 
 def _written_out(terms: Terms, equation: Equation) -> list[Value]:
     """What an addition of slices sums over an axis: ``x[:, :1] + x[:, 1:]``."""
-    made: Equation | None = equation
-    while made is not None and traits(made).addition and len(made.inputs) == 2:
-        made = made.inputs[1].producer if isinstance(made.inputs[1], Value) else None
+    program, made = terms.program, equation
+    while made is not None and traits(made).addition:
+        if not all(map(program.is_active, made.inputs)):
+            return []  # a shift, which no slice is
+        made = made.inputs[1].producer  # type: ignore[union-attr]
     if made is equation or made is None or not is_move(made):
         return []
-    reading = terms.closed(terms.active(terms.read(equation.outputs[0])))
+    reading = terms.closed(terms.read(equation.outputs[0]))
+    if terms.active(reading).terms != reading.terms:
+        return []  # shifted by a parameter
     roots = [f.root for f in factors_of(reading)]
     summed = bool(reading.terms) and all(term.inner for term in reading.terms)
     values = [root for root in roots if isinstance(root, Value)]
