@@ -244,7 +244,7 @@ def report(path):
         total, checked = total + 1, checked + found.get("checked", 0)
         for row in found.get("rows", ()):
             if row["status"] != "documented":
-                key = row["operation"] or row["why"] or "(no row of inspect differs)"
+                key = row["operation"] or row["why"] or "(no operation named)"
                 groups[key].append((found["program"], row))
     print(f"{total} programs, {checked} explanations of twins compared")
     for key, rows in sorted(groups.items(), key=lambda item: -len(item[1])):

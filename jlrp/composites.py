@@ -208,7 +208,7 @@ class Composite:
         found = object.__new__(Composite)
         view = replace(self.view, relative=True)
         if self.rest is not None:
-            view = replace(view, hold_statistics=False)
+            view = replace(view, hold_statistics=False, find_signals=False)
         object.__setattr__(found, "pairs", self.pairs)
         object.__setattr__(found, "view", view)
         object.__setattr__(found, "rest", self.rest and _complete)
@@ -534,7 +534,8 @@ def _complete(operations: Sequence[Operation]) -> Choice:
 def deep_lift(hold_statistics: bool = False) -> Composite:
     """Exact finite differences of every operation, for a ``baseline=``.
 
-    Relevance sums to f(x) - f(baseline), with nothing absorbed. Activations by their
+    Relevance sums to f(x) - f(baseline), with nothing absorbed; without a baseline, to
+    f(x) - f(0). Activations by their
     secants (DeepLIFT's Rescale), products by Shapley values, softmax by logarithmic
     means, maxima by cross-max: see ``jlrp.rules.Difference``. With a
     ``jlrp.Background`` it is DeepSHAP. Sources: Shrikumar et al. 2017 (arXiv
@@ -671,7 +672,6 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     "attnlrp": attnlrp,
     "auto": auto,
     "cp_lrp": cp_lrp,
-    "deep_lift": deep_lift,
     "dynamic_lrp": dynamic_lrp,
     "epsilon": epsilon,
     "epsilon_alpha2_beta1": epsilon_alpha2_beta1,
@@ -684,32 +684,36 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     "gradient_input": gradient_input,
     "mamba_lrp": mamba_lrp,
 }
+# Relative to a baseline: with ``seed="one"`` or bounds of kernels they have no
+# meaning, so that they are no choice where any preset would do.
+FROM_A_BASELINE: dict[str, Callable[..., Composite]] = {"deep_lift": deep_lift}
+_NAMED = {**PRESETS, **FROM_A_BASELINE}
 
 
 def resolve(composite: str | Composite, name: str = "composite") -> Composite:
     """The composite of a preset's name; a composite is returned as it is."""
     if isinstance(composite, Composite):
         return composite
-    if not isinstance(composite, str) or composite not in PRESETS:
+    if not isinstance(composite, str) or composite not in _NAMED:
         _refuse_what_is_near(composite, name)
-        near = difflib.get_close_matches(str(composite), PRESETS, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(str(composite), _NAMED, n=3, cutoff=0.4)
         raise SelectorError(
             f"{name} is {shown(composite)}, and there is no composite of that name. "
             + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "")
-            + f"The presets are {', '.join(sorted(PRESETS))}."
+            + f"The presets are {', '.join(sorted(_NAMED))}."
         )
     if composite == "epsilon_gamma_box":
         raise SelectorError(
             "epsilon_gamma_box needs the bounds of x: pass "
             "jlrp.composites.epsilon_gamma_box(low=0.0, high=1.0)."
         )
-    return PRESETS[composite]()
+    return _NAMED[composite]()
 
 
 def _refuse_what_is_near(composite: object, argument: str) -> None:
     """Say how what was given becomes a composite."""
     name = getattr(composite, "__name__", None)
-    if name in PRESETS and PRESETS[name] is composite:
+    if name in _NAMED and _NAMED[name] is composite:
         raise SelectorError(
             f"{argument} is the function jlrp.composites.{name}: call it, "
             f"jlrp.composites.{name}(), or give its name, {name!r}."
@@ -718,7 +722,7 @@ def _refuse_what_is_near(composite: object, argument: str) -> None:
         raise SelectorError(
             f"{argument} is the rule {composite!r}: say of which operations, as in "
             f'jlrp.Composite([("dense", {composite!r})]). The presets are '
-            f"{', '.join(sorted(PRESETS))}."
+            f"{', '.join(sorted(_NAMED))}."
         )
     if isinstance(composite, tuple | list):
         raise SelectorError(

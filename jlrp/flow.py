@@ -95,9 +95,9 @@ def between(
 
     def arriving(mask: jax.Array) -> jax.Array:
         explained = explainer(params, x, target, _masks(nodes, found, mask))
-        amounts = [_total(explained.relevance)]
+        amounts = [_summed(explained.relevance)]
         for node in nodes:
-            amounts.append(_total(explained.captured[node.name][node.index]))
+            amounts.append(_summed(explained.captured[node.name][node.index]))
         return jnp.stack(amounts)
 
     # arrived[i, j]: at value i (0: the input), with all values masked that lie behind
@@ -180,6 +180,6 @@ def _masks(
     return masks
 
 
-def _total(tree: PyTree) -> jax.Array:
+def _summed(tree: PyTree) -> jax.Array:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.size(leaf)]
     return sum((jnp.sum(leaf) for leaf in leaves), jnp.zeros(()))

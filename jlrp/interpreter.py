@@ -30,20 +30,20 @@ from jlrp.ir.program import (
 )
 from jlrp.ops.activation import Region
 from jlrp.ops.base import Operation
+from jlrp.ops.canonized import CanonizedKernel, canonized_map, linear_part
 from jlrp.ops.captures import Captured, Entry
-from jlrp.ops.decompositions import bound, spelled, with_derivative
-from jlrp.ops.effective import EffectiveKernel, effective_map, linear_part
+from jlrp.ops.decompositions import bound, decomposition_of, with_derivative
 from jlrp.ops.transposes import direct_product_vjp, direct_transpose, direct_vjp
 from jlrp.plan.planning import Plan, Step, is_float
 from jlrp.promise import Promise, difference, number
 from jlrp.rules.base import Both, Propagation, Recorder, Residuals
-from jlrp.tactics import waiting_for
+from jlrp.tactics import depend_on
 from jlrp.typing import PyTree
 
 Array = jax.Array
 Env = dict[Any, Any]  # arrays by Value; what loops record, by Equation
 _NONE: Residuals = {}
-Observer = Callable[[Step, Sequence[Promise | None], Propagation, "Numbers"], None]
+Observer = Callable[[Step, Sequence[Promise | None], Propagation, "EvalContext"], None]
 
 
 def forward(plan: Plan, arguments: Sequence[Array]) -> tuple[list[Array], Residuals]:
@@ -103,7 +103,7 @@ class Delivered:
 
 def reverse(
     plan: Plan,
-    numbers: Numbers,
+    numbers: EvalContext,
     seeds: Mapping[Value, Promise],
     observe: Observer | None = None,
     explained: Mapping[Value, Array] = _NONE,
@@ -119,36 +119,36 @@ def reverse(
     parameters: dict[Value, Array] = dict(explained)
     for step in plan.steps:
         op = step.operation
-        arriving = [_total(pending.pop(v, ())) for v in op.outputs]
-        if all(promise is None for promise in arriving):
+        r_out = [_added(pending.pop(v, ())) for v in op.outputs]
+        if all(promise is None for promise in r_out):
             continue
         if numbers.arrived is None:
-            numbers.wait_for(arriving)
-        handed = step.rule.propagate(op, arriving, numbers)
+            numbers.wait_for(r_out)
+        propagation = step.rule.propagate(op, r_out, numbers)
         if observe is not None:
-            observe(step, arriving, handed, numbers)
-        if handed.captured:
-            inside[op.equations[0]] = handed.captured
+            observe(step, r_out, propagation, numbers)
+        if propagation.captured:
+            inside[op.equations[0]] = propagation.captured
         if op.affine is not None:
-            numbers.wait_for(handed.promises)
-        for value, promise in zip(op.inputs, handed.promises, strict=True):
+            numbers.wait_for(propagation.promises)
+        for value, promise in zip(op.inputs, propagation.promises, strict=True):
             if promise is not None:
                 pending.setdefault(value, []).append(promise)
-        for value, promise in zip(op.outputs, arriving, strict=True):
+        for value, promise in zip(op.outputs, r_out, strict=True):
             if promise is not None and value in watched and value not in op.inputs:
                 captured[value] = promise
         wanted = plan.wanted(op)
-        multipliers = _of_constants(op, arriving, handed, numbers, wanted)
+        multipliers = _of_constants(op, r_out, propagation, numbers, wanted)
         for value, m in zip(wanted, multipliers, strict=True):
             parameters[value] = m + parameters[value] if value in parameters else m
-    sources = [_total(pending.get(value, ())) for value in plan.program.sources]
+    sources = [_added(pending.get(value, ())) for value in plan.program.sources]
     for value, promise in zip(plan.program.sources, sources, strict=True):
         if promise is not None and value in watched:
             captured[value] = promise
     return Delivered(sources, captured, parameters, inside)
 
 
-def captured(plan: Plan, delivered: Delivered, numbers: Numbers) -> Captured:
+def captured(plan: Plan, delivered: Delivered, numbers: EvalContext) -> Captured:
     """The relevance that was asked for by name, zeros where none arrived."""
 
     def one(name: str, entry: Entry) -> PyTree:
@@ -178,7 +178,7 @@ def captured(plan: Plan, delivered: Delivered, numbers: Numbers) -> Captured:
     return {name: [one(name, e) for e in es] for name, es in plan.captured.items()}
 
 
-def resolved(value: Value, promise: Promise | None, numbers: Numbers) -> PyTree:
+def resolved(value: Value, promise: Promise | None, numbers: EvalContext) -> PyTree:
     """The relevance of a value; random keys have none, not even zeros."""
     if jax_compat.is_key(value.dtype):
         return ()
@@ -189,7 +189,7 @@ def resolved(value: Value, promise: Promise | None, numbers: Numbers) -> PyTree:
     return promise.resolve(numbers.difference(value))
 
 
-def _total(promises: Sequence[Promise]) -> Promise | None:
+def _added(promises: Sequence[Promise]) -> Promise | None:
     """What arrived for one value, summed from the last to the first.
 
     Along a residual stream the first is all that came from behind. Were the others
@@ -227,21 +227,21 @@ def to_inputs(
 
 def _of_constants(
     op: Operation,
-    arriving: Sequence[Promise | None],
-    handed: Propagation,
-    numbers: Numbers,
+    r_out: Sequence[Promise | None],
+    propagation: Propagation,
+    numbers: EvalContext,
     wanted: Sequence[Value],
 ) -> Sequence[Array]:
     """The multipliers of some constants of an operation."""
     if not wanted:
         return []
-    if handed.constants is not None:
-        return handed.constants(wanted)
-    shares = handed.shares
+    if propagation.constants is not None:
+        return propagation.constants(wanted)
+    shares = propagation.shares
     if shares is None:
         shares = [
             promise and promise.per_unit(numbers.difference(out))
-            for out, promise in zip(op.outputs, arriving, strict=True)
+            for out, promise in zip(op.outputs, r_out, strict=True)
         ]
     return numbers.vjp_constants(op, shares, wanted)
 
@@ -254,7 +254,7 @@ def _finite(scores: Array) -> Array:
     return lax.clamp(-largest, scores, largest)
 
 
-class Promised:
+class Recomputed:
     """Activations that the forward pass did not keep, made again when asked for.
 
     ``guarded``: behind a barrier, or the compiler would take them from the forward
@@ -267,7 +267,7 @@ class Promised:
         self.arrived: Array | None = None
 
     def __getitem__(self, value: Value) -> Array:
-        if value not in self._plan.promised:
+        if value not in self._plan.recomputed:
             made = value.producer
             raise RuleError(
                 "A rule reads a value that its needs(op) does not name, "
@@ -310,7 +310,7 @@ class Promised:
             for i, number in zip(floats, lax.optimization_barrier(held), strict=False):
                 still = self._plan.program.is_parameter(starts[i])
                 waits = not still or starts[i] in laid_out
-                numbers[i] = waiting_for(self.arrived, number) if waits else number
+                numbers[i] = depend_on(number, after=self.arrived) if waits else number
         return numbers
 
 
@@ -332,7 +332,7 @@ def _stackable(plan: Plan, found: Captured) -> Captured:
     }
 
 
-class Numbers:
+class EvalContext:
     """The context of rules: kept numbers, and operations as functions of them.
 
     Low-precision programs are read and re-run in float32 here, so that relevance
@@ -344,11 +344,11 @@ class Numbers:
         plan: Plan,
         residuals: Residuals,
         masks: Mapping[str, Array] | None = None,
-        promised: Promised | None = None,
-        reference: Numbers | None = None,
+        recomputed: Recomputed | None = None,
+        reference: EvalContext | None = None,
     ):
         self._plan, self._residuals, self._masks = plan, residuals, masks or {}
-        self._promised = promised or Promised(plan, residuals)
+        self._recomputed = recomputed or Recomputed(plan, residuals)
         self.reference = reference
 
     @property
@@ -358,18 +358,18 @@ class Numbers:
 
     @property
     def arrived(self) -> Array | None:
-        """What is made of parameters or promised waits for this relevance."""
-        return self._promised.arrived
+        """What is made of parameters or recomputed depends on this relevance."""
+        return self._recomputed.arrived
 
     def wait_for(self, promises: Sequence[Promise | None]) -> None:
-        self._promised.arrived = next(iter(jax.tree.leaves(promises)), self.arrived)
+        self._recomputed.arrived = next(iter(jax.tree.leaves(promises)), self.arrived)
         if self.reference is not None:
             self.reference.wait_for(promises)
 
-    def replaced(self, numbers: Mapping[Value, Array]) -> Numbers:
+    def replaced(self, numbers: Mapping[Value, Array]) -> EvalContext:
         residuals = {**self._residuals, **numbers}
-        return Numbers(
-            self._plan, residuals, self._masks, self._promised, self.reference
+        return EvalContext(
+            self._plan, residuals, self._masks, self._recomputed, self.reference
         )
 
     def difference(self, value: Value) -> Array:
@@ -381,9 +381,9 @@ class Numbers:
     def varies(self, atom: Atom) -> bool:
         return not self._plan.program.is_parameter(atom)
 
-    def with_reference(self, reference: Numbers) -> Numbers:
-        return Numbers(
-            self._plan, self._residuals, self._masks, self._promised, reference
+    def with_reference(self, reference: EvalContext) -> EvalContext:
+        return EvalContext(
+            self._plan, self._residuals, self._masks, self._recomputed, reference
         )
 
     def mask(self, name: str) -> Array:
@@ -392,12 +392,12 @@ class Numbers:
     def recorded(self, equation: Equation) -> PyTree:
         if equation in self._residuals:
             return self._residuals[equation]
-        return self._promised.recorded(equation)
+        return self._recomputed.recorded(equation)
 
     def original(self, atom: Atom) -> Array:
         if isinstance(atom, Literal) or atom in self._residuals:
             return _on_device(read(self._residuals, atom))
-        return self._promised[atom]
+        return self._recomputed[atom]
 
     def forward_body(
         self, plan: Any, inputs: Sequence[Array]
@@ -417,10 +417,12 @@ class Numbers:
     ) -> tuple[list[Promise | None], Sequence[Array], Captured]:
         masks = {**self._masks, **masks}
 
-        def at(residuals: Mapping[Any, Any], reference: Numbers | None) -> Numbers:
+        def at(
+            residuals: Mapping[Any, Any], reference: EvalContext | None
+        ) -> EvalContext:
             residuals = {**plan.program.constants, **residuals}
-            promised = Promised(plan, residuals, guarded=False)
-            return Numbers(plan, residuals, masks, promised, reference)
+            recomputed = Recomputed(plan, residuals, guarded=False)
+            return EvalContext(plan, residuals, masks, recomputed, reference)
 
         here, there = (
             (residuals.here, residuals.there)
@@ -463,7 +465,7 @@ class Numbers:
                 env[a] if isinstance(a, Value) else self.read(a)
                 for a in equation.inputs
             ]
-            outs = (spelled(equation) or bound(equation))(*args)
+            outs = (decomposition_of(equation) or bound(equation))(*args)
             env.update(zip(equation.outputs, outs, strict=True))
         return env
 
@@ -589,5 +591,5 @@ class Numbers:
     def region(self, region: Region, x: Array) -> dict[Value, Array]:
         return self.run(region.equations, region.constants, {region.start: x})
 
-    def kernel_map(self, op: Operation) -> EffectiveKernel:
-        return effective_map(op, self)
+    def kernel_map(self, op: Operation) -> CanonizedKernel:
+        return canonized_map(op, self)

@@ -144,11 +144,8 @@ class RuleOptions:
 
     def __post_init__(self) -> None:
         if self.baseline is None and self.composite.view.relative:
-            raise InputError(
-                "This composite, deep_lift or made of it, is of differences: say from "
-                "what, with baseline=0.0, an array like x, a function of x, or "
-                "jlrp.Background(data)."
-            )
+            # As Captum's DeepLift does. Rejected: an error, for a preset by name alone.
+            object.__setattr__(self, "baseline", 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from jlrp.composites import assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
 from jlrp.interpreter import (
     Delivered,
-    Numbers,
+    EvalContext,
     Observer,
     captured,
     forward,
@@ -203,14 +203,14 @@ class Request:
     ) -> Explained:
         """The reverse pass; with the forward pass at a reference, if there is one."""
         plan, outputs = at_x.plan, at_x.outputs
-        numbers = Numbers(plan, at_x.kept, at_x.masks)
+        numbers = EvalContext(plan, at_x.kept, at_x.masks)
         if reference is not None:
             numbers = numbers.with_reference(self._at_reference(at_x, reference))
         seeds = self._seeds(outputs)
         delivered = reverse(plan, numbers, seeds, observe)
         return Explained(self, plan, numbers, outputs, seeds, delivered)
 
-    def _at_reference(self, at_x: AtX, reference: Sequence[Array]) -> Numbers:
+    def _at_reference(self, at_x: AtX, reference: Sequence[Array]) -> EvalContext:
         """The numbers of the program at the reference point."""
         n_params = self.params_tree.num_leaves
         leaves = [
@@ -218,7 +218,7 @@ class Request:
             for number, v in zip(reference, self.sources, strict=True)
         ]
         _, kept = forward(at_x.plan, [*at_x.arguments[:n_params], *leaves])
-        return Numbers(at_x.plan, kept, at_x.masks)
+        return EvalContext(at_x.plan, kept, at_x.masks)
 
     def _seeds(self, outputs: Sequence[Array]) -> dict[Value, Promise]:
         scores = [jax_compat.at_least_float32(out) for out in outputs[: self.n_scores]]
@@ -239,7 +239,7 @@ class AtX:
     arguments: Sequence[Any]
     masks: Mapping[str, Any]
     outputs: Sequence[Any]
-    kept: Mapping[Any, Any]
+    kept: dict[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class Explained:
 
     request: Request
     plan: Plan
-    numbers: Numbers
+    numbers: EvalContext
     outputs: Sequence[Array]
     seeds: Mapping[Value, Promise]
     delivered: Delivered

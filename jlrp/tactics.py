@@ -23,9 +23,9 @@ from jax.interpreters import ad, batching, mlir
 
 from jlrp.typing import Array
 
-wait_p = Primitive("wait")
-wait_p.def_impl(lambda arrived, number: number)
-wait_p.def_abstract_eval(lambda arrived, number: number)
+depend_p = Primitive("depend")
+depend_p.def_impl(lambda arrived, number: number)
+depend_p.def_abstract_eval(lambda arrived, number: number)
 
 
 def _first(arrived: Array) -> Array:
@@ -45,9 +45,9 @@ def _held_back(arrived: Array, number: Array) -> Array:
     return lax.select(never, lax.full_like(number, 0), number)
 
 
-mlir.register_lowering(wait_p, lambda ctx, arrived, number: [number])
+mlir.register_lowering(depend_p, lambda ctx, arrived, number: [number])
 mlir.register_lowering(
-    wait_p, mlir.lower_fun(_held_back, multiple_results=False), platform="cpu"
+    depend_p, mlir.lower_fun(_held_back, multiple_results=False), platform="cpu"
 )
 
 
@@ -58,14 +58,14 @@ def _batched(
     (arrived, number), (axis, of_number) = args, axes
     if axis is not None:
         arrived = lax.index_in_dim(arrived, 0, axis, keepdims=False)
-    return wait_p.bind(arrived, number), of_number
+    return depend_p.bind(arrived, number), of_number
 
 
 def _jvp(primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
     (arrived, number), (_, tangent) = primals, tangents
     if not isinstance(tangent, ad.Zero):
-        tangent = wait_p.bind(arrived, tangent)
-    return wait_p.bind(arrived, number), tangent
+        tangent = depend_p.bind(arrived, tangent)
+    return depend_p.bind(arrived, number), tangent
 
 
 def _transpose(
@@ -74,16 +74,16 @@ def _transpose(
     return [None, cotangent]
 
 
-batching.primitive_batchers[wait_p] = _batched
-ad.primitive_jvps[wait_p] = _jvp
-ad.primitive_transposes[wait_p] = _transpose
+batching.primitive_batchers[depend_p] = _batched
+ad.primitive_jvps[depend_p] = _jvp
+ad.primitive_transposes[depend_p] = _transpose
 
 
-def waiting_for(arrived: Array | None, number: Array) -> Array:
-    """The number, made no sooner than ``arrived``, of whatever shape, is there."""
-    if arrived is None or arrived.size == 0:
-        return number
-    return wait_p.bind(arrived, number)
+def depend_on(value: Array, after: Array | None) -> Array:
+    """The value, made no sooner than ``after``, of whatever shape, is there."""
+    if after is None or after.size == 0:
+        return value
+    return depend_p.bind(after, value)
 
 
 def first_of(arrived: Array | None) -> Array | None:
@@ -103,25 +103,27 @@ def _reduced(flags: Array) -> Array:
     return lax.reduce_or(flags, range(flags.ndim))
 
 
-def _anywhere_batched(
+def _any_unbatched_batched(
     args: Sequence[Array], axes: Sequence[int | None]
 ) -> tuple[Array, int | None]:
-    return anywhere_p.bind(*args), None  # an axis: none
+    return any_unbatched_p.bind(*args), None  # an axis: none
 
 
-anywhere_p = Primitive("anywhere")
-anywhere_p.def_impl(_reduced)
-anywhere_p.def_abstract_eval(
+any_unbatched_p = Primitive("any_unbatched")
+any_unbatched_p.def_impl(_reduced)
+any_unbatched_p.def_abstract_eval(
     lambda flags: jax.core.ShapedArray((), np.dtype(bool))  # type: ignore[attr]
 )
-mlir.register_lowering(anywhere_p, mlir.lower_fun(_reduced, multiple_results=False))
-batching.primitive_batchers[anywhere_p] = _anywhere_batched
-ad.primitive_jvps[anywhere_p] = lambda primals, tangents: (
-    anywhere_p.bind(*primals),
+mlir.register_lowering(
+    any_unbatched_p, mlir.lower_fun(_reduced, multiple_results=False)
+)
+batching.primitive_batchers[any_unbatched_p] = _any_unbatched_batched
+ad.primitive_jvps[any_unbatched_p] = lambda primals, tangents: (
+    any_unbatched_p.bind(*primals),
     ad.Zero(jax.core.ShapedArray((), jax.dtypes.float0)),  # type: ignore[attr]
 )
 
 
-def anywhere(flags: Array) -> Array:
+def any_unbatched(flags: Array) -> Array:
     """Whether any of the flags is set, for any example of a batch."""
-    return anywhere_p.bind(flags)
+    return any_unbatched_p.bind(flags)

@@ -654,13 +654,19 @@ def test_what_fits_no_x_is_refused(name):
         relevance(fn, (), x, baseline)
 
 
-def test_deep_lift_needs_a_baseline():
-    for function in (jlrp.relevance, jlrp.inspect, jlrp.audit):
-        with pytest.raises(jlrp.InputError, match="baseline=0.0"):
-            function(*PROGRAMS["relu"], composite="deep_lift")
-    mixed = jlrp.Composite([("dense", jlrp.rules.Gamma(0.1))], base="deep_lift")
-    with pytest.raises(jlrp.InputError, match="baseline=0.0"):
-        jlrp.explain(PROGRAMS["relu"][0], composite=mixed)
+def test_deep_lift_without_a_baseline_is_from_zero():
+    fn, *args = PROGRAMS["relu"]
+    for composite in (
+        "deep_lift",
+        jlrp.Composite([("dense", jlrp.rules.Gamma(0.1))], base="deep_lift"),
+    ):
+        found = jlrp.relevance(fn, *args, composite=composite)
+        expected = jlrp.relevance(fn, *args, composite=composite, baseline=0.0)
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(jlrp.InputError, match="token"):
+        jlrp.relevance(
+            lambda p, x: p[x].sum(), X[0, 0], jnp.array([1, 2]), composite="deep_lift"
+        )
 
 
 def test_a_seed_of_one_is_refused():
@@ -936,3 +942,25 @@ def test_no_mean_jacobian_needs_more_points_than_it_has():
     for power in range(6):
         moment = sum(w * t**power for t, w in zip(nodes, weights, strict=True))
         assert abs(moment - 1 / (power + 1)) < 1e-14
+
+
+def test_a_job(tmp_path):
+    """A background, recorded: another one is another job."""
+    zarr = pytest.importorskip("zarr")
+    pytest.importorskip("tensorstore")
+    from jlrp import jobs
+
+    fn, params, _ = PROGRAMS["gated"]
+    data = np.asarray(jax.random.normal(jax.random.key(6), (5, 6)))
+
+    def run(rows, **options):
+        explain = jlrp.explain(fn, baseline=jlrp.Background(rows))
+        options |= {"batch": 2, "progress": False}
+        return jobs.run(explain, params, data, tmp_path / "store", **options)
+
+    run(rows_of(3))
+    stored = zarr.open_group(tmp_path / "store", mode="r")["relevance"][...]
+    expected = relevance(fn, params, jnp.asarray(data), jlrp.Background(rows_of(3)))
+    np.testing.assert_allclose(stored, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(jlrp.JlrpError, match="baseline"):
+        run(rows_of(4), resume=True)

@@ -12,11 +12,11 @@ import jlrp
 from jlrp.analysis.activity import Levels
 from jlrp.analysis.dataflow import Dependence, Flow, Passage, dependent, reached
 from jlrp.ir.fixpoint import settled
-from jlrp.ir.primitives import NO_RELEVANCE
+from jlrp.ir.primitives import traits
 from jlrp.ir.program import CARRIED, CHOSEN, DEAD, trace
 
 FLOWS = {
-    "levels": (lambda: Levels(lambda e: e.primitive not in NO_RELEVANCE), range(4)),
+    "levels": (lambda: Levels(lambda e: not traits(e).stops), range(4)),
     "dependence": (Dependence, range(2)),
     "passage": (lambda: Passage(lambda e, v: e.primitive is not lax.sin_p), range(2)),
 }

@@ -48,7 +48,7 @@ FRAMEWORKS = {
     "jobs/pictures": {"matplotlib"},
 }
 
-# What the files on top of the library may import anywhere: the extra `jobs`.
+# What the files on top of the library may import any_unbatched: the extra `jobs`.
 JOBS = {"jobs": {"tensorstore", "tqdm"}, "cli": {"click", "tensorstore"}}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -153,7 +153,7 @@ def deep(depth):
 def test_promise_keeps_less_and_runs_no_dot_again():
     keep, promise = (plan_of(stacked, policy=name) for name in ("keep", "promise"))
     assert bytes_made(promise) < bytes_made(keep)
-    assert not keep.promised and promise.promised
+    assert not keep.recomputed and promise.recomputed
     dots = [dots_in(stacked, residuals=name) for name in ("keep", "promise")]
     assert dots[0] == dots[1]
 
@@ -222,7 +222,7 @@ def test_a_checkpoints_policy_is_honoured():
     policy = jax.checkpoint_policies.dots_saveable
     fn = functools.partial(stacked, block=jax.checkpoint(block, policy=policy))
     assert dots_in(fn) == dots_in(stacked)
-    assert plan_of(fn).promised
+    assert plan_of(fn).recomputed
 
 
 def test_names_saved_by_a_checkpoint():
@@ -459,7 +459,7 @@ def test_operations_are_kept_by_the_users_word():
     plan = plan_of(stacked, policy=dense)
     made = [v.producer.primitive.name for v in plan.kept if v.producer is not None]
     assert set(made) <= {"dot_general", "add"}  # with its bias
-    assert plan.promised
+    assert plan.recomputed
 
 
 # Several targets.
@@ -505,7 +505,7 @@ def test_random_numbers_are_kept():
             lambda x, r=policy: jlrp.explain(fn, residuals=r)(P, x, 1).relevance
         )(X)
         assert str(again).count("= random_bits") == 4
-        assert all(v.producer.primitive.name != "random_bits" for v in plan.promised)
+        assert all(v.producer.primitive.name != "random_bits" for v in plan.recomputed)
     assert_same(explained(fn, "epsilon"), explained(fn, "epsilon", residuals="sqrt"))
 
 

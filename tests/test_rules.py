@@ -340,7 +340,7 @@ def test_a_batch_of_examples_decides_once(before):
         )
 
     program = str(jax.make_jaxpr(jax.vmap(explain))(x))
-    assert "cond[" in program and "bool[4] = anywhere" not in program
+    assert "cond[" in program and "bool[4] = any_unbatched" not in program
     one_by_one = jnp.stack([explain(row) for row in x])
     np.testing.assert_allclose(jax.vmap(explain)(x), one_by_one, rtol=1e-9, atol=1e-12)
     slope = jax.grad(lambda x: explain(x)[3])(jnp.asarray(x[0]))

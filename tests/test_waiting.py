@@ -11,14 +11,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jlrp
 from jlrp import rules
 from jlrp.rules import kernel as kernel_rules
-from jlrp.tactics import waiting_for
+from jlrp.tactics import depend_on
 
 pytestmark = pytest.mark.relaxed
 ARRIVED, NUMBER = jnp.ones((3, 4)), jnp.arange(25.0).reshape(5, 5) - 7
 
 
 def doubled(arrived, number):
-    return 2 * waiting_for(arrived, number)
+    return 2 * depend_on(number, after=arrived)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_number_is_unchanged(through, arrived):
 @pytest.mark.parametrize("dtype", ["int32", "bool", "float16", "complex64"])
 def test_numbers_of_any_dtype(dtype):
     number = NUMBER.astype(dtype)
-    found = jax.jit(waiting_for)(ARRIVED, number)
+    found = jax.jit(depend_on)(number, after=ARRIVED)
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, number)
 
@@ -105,10 +105,8 @@ def test_kernels_are_not_all_held_at_once(composite, monkeypatch):
         return jax.jit(relevance).lower(kernels, x).compile()
 
     waits = compiled()
-    monkeypatch.setattr("jlrp.rules.kernel.waiting_for", lambda arrived, number: number)
-    monkeypatch.setattr(
-        "jlrp.ops.transposes.waiting_for", lambda arrived, number: number
-    )
+    monkeypatch.setattr("jlrp.rules.kernel.depend_on", lambda value, after: value)
+    monkeypatch.setattr("jlrp.ops.transposes.depend_on", lambda value, after: value)
     jax.clear_caches()
     hurries = compiled()
     np.testing.assert_allclose(

@@ -156,14 +156,17 @@ def _find(
 def _interval(
     equation: Equation, transfer: Transfer, x: Sequence[Interval], out: Value
 ) -> Interval:
+    if all(interval is REALS for interval in x) and transfer not in _OF_ALL_REALS:
+        return REALS
     if len(equation.outputs) == 1:
         number = traits(equation).value(list(map(_point, x)), equation.params)
         if number is not None:
             return number, number
-    if any(np.iscomplexobj(low) for low, _ in x) or _is_complex(out):
+    if any(map(_is_complex, (out, *equation.inputs))):
         return REALS
     low, high = transfer(equation, x, out)
-    return (low, high) if low <= high else REALS  # NaN is no bound
+    bounded = low > -np.inf or high < np.inf
+    return (low, high) if bounded and low <= high else REALS  # NaN is no bound
 
 
 def _point(interval: Interval) -> Scalar:
@@ -171,8 +174,8 @@ def _point(interval: Interval) -> Scalar:
     return low if low is high or low == high else None
 
 
-def _is_complex(value: Value) -> bool:
-    return jnp.issubdtype(value.dtype, jnp.complexfloating)
+def _is_complex(atom: Atom) -> bool:
+    return getattr(atom.dtype, "kind", "") == "c"
 
 
 # How an equation passes intervals on, if its value is not a known number.
@@ -325,6 +328,10 @@ _TRANSFERS: dict[Any, Transfer] = {
     p.stop_gradient_p: _moved,
     p.sub_p: _subtracted,
 }
+
+
+# What else makes anything of anything.
+_OF_ALL_REALS = (_compared, _function, _multiplied, _power)
 
 
 # Arithmetic.

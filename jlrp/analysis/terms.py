@@ -158,6 +158,8 @@ class View(NamedTuple):
         self, starts: Sequence[int], shape: Sequence[int], steps: Sequence[int]
     ) -> View | None:
         """A slice of ``shape``; None if it cuts an axis of several digits otherwise."""
+        if 0 in shape:
+            return None
         offset, axes = self.offset, []
         for axis, start, size, step in zip(
             self.axes, starts, shape, steps, strict=True

@@ -651,7 +651,7 @@ ROWS = (
     constant(p.shift_left_p, _INTEGERS, codes="computes"),
     constant(p.shift_right_arithmetic_p, _INTEGERS, codes="computes"),
     constant(p.shift_right_logical_p, _INTEGERS, codes="computes"),
-    constant("anywhere", _INTEGERS, internal=True),  # jlrp.tactics
+    constant("any_unbatched", _INTEGERS, internal=True),  # jlrp.tactics
     constant("lu_pivots_to_permutation", _INTEGERS),
     constant(
         p.bitcast_convert_type_p,

@@ -17,7 +17,7 @@ from jlrp.jobs.sources import reason
 from jlrp.notices import once
 from jlrp.typing import PyTree
 
-Step = Callable[..., dict[str, jax.Array]]
+Compiled = Callable[..., dict[str, jax.Array]]
 _LOG = logging.getLogger("jlrp.jobs")
 
 
@@ -36,7 +36,9 @@ class Programs:
       JlrpError: if the function cannot take such a batch, or cannot be explained.
     """
 
-    def __init__(self, step: Step, params: PyTree, batcher: Batcher, placed: Placement):
+    def __init__(
+        self, step: Compiled, params: PyTree, batcher: Batcher, placed: Placement
+    ):
         self.step, self.batcher, self.placed = step, batcher, placed
         self.params = placed.parameters(params)
         longest = batcher.buckets.lengths[-1] if batcher.buckets else None

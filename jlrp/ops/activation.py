@@ -53,9 +53,14 @@ class Regions:
     """Finds the unary region that ends at a value; memoised over one program."""
 
     def __init__(
-        self, program: Program, opaque: set[Any], outer: Regions | None = None
+        self,
+        program: Program,
+        opaque: set[Any],
+        outer: Regions | None = None,
+        inverts: bool = True,
     ):
         self.program = program
+        self.inverts = inverts  # what a value is divided by is read as one over it
         self.outer = outer  # of the program around a body
         self.opaque = opaque  # primitives with a rule of their own
         self.terms = Terms(program, opaque)
@@ -250,6 +255,8 @@ class Regions:
     def _divides(self, end: Value) -> bool:
         """Whether the one thing that is done with a value is to divide by it."""
         value = end
+        if not self.inverts:
+            return False
         while len(uses := self.program.uses.get(value, ())) == 1:
             (use,) = uses
             if use.primitive is p.div_p:

@@ -23,7 +23,7 @@ from jlrp.promise import is_complex
 
 
 @dataclass(frozen=True)
-class Step:
+class Stage:
     """One equation behind the core: a ``move``, a ``scale`` or a ``shift``."""
 
     equation: Equation
@@ -45,7 +45,7 @@ class Affine:
 
     core: Equation
     operand: int  # index of the active operand of the core
-    steps: tuple[Step, ...]
+    steps: tuple[Stage, ...]
     stands: bool = False  # the core stands for equations of the program
     of_kernel: tuple[Equation, ...] = ()  # what makes the kernel of parameters, then
 
@@ -84,7 +84,7 @@ def is_core(program: Program, equation: Equation) -> bool:
     return len(kernels) == 1 and not is_fixed(program, kernels[0])
 
 
-def step_of(program: Program, equation: Equation) -> Step | None:
+def step_of(program: Program, equation: Equation) -> Stage | None:
     """The equation as a step that keeps each element of its one active operand."""
     operands = program.active_inputs(equation)
     if len(operands) != 1 or len(equation.outputs) != 1:
@@ -96,9 +96,9 @@ def step_of(program: Program, equation: Equation) -> Step | None:
         if rounds(equation):
             return None
         same_size = math.prod(source.shape) == math.prod(out.shape)
-        return Step(equation, "move", source) if same_size else None
+        return Stage(equation, "move", source) if same_size else None
     if prim is p.neg_p:
-        return Step(equation, "scale", source)
+        return Stage(equation, "scale", source)
     if not (row.addition or row.scaling) or source.shape != out.shape:
         return None
     others = [a for a in equation.inputs if a is not source]
@@ -107,16 +107,16 @@ def step_of(program: Program, equation: Equation) -> Step | None:
     if not program.is_parameter(others[0]):
         return None  # a mask made from x is no part of a kernel
     kind = "shift" if row.addition else "scale"
-    return Step(equation, kind, source, others[0])
+    return Stage(equation, kind, source, others[0])
 
 
-def scale_chain(terms: Terms, end: Value) -> list[Step]:
+def scale_chain(terms: Terms, end: Value) -> list[Stage]:
     """The longest run of scales and shifts by constants that ends at ``end``.
 
     From the first to the last. Moves are part of it only between two of them.
     """
     program = terms.program
-    steps: list[Step] = []
+    steps: list[Stage] = []
     value = end
     while (made := program.maker(value)) is not None:
         if value is not end and not program.used_once(value):
@@ -133,7 +133,7 @@ def scale_chain(terms: Terms, end: Value) -> list[Step]:
     return steps[::-1]
 
 
-def start_of(terms: Terms, steps: list[Step]) -> Value:
+def start_of(terms: Terms, steps: list[Stage]) -> Value:
     """What the first of some steps reads, before it was moved forth and back."""
     return terms.before_trip(steps[0].source)
 
@@ -166,7 +166,7 @@ def affine_ending_at(terms: Terms, end: Value, merge_batch_norm: bool = True):
     whole = not steps or value is not steps[0].source or program.used_once(value)
     if not whole:
         return None
-    behind = [Step(e, "move", e.inputs[0]) for e in dot.moves]  # type: ignore[arg-type]
+    behind = [Stage(e, "move", e.inputs[0]) for e in dot.moves]  # type: ignore[arg-type]
     operand = next(i for i, a in enumerate(dot.core.inputs) if program.is_active(a))
     late = any(step.equation in program.standing.values() for step in steps)
     stands = late or dot.core is not value.producer
@@ -178,13 +178,13 @@ def affine_ending_at(terms: Terms, end: Value, merge_batch_norm: bool = True):
     return affine if _scales_fit(affine) else None
 
 
-def _follow_each_other(start: Value, steps: list[Step]) -> bool:
+def _follow_each_other(start: Value, steps: list[Stage]) -> bool:
     """Whether each step reads what the step before has made, and nothing is between."""
     made = [start, *(v for step in steps for v in step.equation.outputs)]
     return all(step.source in made for step in steps)
 
 
-def batch_norm_start(steps: list[Step]) -> int | None:
+def batch_norm_start(steps: list[Stage]) -> int | None:
     """Index of the first step of an inference batch norm among ``steps``, or None.
 
     Its scale is computed with a square root (of the running variance). The mean is

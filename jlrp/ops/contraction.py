@@ -27,7 +27,7 @@ from jlrp.analysis.terms import (
     strides_of,
 )
 from jlrp.ir import jax_compat
-from jlrp.ir.program import Atom, Equation, Program, Value, append
+from jlrp.ir.program import Atom, Equation, Program, Value, append, between
 
 _MOVES = {p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p}
 
@@ -63,8 +63,10 @@ def is_learned(terms: Terms, reduction: Equation) -> bool:
     It is a learned map then, ``x @ w`` in other words, whatever is done with it; a
     parameter that is constant along the sum is a scale, and comparisons are a mask.
     """
+    if reduction.primitive is not p.reduce_sum_p:
+        return False
     (out,) = reduction.outputs
-    if reduction.primitive is not p.reduce_sum_p or out not in terms.program.active:
+    if out not in terms.program.active:
         return False
     if not meets_constant(terms, reduction.inputs[0]):
         return False
@@ -118,8 +120,25 @@ def as_dot(terms: Terms, equation: Equation) -> Dot | None:
     """The dot that computes what a sum of products does, a cut of another dot's output,
     or several dots of one value, concatenated."""
     if equation not in terms.remembered:
-        terms.remembered[equation] = _as_dot(terms, equation)
+        dot = _as_dot(terms, equation)
+        if dot is not None and _spans_a_name(terms.program, dot, equation):
+            dot = None
+        terms.remembered[equation] = dot
     return terms.remembered[equation]
+
+
+def _spans_a_name(program: Program, dot: Dot, equation: Equation) -> bool:
+    """Whether a value inside has a tag: it has relevance of its own, asked for or not.
+
+    Rejected: its relevance as that of the output, as inside a convolution with its
+    batch norm. The terms of a sum have another shape, and are tagged to be told apart.
+    """
+    if not program.tags:
+        return False
+    starts = [a for a in dot.core.inputs if program.is_active(a)]
+    inside, _ = between(starts, equation.outputs, program.active.__contains__)
+    values = {v for e in inside for v in e.outputs} - {*equation.outputs}
+    return any(not values.isdisjoint(atoms) for atoms in program.tags.values())
 
 
 _CUTS = {"slice", "split", "unstack"}

@@ -23,24 +23,24 @@ from jlrp.ir.program import Equation
 from jlrp.promise import safe_divide
 
 Array = jax.Array
-Function = Callable[..., list[Array]]
+Evaluation = Callable[..., list[Array]]
 
 
-def spelled(equation: Equation) -> Function | None:
+def decomposition_of(equation: Equation) -> Evaluation | None:
     """A differentiable spelling of an equation, if it needs one."""
     spell = _SPELLINGS.get(equation.primitive)
     return spell and spell(equation)
 
 
-def with_derivative(equation: Equation) -> Function | None:
+def with_derivative(equation: Equation) -> Evaluation | None:
     """The same for the forward pass, which the derivative of relevance goes through.
 
     Only where the numbers are computed as they were.
     """
-    return spelled(equation) if equation.primitive in _WRAPPED else None
+    return decomposition_of(equation) if equation.primitive in _WRAPPED else None
 
 
-def bound(equation: Equation) -> Function:
+def bound(equation: Equation) -> Evaluation:
     """The equation itself, as a function of its operands."""
     if traits(equation).has_derivative:
         return _as_traced(equation)
@@ -48,7 +48,7 @@ def bound(equation: Equation) -> Function:
     return lambda *x: jax_compat.bind(equation.primitive, params, x)
 
 
-def _as_traced(equation: Equation) -> Function:
+def _as_traced(equation: Equation) -> Evaluation:
     """A call whose body has fixed dtypes: low precision inside, widened outside."""
 
     def function(*x: Array) -> list[Array]:
@@ -79,7 +79,7 @@ def n_factors(equation: Equation, active: Sequence[int], x: Sequence[Array]) -> 
 # Unitary matrices from their reflectors.
 
 
-def _householder_product(equation: Equation) -> Function:
+def _householder_product(equation: Equation) -> Evaluation:
     def function(a: Array, taus: Array) -> list[Array]:
         k = taus.shape[-1]
         column, row = np.arange(k), np.arange(a.shape[-2])[:, None]
@@ -109,7 +109,7 @@ def _condensed(q: Array, a: Array) -> Array:
     return jnp.conj(jnp.swapaxes(q, -1, -2)) @ a @ q
 
 
-def _schur(equation: Equation) -> Function:
+def _schur(equation: Equation) -> Evaluation:
     def function(a: Array) -> list[Array]:
         params = {**equation.params, "compute_schur_vectors": True}
         found = jax_compat.bind(equation.primitive, params, [lax.stop_gradient(a)])
@@ -120,7 +120,7 @@ def _schur(equation: Equation) -> Function:
     return function
 
 
-def _eig(equation: Equation) -> Function:
+def _eig(equation: Equation) -> Evaluation:
     """Eigenvalues by themselves: vectors that carry no relevance may be constants."""
     none = {"compute_left_eigenvectors": False, "compute_right_eigenvectors": False}
 
@@ -133,7 +133,7 @@ def _eig(equation: Equation) -> Function:
     return function
 
 
-def _hessenberg(equation: Equation) -> Function:
+def _hessenberg(equation: Equation) -> Evaluation:
     def function(a: Array) -> list[Array]:
         packed, taus = bound(equation)(lax.stop_gradient(a))
         n = a.shape[-1]
@@ -152,7 +152,7 @@ def _below_diagonal(packed: Array, taus: Array) -> Array:
     return _reflected(jnp.where(row > column + 1, packed[..., : n - 1], one), taus)
 
 
-def _tridiagonal(equation: Equation) -> Function:
+def _tridiagonal(equation: Equation) -> Evaluation:
     lower = equation.params["lower"]
 
     def function(a: Array) -> list[Array]:
@@ -187,7 +187,7 @@ def _tridiagonal(equation: Equation) -> Function:
 # Functions.
 
 
-def _zeta(equation: Equation) -> Function:
+def _zeta(equation: Equation) -> Evaluation:
     @jax.custom_jvp
     def zeta(x: Array, q: Array) -> Array:
         return bound(equation)(x, q)[0]
@@ -220,7 +220,7 @@ def _scatter_add(equation: Equation, x: Array, indices: Array, updates: Array) -
 # derivative could not be traced.
 
 
-def _scatter_mul(equation: Equation) -> Function:
+def _scatter_mul(equation: Equation) -> Evaluation:
     """Its derivative by updates whose indices repeat: the product over the update."""
     like = equation.inputs[0]
 
@@ -241,7 +241,7 @@ def _scatter_mul(equation: Equation) -> Function:
     return lambda x, indices, updates: [x * factor(indices, updates)]
 
 
-def _scatter_extreme(equation: Equation) -> Function:
+def _scatter_extreme(equation: Equation) -> Evaluation:
     """Its derivative where indices are clipped: the winner's, ties shared equally."""
 
     @jax.custom_jvp
@@ -291,7 +291,7 @@ def _folded(parts: list[list[Array]], body: Body) -> list[Array]:
     return parts[0]
 
 
-def _reduce(equation: Equation, body: Body) -> Function:
+def _reduce(equation: Equation, body: Body) -> Evaluation:
     axes = equation.params["dimensions"]
 
     def function(*x: Array) -> list[Array]:
@@ -310,7 +310,7 @@ def _reduce(equation: Equation, body: Body) -> Function:
     return function
 
 
-def _reduce_window(equation: Equation, body: Body) -> Function:
+def _reduce_window(equation: Equation, body: Body) -> Evaluation:
     """Slices of the padded operand, one for each place in the window, folded."""
     params = equation.params
     window, strides = params["window_dimensions"], params["window_strides"]
@@ -344,7 +344,7 @@ def _reduce_window(equation: Equation, body: Body) -> Function:
 def _pooled(extreme: Callable[[Array, Array], Array], start: float) -> Any:
     """Max pooling with dilation, which JAX cannot differentiate."""
 
-    def spell(equation: Equation) -> Function | None:
+    def spell(equation: Equation) -> Evaluation | None:
         params = equation.params
         if {*params["window_dilation"], *params["base_dilation"]} == {1}:
             return None
@@ -356,7 +356,7 @@ def _pooled(extreme: Callable[[Array, Array], Array], start: float) -> Any:
 
 # Of these the primitive itself is run, with a derivative around it.
 _WRAPPED = (p.scatter_max_p, p.scatter_min_p, p.scatter_mul_p, p.zeta_p)
-_SPELLINGS: dict[Any, Callable[[Equation], Function | None]] = {
+_SPELLINGS: dict[Any, Callable[[Equation], Evaluation | None]] = {
     p.eig_p: _eig,
     p.hessenberg_p: _hessenberg,
     p.householder_product_p: _householder_product,

@@ -66,6 +66,8 @@ def factors_of(reading: Reading, root: Equation) -> tuple[tuple[Value, ...], Pro
     by_value = {f.value: f for f in found}
     values = tuple(by_value)
     held = statistic is not None and reading.hold_statistics
+    if root in reading.parts:  # an average is weighed by softmax weights: no signal
+        reading = replace(reading, find_signals=False)
     product = _product(reading, list(by_value.values()), held)
     return values, replace(product, slots=tuple(range(len(found))))
 

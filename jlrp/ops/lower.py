@@ -30,10 +30,10 @@ from jlrp.analysis.stopped import (
 from jlrp.analysis.terms import moves_all
 from jlrp.ir.families import family_at
 from jlrp.ir.primitives import traits
-from jlrp.ir.program import Equation, Program, Value, between
+from jlrp.ir.program import Atom, Equation, Program, Value, between
 from jlrp.ops.activation import Regions
 from jlrp.ops.affine import (
-    Step,
+    Stage,
     affine_ending_at,
     batch_norm_start,
     core_of,
@@ -73,7 +73,7 @@ class _Builder:
         self.embeddings = embeddings
         self.opaque = opaque
         self.view = view
-        self.regions = Regions(program, opaque, outer)
+        self.regions = Regions(program, opaque, outer, not view.as_differentiated)
         self.products, self.averages = products(
             program, self.regions, view.find_signals, handed
         )
@@ -93,7 +93,7 @@ class _Builder:
         program = self.program
         return dependent(program, (*program.inputs, *program.constants))
 
-    def ending_at(self, value: Value) -> Operation:
+    def lower(self, value: Value) -> Operation:
         equation = value.producer
         assert equation is not None
         if equation.primitive in self.opaque:
@@ -193,7 +193,7 @@ class _Builder:
         kind = mean_kind(summed)
         return self.group(kind, "linear", self.operands(summed), end)
 
-    def _mean_steps(self, steps: list[Step]) -> int:
+    def _mean_steps(self, steps: list[Stage]) -> int:
         """How many of these steps turn the sum before them into a mean."""
         summed = start_of(self.regions.terms, steps)
         equation = summed.producer
@@ -206,13 +206,16 @@ class _Builder:
             return 0
         found = 0
         for index, step in enumerate(steps):
-            if step.kind == "shift" or step.constant in self.varying:
+            if step.kind == "shift" or self._varies(step.constant):
                 break
             if step.kind == "scale":
                 counts = scalar_of(step.constant) is None if step.constant else False
                 if counts or is_mean(self.regions.terms, step.equation.outputs[0]):
                     found = index + 1
         return found
+
+    def _varies(self, constant: Atom | None) -> bool:
+        return isinstance(constant, Value) and constant in self.varying
 
     def affine(self, end: Value) -> Operation | None:
         terms = self.regions.terms
@@ -420,7 +423,7 @@ class _Builder:
             value = heapq.heappop(heap)[2]
             if value in done or value in self.program.sources:
                 continue
-            operation = self._with_stops(self.ending_at(value))
+            operation = self._with_stops(self.lower(value))
             done.update(operation.outputs)
             found.append(operation)
             for operand in operation.inputs:
@@ -451,7 +454,7 @@ class _Builder:
         return Operation(kind, nature, tuple(inputs), (end,), equations, constants)
 
 
-def _offset(steps: list[Step]) -> frozenset[str]:
+def _offset(steps: list[Stage]) -> frozenset[str]:
     return frozenset({"offset"} if any(s.kind == "shift" for s in steps) else ())
 
 

@@ -68,8 +68,9 @@ def is_mean(terms: Terms, value: Value) -> bool:
             others = [a for a in made.inputs if a is not operands[0]]
             known: Any = scalar_of(others[0]) if others else None
             inverts = made.primitive is p.div_p and made.inputs[1] is operands[0]
-            if known is None or inverts or not np.all(known):
+            if known is None or inverts or not np.all(known) or np.imag(known):
                 return False
+            known = np.real(known)
             scale *= float(known) if made.primitive is p.mul_p else 1 / float(known)
         elif not traits(made).view:
             return False

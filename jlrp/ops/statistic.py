@@ -160,11 +160,11 @@ def _is_measuring(terms: Terms, equation: Equation) -> bool:
 
 def _written_out(terms: Terms, equation: Equation) -> list[Value]:
     """What an addition of slices sums over an axis: ``x[:, :1] + x[:, 1:]``."""
-    program, made = terms.program, equation
-    while made is not None and traits(made).addition:
-        if not all(map(program.is_active, made.inputs)):
-            return []  # a shift, which no slice is
-        made = made.inputs[1].producer  # type: ignore[union-attr]
+    made: Equation | None = equation
+    if len(terms.program.active_inputs(equation)) < 2:
+        return []  # a shift, by a parameter or by a number
+    while made is not None and traits(made).addition and len(made.inputs) == 2:
+        made = made.inputs[1].producer if isinstance(made.inputs[1], Value) else None
     if made is equation or made is None or not is_move(made):
         return []
     reading = terms.closed(terms.read(equation.outputs[0]))

@@ -21,7 +21,7 @@ from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Value
 from jlrp.ops.base import Operation
 from jlrp.promise import number, zeros_like
-from jlrp.tactics import waiting_for
+from jlrp.tactics import depend_on
 
 Array = jax.Array
 
@@ -246,7 +246,7 @@ def conv_transpose(
         kernel = lax.reshape(kernel, (outs // groups, groups * ins, *space))
         of_kernel = range(kernel.ndim)
     outs, ins, *space = of_kernel
-    kernel = waiting_for(arrived, kernel)
+    kernel = depend_on(kernel, after=arrived)
     return lax.conv_general_dilated(
         m,
         lax.rev(kernel, space),

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from jlrp.errors import MemoryLimitError
-from jlrp.plan.residuals import Again
+from jlrp.plan.residuals import Recompute
 
-Choice = str | Again  # of explain's residuals
+Choice = str | Recompute  # of explain's residuals
 
-LADDER: tuple[Choice, ...] = ("keep", *(Again(n / 8) for n in range(9)))
+LADDER: tuple[Choice, ...] = ("keep", *(Recompute(n / 8) for n in range(9)))
 
 
 def fitting(bytes_of: Callable[[Choice], int], limit: int) -> Choice:

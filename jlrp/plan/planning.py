@@ -22,7 +22,7 @@ from jlrp.plan.residuals import (
     KeepWhere,
     Policy,
     keep,
-    kept_and_promised,
+    kept_and_recomputed,
     offloaded,
     saved_by_user,
 )
@@ -55,7 +55,7 @@ class Plan:
       steps: from the explained outputs back to the sources.
       kept: the values that the forward pass hands to the reverse pass, nothing else.
       offloaded: those of them that wait in the memory of the host.
-      promised: values that rules read and that are made again from kept ones.
+      recomputed: values that rules read and that are computed again from kept ones.
       repeated: the loops that are run again where relevance comes back.
       captured: whose relevance is asked for, by name.
       parameters: the constants whose multipliers are asked for.
@@ -66,7 +66,7 @@ class Plan:
     steps: tuple[Step, ...]
     kept: tuple[Value, ...]
     offloaded: frozenset[Value] = frozenset()
-    promised: Mapping[Value, None] = field(default_factory=dict)  # in order
+    recomputed: Mapping[Value, None] = field(default_factory=dict)  # in order
     repeated: frozenset[Equation] = frozenset()
     captured: Entries = field(default_factory=dict)
     parameters: frozenset[Value] = frozenset()
@@ -214,14 +214,14 @@ def make_plan(
         read.update(dict.fromkeys(needed))
     if isinstance(policy, KeepWhere):
         policy = policy.among(step.operation for step in steps)
-    more, promised = kept_and_promised(program, read, kept, policy or keep)
+    more, recomputed = kept_and_recomputed(program, read, kept, policy or keep)
     kept.update(dict.fromkeys(more))
     return Plan(
         program,
         _marked_rectified(program, steps),
         tuple(kept),
         offloaded(program, kept, policy) - parameters,
-        dict.fromkeys(promised),
+        dict.fromkeys(recomputed),
         frozenset(repeated),
         captured,
         parameters,

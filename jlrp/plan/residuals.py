@@ -1,9 +1,9 @@
-"""Residual policies: which activations are kept for the reverse pass, which promised.
+"""Residual policies: which activations are kept for the reverse pass, which recomputed.
 
-A promised activation is made again from kept ones when a rule asks for it. A policy
-looks at a program and at the values that its rules read, and says of any value whether
-it may be kept. What a ``jax.checkpoint`` of the user's does not save is promised under
-every policy; random numbers never are.
+An activation that is not kept is recomputed from kept ones when a rule asks for it. A
+policy looks at a program and at the values that its rules read, and says of any value
+whether it may be kept. What a ``jax.checkpoint`` of the user's does not save is
+recomputed under every policy; random numbers never are.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ Saves = Callable[[Value], bool]
 Policy = Callable[[Program, Sequence[Value]], Saves]
 
 
-def kept_and_promised(
+def kept_and_recomputed(
     program: Program, needed: Iterable[Value], kept: Container[Value], policy: Policy
 ) -> tuple[list[Value], list[Value]]:
-    """Divide the values that rules need into kept and promised ones.
+    """Divide the values that rules need into kept and recomputed ones.
 
-    The kept ones include what promised ones are made from. Values in ``kept`` are kept
+    The kept ones include what the others are computed from. Values in ``kept`` are kept
     anyway.
     """
     needed = list(dict.fromkeys(needed))
     allowed, forbidden = policy(program, needed), _not_saved_by_user(program)
 
-    def is_promised(v: Value) -> bool:
+    def is_recomputed(v: Value) -> bool:
         if v in program.virtual:  # the forward pass does not make it
             return True
         if v in kept or v.producer is None or _runs_once(v.producer):
             return False
         return v in forbidden or not allowed(v)
 
-    promised = [v for v in needed if is_promised(v)]
-    _, starts = computing(program, promised, is_promised)
-    return [v for v in needed if not is_promised(v)] + starts, promised
+    recomputed = [v for v in needed if is_recomputed(v)]
+    _, starts = computing(program, recomputed, is_recomputed)
+    return [v for v in needed if not is_recomputed(v)] + starts, recomputed
 
 
 def _runs_once(equation: Equation) -> bool:
@@ -92,7 +92,7 @@ def nothing(program: Program, needed: Sequence[Value]) -> Saves:
 
 
 @dataclass(frozen=True)
-class Again:
+class Recompute:
     """A share of the program is run again, by segments of about sqrt(n) operations.
 
     Between segments the least is alive. Those are run again that save most bytes for
@@ -168,7 +168,7 @@ def _segments(program: Program, needed: Sequence[Value]) -> list[_Segment]:
     ]
 
 
-sqrt = Again(1.0)
+sqrt = Recompute(1.0)
 
 
 @dataclass(frozen=True)
@@ -243,14 +243,14 @@ def within(policy: Policy, body: Body) -> Policy:
     all is, from the carries: ``epsilon`` reads the output of every dense, of which the
     derivative of a recurrent cell reads none.
     """
-    if isinstance(policy, Again):  # chunks of iterations are run again instead
+    if isinstance(policy, Recompute):  # chunks of iterations are run again instead
         policy = keep if policy.share > 0 else promise
     if policy is not keep:
         return policy
 
     def stacked(program: Program, needed: Sequence[Value]) -> Saves:
         varying = dependent(program, (*body.carries, *body.slices))
-        kept, _ = kept_and_promised(program, needed, (), promise)
+        kept, _ = kept_and_recomputed(program, needed, (), promise)
         found = {v for v in kept if v in varying and v not in body.slices}
         size = sum(map(size_of, found))
         # To ask JAX takes as long as to trace the network's gradient.
@@ -267,7 +267,7 @@ _SLACK = 1.3
 
 def in_chunks(policy: Policy | None, scan: Equation) -> bool:
     """Whether a scan is run again chunk by chunk, rather than stacked."""
-    asked = isinstance(policy, Again) and policy.share > 0
+    asked = isinstance(policy, Recompute) and policy.share > 0
     return asked and not _runs_once(scan)
 
 
@@ -279,7 +279,7 @@ def resolve(residuals: object) -> Policy:
     """
     if isinstance(residuals, str) and residuals in POLICIES:
         return POLICIES[residuals]
-    if isinstance(residuals, Again | KeepWhere):
+    if isinstance(residuals, Recompute | KeepWhere):
         return residuals  # type: ignore[return-value]  (make_plan binds the second)
     if callable(residuals):
         return Saving(residuals)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlrp.caching import Call, Key
-from jlrp.interpreter import Numbers
+from jlrp.interpreter import EvalContext
 from jlrp.ir import jax_compat
 from jlrp.ir.program import Value
 from jlrp.notices import warn_of
@@ -113,7 +113,10 @@ def _audited(
         explained = request.back(at_x, reference, auditor.observe)
         numbers, sources = explained.numbers, explained.delivered.sources
         handed = zip(request.sources, sources, strict=True)
-        totals = [_total(explained.seeds.items(), numbers), _total(handed, numbers)]
+        totals = [
+            _relevance_at(explained.seeds.items(), numbers),
+            _relevance_at(handed, numbers),
+        ]
         known["rows"] = tuple(auditor.rows)
         values, known["checked"] = _checked(plan)
         arrays = [_real(numbers.read(v)) for v in values]
@@ -148,14 +151,14 @@ class _Auditor:
         step: Step,
         arriving: Sequence[Promise | None],
         handed: Propagation,
-        numbers: Numbers,
+        numbers: EvalContext,
     ) -> None:
         op, causes = step.operation, handed.causes()
         row = Row(op.kind, op.scope, repr(step.rule), repr(op), tuple(causes))
         self.rows.append(row)
         self.amounts += [
-            _total(zip(op.outputs, arriving, strict=True), numbers),
-            _total(zip(op.inputs, handed.promises, strict=True), numbers),
+            _relevance_at(zip(op.outputs, arriving, strict=True), numbers),
+            _relevance_at(zip(op.inputs, handed.promises, strict=True), numbers),
             *causes.values(),
         ]
 
@@ -169,8 +172,8 @@ def _ledger_row(row: Row, amounts: Sequence[float]) -> LedgerRow:
     )
 
 
-def _total(
-    pairs: Iterable[tuple[Value, Promise | None]], numbers: Numbers
+def _relevance_at(
+    pairs: Iterable[tuple[Value, Promise | None]], numbers: EvalContext
 ) -> ArrayLike:
     amounts = [
         jnp.sum(promise.resolve(numbers.difference(value)))

@@ -213,7 +213,7 @@ def activations(plan: Plan) -> Activations:
     """What the forward pass keeps for the reverse pass, and what is made again."""
     kept = set(plan.kept)
     found = [_activation(v, 0) for v in plan.kept if v.producer is not None]
-    for value in plan.promised:
+    for value in plan.recomputed:
         again, _ = computing(plan.program, [value], lambda v: v not in kept)
         found.append(_activation(value, len(again)))
     return Activations(tuple(found), len(plan.program.equations), _peak_bytes(plan))
@@ -225,7 +225,7 @@ def _peak_bytes(plan: Plan) -> int:
     last: dict[Value, int] = {}  # the step that reads a value last
     for time, step in enumerate(plan.steps):
         for value in read_by(step):
-            if value in plan.promised and value not in last:
+            if value in plan.recomputed and value not in last:
                 _, starts = computing(plan.program, [value], lambda v: v not in kept)
                 last.update(dict.fromkeys(starts, time))
             last[value] = time
@@ -235,7 +235,7 @@ def _peak_bytes(plan: Plan) -> int:
     there = {v for v in kept if v.producer is not None}
     size = peak = sum(map(size_of, there))
     for time, step in enumerate(plan.steps):
-        made = {v for v in read_by(step) if v in plan.promised} - there
+        made = {v for v in read_by(step) if v in plan.recomputed} - there
         gone = (there | made).intersection(ends.get(time, ()))
         peak = max(peak, size := size + sum(map(size_of, made)))
         size -= sum(map(size_of, gone))

@@ -41,7 +41,7 @@ from jlrp.typing import PyTree
 
 Promises = list[Promise | None]
 ScanBody = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # as lax.scan takes it
-Again = tuple[ScanBody, PyTree]  # what is run again, and the scanned arrays
+Recompute = tuple[ScanBody, PyTree]  # what is run again, and the scanned arrays
 Masks = Mapping[str, Array]
 
 
@@ -467,7 +467,7 @@ def _iteration(part: _Part, constants: Sequence[Array], forward: Forward) -> Sca
     return run
 
 
-def _again(rerun: Again | Both) -> Again:
+def _again(rerun: Recompute | Both) -> Recompute:
     """An iteration that is run again, and the arrays that it slices."""
     if not isinstance(rerun, Both):
         return rerun
@@ -650,12 +650,12 @@ class _Whole:
         state: PyTree,
         arrays: PyTree,
         residuals: PyTree,
-        again: Again | None,
+        again: Recompute | None,
     ) -> PyTree:
         xs = (arrays[0], residuals, arrays[1])
         return lax.scan(step, state, xs, self.length, not self.reversed, self.unroll)
 
-    def shapes(self, residuals: PyTree, again: Again | None) -> PyTree:
+    def shapes(self, residuals: PyTree, again: Recompute | None) -> PyTree:
         """Of what rules read of one iteration."""
         return _shapes_of_one(residuals)
 
@@ -709,7 +709,7 @@ class _Chunks:
         state: PyTree,
         arrays: PyTree,
         starts: PyTree,
-        again: Again | None,
+        again: Recompute | None,
     ) -> PyTree:
         assert again is not None
         run, xs = again
@@ -731,7 +731,7 @@ class _Chunks:
         state, out = lax.scan(chunk, state, (starts, self._times()), reverse=True)
         return state, self._flat(out)
 
-    def shapes(self, starts: PyTree, again: Again | None) -> PyTree:
+    def shapes(self, starts: PyTree, again: Recompute | None) -> PyTree:
         """Of what rules read of one iteration."""
         assert again is not None
         run, xs = again

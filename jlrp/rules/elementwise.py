@@ -28,7 +28,7 @@ from jlrp.ops.base import Operation
 from jlrp.promise import Promise, safe_divide, unless_zero, zero, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.reference import Difference
-from jlrp.tactics import waiting_for
+from jlrp.tactics import depend_on
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,10 @@ class Pass(Rule):
         return op.inputs + op.outputs
 
     def check(self, op: Operation) -> None:
-        if op.kind != "softmax" and not is_elementwise(op):
+        if op.kind == "softmax":
+            if op.inputs[0].shape != op.outputs[0].shape:  # the largest, renormalised
+                refuse(self, op, "its output is not one number for each score")
+        elif not is_elementwise(op):
             refuse(self, op, _NOT_ELEMENTWISE)
 
     def from_reference(self, op: Operation) -> Rule:
@@ -73,7 +76,7 @@ class Pass(Rule):
             return Propagation([passing], lambda: _constants(replaced))
         if _is_costly(region):
             # Or XLA keeps what the forward pass made of x, instead of x alone.
-            x = waiting_for(ctx.arrived, lax.optimization_barrier(x))
+            x = depend_on(lax.optimization_barrier(x), after=ctx.arrived)
         passed = gated(region, x, y, multiplier, ctx)
         if region.may_miss:
             passed = unless_zero(passed, multiplier)

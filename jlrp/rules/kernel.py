@@ -49,7 +49,7 @@ from jlrp.rules.reference import (
     settings,
     switched,
 )
-from jlrp.tactics import anywhere, first_of, waiting_for
+from jlrp.tactics import any_unbatched, depend_on, first_of
 
 
 class _Layer(NamedTuple):
@@ -232,7 +232,7 @@ class KernelDifference(Rule):
     def _handed(self, op: Operation, m: Array, ctx: Context) -> Array:
         found = ctx.kernel_map(op)
         d, z = ctx.difference(op.inputs[0]), ctx.difference(op.outputs[0])
-        kernel = waiting_for(first_of(ctx.arrived), found.kernel)
+        kernel = depend_on(found.kernel, after=first_of(ctx.arrived))
         changes = _Changes(found.linear, kernel, d, z, m)
         if isinstance(self.rule, AlphaBeta):
             return changes.by_both_signs(self.rule.alpha, self.rule.beta)
@@ -319,7 +319,7 @@ class _Split:
         self.absorbed: list[Callable[[], Causes]] = []
         self.shared: list[tuple[Array, Array]] = []  # per unit, and all that is shared
         self.x = numbers.x
-        self.kernel = waiting_for(numbers.arrived, numbers.kernel)
+        self.kernel = depend_on(numbers.kernel, after=numbers.arrived)
         self._layer, self._numbers = layer, numbers
         self._linear: Array | None = None
         self.few: Array | None = None  # whether somewhere few products have a sign
@@ -440,7 +440,7 @@ class _Split:
         plain, size = self.linear(), self.sizes()
         halves = [_times(0.5, z) for z in (lax.add(plain, size), lax.sub(plain, size))]
         least = lax.min(*map(lax.abs, halves))
-        self.few = anywhere(lax.lt(least, _times(_SMALL, size)))
+        self.few = any_unbatched(lax.lt(least, _times(_SMALL, size)))
         return lax.cond(self.few, apart, lambda: halves)
 
     def _rest(self, part: Array) -> Array:
@@ -450,7 +450,7 @@ class _Split:
             return exact()
         rest = lax.sub(self.linear(), part)
         small = lax.lt(lax.abs(rest), _times(_SMALL, lax.abs(part)))
-        return lax.cond(anywhere(small), exact, lambda: rest)
+        return lax.cond(any_unbatched(small), exact, lambda: rest)
 
     def back(self, signs: Sequence[Sign], shares: Sequence[Array]) -> Array:
         """What ``sums`` hand back of relevance per unit."""

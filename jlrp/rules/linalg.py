@@ -17,7 +17,7 @@ from jlrp.ir.families import groups_of
 from jlrp.ir.homogeneity import body_degree, is_inexact
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
-from jlrp.ops.decompositions import bound, n_factors, spelled
+from jlrp.ops.decompositions import bound, decomposition_of, n_factors
 from jlrp.promise import Promise
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.reference import Difference
@@ -64,7 +64,7 @@ class Euler(Rule):
         (equation,) = op.equations
         slots = [i for i, a in enumerate(equation.inputs) if a in op.inputs]
         operands = [ctx.read(a) for a in equation.inputs]
-        whole = spelled(equation) or bound(equation)
+        whole = decomposition_of(equation) or bound(equation)
         outs = [equation.outputs.index(v) for v in op.outputs]
 
         def function(*xs: Array) -> list[Array]:

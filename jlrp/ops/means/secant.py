@@ -24,11 +24,11 @@ from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Value
 from jlrp.ops.activation import Region
 from jlrp.ops.base import Operation
-from jlrp.ops.decompositions import bound, spelled
+from jlrp.ops.decompositions import bound, decomposition_of
 from jlrp.ops.means.line import nodes_of
 from jlrp.ops.means.points import Array, Cotangents, Points
 from jlrp.promise import difference, safe_divide, unless_zero, zero
-from jlrp.tactics import waiting_for
+from jlrp.tactics import depend_on
 
 
 def reads(op: Operation) -> tuple[Value, ...]:
@@ -44,7 +44,7 @@ def mean_vjp(op: Operation, cotangents: Cotangents, points: Points) -> list[Arra
     ):
         # Or XLA keeps what the forward passes made of x, instead of x alone.
         held = lax.optimization_barrier((x, x0))
-        x, x0 = (waiting_for(points.arrived, v) for v in held)
+        x, x0 = (depend_on(v, after=points.arrived) for v in held)
     slope = _Secants(region, x, x0, points).of_end()
     return [unless_zero(lax.mul(m.astype(slope.dtype), slope), m)]
 
@@ -430,5 +430,5 @@ def _by_size(function: Callable[[Array], Array], a: Array, b: Array) -> Array:
 
 
 def _function_of(equation: Equation) -> Callable[..., Any]:
-    run = spelled(equation) or bound(equation)
+    run = decomposition_of(equation) or bound(equation)
     return lambda *x: run(*x)[0]

@@ -19,7 +19,7 @@ from jlrp.ir import jax_compat
 from jlrp.ir.program import Atom, Value, evaluate
 from jlrp.ops.affine import (
     Affine,
-    Step,
+    Stage,
     feature_axes,
     feature_layouts,
     varying_axes,
@@ -72,7 +72,7 @@ class LinearMap:
 
 
 @dataclass(frozen=True)
-class EffectiveKernel:
+class CanonizedKernel:
     """An affine operation: ``y = linear.apply(x, kernel) + bias``."""
 
     linear: LinearMap
@@ -80,7 +80,7 @@ class EffectiveKernel:
     bias: Array | None
 
 
-def effective_map(op: Operation, numbers: Reader) -> EffectiveKernel:
+def canonized_map(op: Operation, numbers: Reader) -> CanonizedKernel:
     """The kernel and bias that rules see."""
     affine = op.affine
     assert affine is not None
@@ -92,11 +92,11 @@ def effective_map(op: Operation, numbers: Reader) -> EffectiveKernel:
         tuple((equation.primitive, _frozen(equation.params)) for equation in moves),
         numbers.shape_of(affine.start),
     )
-    kernel = effective_kernel(affine, numbers)
+    kernel = canonized_kernel(affine, numbers)
     bias = numbers.offset(op) if op.has_offset else None
     if "negated" in op.facts:  # a term that a sum subtracts
         kernel, bias = lax.neg(kernel), bias if bias is None else lax.neg(bias)
-    return EffectiveKernel(linear, kernel, bias)
+    return CanonizedKernel(linear, kernel, bias)
 
 
 def _frozen(params: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -131,7 +131,7 @@ def kernel_of(affine: Affine, numbers: Reader) -> Array:
     return env[affine.kernel]  # type: ignore[index]
 
 
-def effective_kernel(affine: Affine, numbers: Reader) -> Array:
+def canonized_kernel(affine: Affine, numbers: Reader) -> Array:
     """The kernel times every scale behind the core."""
     kernel = kernel_of(affine, numbers)
     for index, step in enumerate(affine.steps):
@@ -174,7 +174,7 @@ def _on_kernel(affine: Affine, index: int, scale: Array) -> Array:
     return lax.reshape(scale, _features_only(affine.kernel.shape, kernel_axes))
 
 
-def _moved_back(affine: Affine, step: Step, scale: Array) -> Array:
+def _moved_back(affine: Affine, step: Stage, scale: Array) -> Array:
     """Undo a move on an array that is 1 along all axes without features."""
     if step.kind != "move":
         return scale
