@@ -167,7 +167,9 @@ def _written_out(terms: Terms, equation: Equation) -> list[Value]:
         made = made.inputs[1].producer if isinstance(made.inputs[1], Value) else None
     if made is equation or made is None or not is_move(made):
         return []
-    reading = terms.closed(terms.active(terms.read(equation.outputs[0])))
+    reading = terms.closed(terms.read(equation.outputs[0]))
+    if terms.active(reading).terms != reading.terms:
+        return []  # shifted by a parameter
     roots = [f.root for f in factors_of(reading)]
     summed = bool(reading.terms) and all(term.inner for term in reading.terms)
     values = [root for root in roots if isinstance(root, Value)]
