@@ -15,7 +15,7 @@ What a change means to rename is given to `compare`, and then is no difference:
 `--renamed Zero=LRP0 Follow=Route`.
 
 The programs: those of `tests/` (traced_programs.py, the spellings, the networks of the
-peers), of `networks.py` and of `coverage.py` and `others*.py` at their small sizes.
+peers), of `networks.py` and of `covered.py` and `others*.py` at their small sizes.
 What a framework does not trace is a row that says so. Rows hold for one version of JAX.
 """
 
@@ -152,7 +152,7 @@ def _of_networks():
 
 
 def _of_coverage():
-    import coverage
+    import covered
 
     def build(make):
         model = make(False, None)
@@ -160,7 +160,7 @@ def _of_coverage():
 
     return {
         name: functools.partial(build, make)
-        for name, (_, make) in coverage.MODELS.items()
+        for name, (_, make) in covered.MODELS.items()
     }
 
 

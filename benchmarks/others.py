@@ -1,6 +1,6 @@
 """Models that nobody chose for jlrp, small, with random float64 weights.
 
-Registered for ``coverage.py --others``; each is ``build() -> (fn, params, x, target)``.
+Registered for ``covered.py --others``; each is ``build() -> (fn, params, x, target)``.
 """
 
 import jax.numpy as jnp

@@ -235,6 +235,7 @@ def relevance(
 
 
 def _explainer(fn: Function, options: RelevanceOptions) -> Explainer:
+    check_function(fn)
     return Explainer(fn, **vars(options))
 
 
@@ -261,7 +262,6 @@ def explain(fn: Function, *, options: Options) -> Explainer:
       >>> float(e.output), round(float(e.relevance.sum()), 3)
       (11.0, 11.0)
     """
-    check_function(fn)
     return _explainer(fn, options)
 
 

@@ -243,7 +243,10 @@ def _of_constants(
             promise and promise.per_unit(numbers.difference(out))
             for out, promise in zip(op.outputs, r_out, strict=True)
         ]
-    return numbers.vjp_constants(op, shares, wanted)
+    multipliers = numbers.vjp_constants(op, shares, wanted)
+    if op.region is not None and op.region.inverted:  # R / y is that of 1/y
+        multipliers = [-m for m in multipliers]
+    return multipliers
 
 
 def _finite(scores: Array) -> Array:

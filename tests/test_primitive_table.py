@@ -27,6 +27,7 @@ from jax.extend.core import Primitive
 from jax.extend.core import primitives as p
 
 import jlrp
+from jlrp import tactics
 from jlrp.ir import primitives as table
 
 pytestmark = pytest.mark.relaxed
@@ -56,6 +57,13 @@ def test_every_primitive_is_in_the_table_once():
 def test_every_primitive_says_how_or_why_not(row):
     assert len(row.how) > 6
     assert row.kind in table.KINDS or row.kind in table.STATES
+
+
+def test_the_compiler_s_helpers_are_in_the_table():
+    """Else relevance of a relevance, explained in turn, stops at them."""
+    helpers = {v.name for v in vars(tactics).values() if isinstance(v, Primitive)}
+    internal = table.names_where(lambda row: row.internal)
+    assert helpers and helpers <= internal
 
 
 def test_the_table_of_the_documentation_is_up_to_date():

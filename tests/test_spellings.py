@@ -726,3 +726,38 @@ def test_flattening_stops_at_sums():
     factor, whole = (a * b * d).sum() / 4, fn(WEIGHTS, SAMPLE)
     want = jnp.stack([factor, factor, (c * d).sum() / 2, whole / 2])
     np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
+# What a value is divided by is read as one over it, unless the derivative is asked for.
+
+DIVIDED = {
+    "logistic": lambda x, g: x / (1 + jnp.exp(-g)),
+    "through a broadcast": lambda x, g: x / (1 + jnp.exp(-g[:, :1])),
+    "softsign": lambda x, g: x / (1 + jnp.abs(g)),
+    "quadratic": lambda x, g: x / (1 + g * g),
+}
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_the_gradient_rule_alone_is_gradient_times_input(name):
+    def fn(p, x):
+        return DIVIDED[name](x @ p["w"], x @ p["v"]).sum(1)
+
+    rule = jlrp.Composite([("*", jlrp.rules.Gradient())])
+    found = jlrp.explain(fn, composite=rule)(WEIGHTS, SAMPLE)
+    want = SAMPLE * jax.grad(lambda x: fn(WEIGHTS, x).sum())(SAMPLE)
+    np.testing.assert_allclose(found.relevance, want, rtol=1e-9)
+    ledger = jlrp.audit(fn, WEIGHTS, SAMPLE, composite=rule)
+    assert abs(ledger.unexplained) < 1e-9 * abs(ledger.seed)
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_parameters_of_a_gate_that_divides(name):
+    def fn(p, x):
+        return DIVIDED[name](x @ p["w"], x @ p["v"] + p["b"][None]).sum(1)
+
+    for composite in (jlrp.Composite([("*", jlrp.rules.Gradient())]), "gradient_input"):
+        found = jlrp.relevance(fn, WEIGHTS, SAMPLE, composite=composite, wrt="params")
+        slopes = jax.grad(lambda p: fn(p, SAMPLE).sum())(WEIGHTS)
+        for key, slope in slopes.items():
+            np.testing.assert_allclose(found[key], WEIGHTS[key] * slope, rtol=1e-9)

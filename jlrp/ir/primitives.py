@@ -451,7 +451,7 @@ ROWS = (
     movement("stack"),
     movement("tile"),
     movement("unstack"),
-    movement("wait", internal=True),  # jlrp.tactics
+    movement("depend", internal=True),  # jlrp.tactics
     movement("with_memory_space_constraint"),
     # Sums.
     addition(p.add_jaxvals_p, np.add),

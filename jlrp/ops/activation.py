@@ -267,6 +267,21 @@ class Regions:
             (value, *_) = use.outputs
         return False
 
+    def is_inverted(self, equation: Equation, place: int) -> bool:
+        """Whether an operand is divided by, and is the end of an inverted region."""
+        value = equation.inputs[place]
+        if equation.primitive is not p.div_p or place != 1:
+            return False
+        while isinstance(value, Value) and value in self.program.active:
+            region = self.ending_at(value)
+            if region is not None:
+                return region.inverted
+            made = value.producer
+            if made is None or made.primitive not in _SPREADING:
+                return False
+            value = made.inputs[0]
+        return False
+
     @cached_property
     def tested(self) -> set[Value]:
         """The values of which the program asks whether they are numbers."""

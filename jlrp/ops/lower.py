@@ -315,6 +315,8 @@ class _Builder:
                 return self.norm(equation, statistic)
         operation = self.primitive_operation(equation)
         slots = tuple(equation.inputs[i] for i in product.slots)
+        reciprocal = tuple(self.regions.is_inverted(equation, i) for i in product.slots)
+        product = replace(product, reciprocal=reciprocal)
         facts = set()
         if any(product.weights):
             facts.add("attention")

@@ -39,6 +39,8 @@ class Product:
     number: what is missing is the Taylor remainder of its softmax. ``weights`` marks
     the operands that are softmax weights, ``masked`` those that a mask of -inf may have
     made NaN. ``recurs`` marks that of a selective recurrence (see ``facts.signal``).
+    ``reciprocal`` marks the operand that is divided by and whose relevance is that of
+    one over it, since it is the end of an inverted region (see ``ops.activation``).
     From a reference (see ``ops.factors``) there is a slot for each factor, and one
     value may have several; ``inverted`` marks the values that enter by division,
     ``denominators`` those that are shared with as such.
@@ -51,6 +53,7 @@ class Product:
     weights: tuple[bool, ...]
     masked: tuple[bool, ...]
     recurs: bool = False
+    reciprocal: tuple[bool, ...] = ()
     inverted: tuple[bool, ...] = ()
     denominators: tuple[bool, ...] = ()
 

@@ -31,6 +31,7 @@ from jlrp.ir.program import Atom, Equation, Program, Value
 
 _MOVES = primitives_where(lambda row: row.view) | {p.stop_gradient_p}
 _MASKS = primitives_where(lambda row: row.addition or row.scaling) | {p.select_n_p}
+_SELECTIONS = (p.top_k_p, p.approx_top_k_p, p.sort_p, p.gather_p)
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,10 @@ class Softmaxes:
                 continue
             inside = self.terms.opened(root)
             if inside is None:
-                # The largest weights over their sum are left to the norm: LXT's
-                # relevance of a router is that.
-                return None
+                selected = _selected_from(root)
+                if selected is None or not self.program.is_active(selected):
+                    return None
+                inside = self.terms.read(selected)
             roots_inside = [f.root for t in inside.terms for f in t.factors]
             stack += [r for r in roots_inside if self.terms.is_active(r)]
         return found
@@ -436,6 +438,20 @@ def _inverts(atom: Atom) -> bool:
     """Whether an operand may be one over something."""
     made = produced_by(unmoved(atom), p.div_p, p.integer_pow_p, p.pow_p)
     return made is not None and made.params.get("y", -1) < 0
+
+
+def _selected_from(root: Root) -> Value | None:
+    """What the numbers of a value were selected from, if they are in no other way
+    changed: the best of them, or those at some indices."""
+    made = root.producer if isinstance(root, Value) else None
+    if made is None or made.primitive not in _SELECTIONS:
+        return None
+    assert isinstance(root, Value)
+    place = made.outputs.index(root) if made.primitive is p.sort_p else 0
+    if made.primitive is not p.sort_p and root is not made.outputs[0]:
+        return None
+    operand = made.inputs[place]
+    return operand if isinstance(operand, Value) else None
 
 
 def _reduced_by(quotient: Equation, exponential: Value) -> Equation | None:

@@ -44,9 +44,12 @@ class Gradient(Rule):
         for out, promise in zip(op.outputs, r, strict=True):
             multipliers.append(promise and promise.per_unit(ctx.read(out)))
         handed = ctx.vjp(op, multipliers)
+        # Of 1/y, R / y is minus the derivative by y: what divides has that sign.
         inverted = op.region is not None and op.region.inverted
-        if inverted:  # R / y is m; of 1/y it is y y m, whose derivative is - m f'
-            handed = [lax.neg(m) for m in handed]
+        handed = [
+            lax.neg(m) if inverted != divides else m
+            for m, divides in zip(handed, _reciprocals(op), strict=True)
+        ]
         if op.region is not None and op.region.may_miss:
             back = to_start(op.region, handed[0].shape)
             arrived = zip(handed, multipliers, strict=True)
@@ -58,7 +61,7 @@ class Gradient(Rule):
         def causes() -> Causes:
             nothing = jnp.asarray(0, jnp.real(ctx.read(op.outputs[0])).dtype)
             total = blocked = stopped = nothing
-            linear = ctx.jvp(op, _tangents(op, ctx))
+            linear = ctx.jvp(op, _tangents(op, ctx, _reciprocals(op)))
             for out, promise, m, j in zip(
                 op.outputs, r, multipliers, linear, strict=True
             ):
@@ -116,12 +119,23 @@ class Gradient(Rule):
         return region is not None and not (region.zero_at_zero or region.homogeneous)
 
 
-def _tangents(op: Operation, ctx: Context) -> Sequence[Array] | None:
+def _reciprocals(op: Operation) -> tuple[bool, ...]:
+    """The inputs of which the relevance is that of one over them."""
+    marked = op.product.reciprocal if op.product is not None else ()
+    return marked or (False,) * len(op.inputs)
+
+
+def _tangents(
+    op: Operation, ctx: Context, reciprocals: tuple[bool, ...]
+) -> Sequence[Array] | None:
     """Inputs but for those that are infinite: of a masked score the derivative is 0."""
-    if op.region is None and op.kind != "softmax":
+    masked = op.region is not None or op.kind == "softmax"
+    if not masked and not any(reciprocals):
         return None
     x = [ctx.read(v) for v in op.inputs]
-    return [jnp.where(jnp.isfinite(v), v, 0) for v in x]
+    if masked:
+        x = [jnp.where(jnp.isfinite(v), v, 0) for v in x]
+    return [-v if divides else v for v, divides in zip(x, reciprocals, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from peers import torch
 VARIANTS = ("attnlrp", "cp_lrp")
 
 _PRODUCTS = {"mul", "matmul", "bmm", "imul", "rmul", "multiply", "einsum"}
-_QUOTIENTS = {"div", "truediv", "idiv", "itruediv", "true_divide"}
 _ACTIVATIONS = {"silu", "gelu", "relu", "tanh"}
 _SIGMOIDS = {"sigmoid", "softplus", "exp"}
 _STATISTICS = {"rsqrt", "norm", "linalg_vector_norm"}
@@ -74,9 +73,6 @@ class _Rules(torch.overrides.TorchFunctionMode):
             return y.detach() if self.cp else y
         if name == "baddbmm":
             return _baddbmm(*args, **kwargs)
-        if name in _QUOTIENTS and len(active) == 2:
-            # A routing weight by the sum of the chosen ones: a statistic.
-            return torch.div(args[0], args[1].detach())
         if name in _PRODUCTS and len(active) == 2 and active[0] is not active[1]:
             return self.product(function, args, kwargs)
         y = function(*args, **kwargs)

@@ -1,10 +1,10 @@
 """What of real architectures jlrp covers: the 15 of DynamicLRP, at full size.
 
-    python benchmarks/coverage.py                          # all of them: some minutes
-    python benchmarks/coverage.py gpt2 mamba-130m --layers 2
-    python benchmarks/coverage.py --small                  # shrunk, random weights
-    python benchmarks/coverage.py --others                 # small models of all kinds
-    python benchmarks/coverage.py --markdown docs/coverage.md
+    python benchmarks/covered.py                          # all of them: some minutes
+    python benchmarks/covered.py gpt2 mamba-130m --layers 2
+    python benchmarks/covered.py --small                  # shrunk, random weights
+    python benchmarks/covered.py --others                 # small models of all kinds
+    python benchmarks/covered.py --markdown docs/coverage.md
 
 No weights are needed: the models are traced on shapes alone (PyTorch's on its meta
 device, through torchax). Each model runs in a process of its own. What there is to
@@ -944,7 +944,7 @@ def as_text(header, rows):
 
 PAGE = """# Coverage of real architectures
 
-Written by `python benchmarks/coverage.py --markdown docs/coverage.md` with composite
+Written by `python benchmarks/covered.py --markdown docs/coverage.md` with composite
 `{composite}`, {versions}. Models are random or abstract: no weights are needed.
 
 ## Full size, on shapes
