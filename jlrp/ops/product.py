@@ -38,7 +38,7 @@ class Product:
     factor that the others were computed from. In an average they may sum to another
     number: what is missing is the Taylor remainder of its softmax. ``weights`` marks
     the operands that are softmax weights, ``masked`` those that a mask of -inf may have
-    made NaN. ``recurs`` marks that of a selective recurrence (see ``facts.signal``).
+    made NaN. ``recurs`` marks that of a selective recurrence (see ``ops.signal``).
     ``reciprocal`` marks the operand that is divided by and whose relevance is that of
     one over it, since it is the end of an inverted region (see ``ops.activation``).
     From a reference (see ``ops.factors``) there is a slot for each factor, and one
