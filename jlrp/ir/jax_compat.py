@@ -38,6 +38,7 @@ Jaxpr = core.Jaxpr
 JaxprEqn = core.JaxprEqn
 JaxAtom = core.Var | core.Literal
 Params = dict[str, Any]  # of an equation: whatever its primitive has
+Operand = jax.Array | np.ndarray  # an array, or of a literal what NumPy has of it
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 
@@ -335,10 +336,10 @@ def bind(
 
 
 def evaluate(
-    jaxpr: Jaxpr, consts: Sequence[Array], args: Sequence[Array]
+    jaxpr: Jaxpr, consts: Sequence[Operand], args: Sequence[Operand]
 ) -> list[Array]:
     """The outputs of a jaxpr without effects, equation by equation."""
-    env: dict[JaxAtom, Array] = dict(zip(jaxpr.constvars, consts, strict=True))
+    env: dict[JaxAtom, Operand] = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
 
     def read(atom: JaxAtom) -> Any:
@@ -392,14 +393,16 @@ def scope_path(source_info: object) -> str:
     return str(getattr(source_info, "name_stack", ""))
 
 
-def source_line(source_info: Any) -> str:
+def source_line(source_info: source_info_util.SourceInfo) -> str:
     """The user's source line that made the equation, or an empty string."""
     if _source_info is None:
         return ""
     return _source_info.summarize(source_info).strip()
 
 
-def naming(source_info: Any, scope: str) -> contextlib.AbstractContextManager[object]:
+def naming(
+    source_info: source_info_util.SourceInfo, scope: str
+) -> contextlib.AbstractContextManager[object]:
     """Give equations bound inside the names and the line of the original one."""
     if _source_info is None:
         return contextlib.nullcontext()
@@ -440,7 +443,8 @@ class OnHost:
 
 
 def with_bodies(
-    eqn: core.JaxprEqn, rewrite: Callable[[int, Jaxpr, Sequence[Any]], Any]
+    eqn: core.JaxprEqn,
+    rewrite: Callable[[int, Jaxpr, Sequence[Array]], core.ClosedJaxpr],
 ) -> Params:
     """The parameters of an equation, each of its bodies written again.
 
@@ -483,6 +487,6 @@ def body_inputs(eqn: core.JaxprEqn) -> list[list[int]]:
     return []
 
 
-def double_precision() -> contextlib.AbstractContextManager[Any]:
+def double_precision() -> contextlib.AbstractContextManager[object]:
     """Floats of 64 bits, whatever the user's setting."""
     return jax.enable_x64(True)
