@@ -337,7 +337,7 @@ def _check_width(fn: Function, params: PyTree, x: PyTree, tolerance: float) -> N
     for eqn in equations(jax.make_jaxpr(fn)(params, x)):
         for var in eqn.outvars:
             dtype = jax_compat.shape_of(var).dtype
-            if jnp.issubdtype(dtype, np.inexact) and np.finfo(dtype).eps > 1e-15:
+            if jnp.issubdtype(dtype, np.inexact) and jnp.finfo(dtype).eps > 1e-15:
                 raise InputError(
                     f"fn computes in {dtype} at {where(eqn)}, whatever it is "
                     f"given; spellings are then equal to its rounding at best. Pass "
