@@ -36,6 +36,7 @@ source_info_util.register_exclusion(str(Path(__file__).with_name("own_primitives
 
 Jaxpr = core.Jaxpr
 JaxprEqn = core.JaxprEqn
+SourceInfo = source_info_util.SourceInfo
 JaxAtom = core.Var | core.Literal
 Params = dict[str, Any]  # of an equation: whatever its primitive has
 Operand = jax.Array | np.ndarray  # an array, or of a literal what NumPy has of it
@@ -72,9 +73,15 @@ _DTYPE_PARAMETERS = ("new_dtype", "preferred_element_type", "dtype", "out_dtype"
 Result = TypeVar("Result")
 
 
+def aval_of(atom: JaxAtom) -> Aval:
+    """The abstract value of an atom of a jaxpr, which is an array."""
+    aval: Any = atom.aval
+    return aval
+
+
 def shape_of(atom: JaxAtom) -> jax.ShapeDtypeStruct:
     """The shape and dtype of an atom of a jaxpr."""
-    aval: Any = atom.aval
+    aval = aval_of(atom)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
@@ -393,7 +400,7 @@ def scope_path(source_info: object) -> str:
     return str(getattr(source_info, "name_stack", ""))
 
 
-def source_line(source_info: source_info_util.SourceInfo) -> str:
+def source_line(source_info: SourceInfo) -> str:
     """The user's source line that made the equation, or an empty string."""
     if _source_info is None:
         return ""
@@ -401,7 +408,7 @@ def source_line(source_info: source_info_util.SourceInfo) -> str:
 
 
 def naming(
-    source_info: source_info_util.SourceInfo, scope: str
+    source_info: SourceInfo, scope: str
 ) -> contextlib.AbstractContextManager[object]:
     """Give equations bound inside the names and the line of the original one."""
     if _source_info is None:

@@ -16,14 +16,12 @@ from jax.extend.core import primitives as p
 from jlrp.ir.families import groups_of
 from jlrp.ir.homogeneity import body_degree, is_inexact
 from jlrp.ir.program import Value
+from jlrp.ir.traits import Degree, Degrees
 from jlrp.ops.base import Operation
 from jlrp.ops.decompositions import bound, decomposition_of, n_factors
 from jlrp.promise import Promise
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.reference import Difference
-
-Degree = float | Array  # of homogeneity, in one group of operands
-Degrees = Degree | tuple[Degree, ...]  # of all outputs, or of each
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,10 +128,13 @@ class Euler(Rule):
         if self.degree is not None:
             return [(floats, self.degree)]
         groups = [g for g in groups_of(equation) if set(g.operands) & set(slots)]
-        if any(isinstance(g.degree, str) for g in groups):
-            return [(floats, n_factors(equation, slots, operands))]
-        n = len(groups)
-        return [(floats & set(g.operands), _times(g.degree, n)) for g in groups]
+        parts: list[tuple[set[int], Degrees]] = []
+        for group in groups:
+            if isinstance(group.degree, str):
+                return [(floats, n_factors(equation, slots, operands))]
+            degrees = _times(group.degree, len(groups))
+            parts.append((floats & set(group.operands), degrees))
+        return parts
 
     def is_exact(self, op: Operation) -> bool:
         if op.primitive not in (p.reduce_p, p.reduce_window_p):
