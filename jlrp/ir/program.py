@@ -212,80 +212,103 @@ def append(
 ) -> tuple[Atom, ...]:
     """Append the equations of ``jaxpr``, its inputs bound by ``env``; its outputs."""
 
-    def read(atom: JaxAtom) -> Atom:
-        return (
-            Literal(jax_compat.literal_value(atom))
-            if jax_compat.is_literal(atom)
-            else env[atom]
-        )
-
     known = {} if known is None else known
-    for var, const in zip(jaxpr.constvars, consts, strict=True):
-        env[var] = Value(jax_compat.aval_of(var))
-        program.constants[env[var]] = const  # type: ignore[index]
-    for eqn in _one_value_each(jaxpr.eqns):
-        path = "/".join(filter(None, [scope, jax_compat.scope_path(eqn.source_info)]))
-        sources = (eqn.source_info, *callers)
-        inputs = tuple(read(a) for a in eqn.invars)
+    frame = _Frame(program, env, scope, callers, regions, known)
+    return frame.append(jaxpr, consts)
+
+
+@dataclass
+class _Frame:
+    """A jaxpr while it is appended: what its variables are, and where it is called."""
+
+    program: Program
+    env: dict[JaxAtom, Atom]
+    scope: str
+    callers: tuple[SourceInfo, ...]
+    regions: tuple[Region, ...]
+    known: dict[Hashable, Equation]
+
+    def append(self, jaxpr: Jaxpr, consts: Sequence[Array]) -> tuple[Atom, ...]:
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            value = Value(jax_compat.aval_of(var))
+            self.env[var], self.program.constants[value] = value, const
+        for eqn in _one_value_each(jaxpr.eqns):
+            outputs = self._outputs(eqn, tuple(map(self._read, eqn.invars)))
+            self.env.update(zip(eqn.outvars, outputs, strict=True))
+        return tuple(map(self._read, jaxpr.outvars))
+
+    def _read(self, atom: JaxAtom) -> Atom:
+        if jax_compat.is_literal(atom):
+            return Literal(jax_compat.literal_value(atom))
+        return self.env[atom]
+
+    def _outputs(self, eqn: JaxprEqn, inputs: tuple[Atom, ...]) -> Sequence[Atom]:
         if eqn.primitive in _NAMING:  # a name for a value, not a value of its own
-            env[eqn.outvars[0]] = inputs[0]
-            program.tags.setdefault(eqn.params["name"], []).append(inputs[0])
-            continue
+            self.program.tags.setdefault(eqn.params["name"], []).append(inputs[0])
+            return inputs
         if eqn.primitive is primitives.sharding_constraint_p:  # no value of its own
-            (env[eqn.outvars[0]],) = (value,) = inputs
+            (value,) = inputs
             if isinstance(value, Value) and value.producer is not None:
                 value.producer.placements[value] = eqn.params
-            continue
+            return inputs
         if eqn.primitive.name in _PLACING:
-            env[eqn.outvars[0]] = inputs[0]
-            continue
-        call = jax_compat.call_body(eqn) or one_program(eqn, program.declared)
-        if call is not None and not program.declared.keeps(eqn):
-            body, body_consts = call
-            bound: dict[JaxAtom, Atom] = dict(zip(body.invars, inputs, strict=True))
-            within = regions
-            if eqn.primitive is primitives.remat_p:
-                within = (*regions, Region(eqn.params["policy"]))
-            outputs = append(
-                program, body, body_consts, bound, path, sources, within, known
-            )
-            env.update(zip(eqn.outvars, outputs, strict=True))
-            continue
-        key = (eqn.primitive, path, tuple(map(_identity, inputs)))
-        same = known.get(key)
+            return inputs
+        call = jax_compat.call_body(eqn) or one_program(eqn, self.program.declared)
+        if call is not None and not self.program.declared.keeps(eqn):
+            return self._called(eqn, call, inputs)
+        return self._applied(eqn, inputs)
+
+    def _place(self, eqn: JaxprEqn) -> tuple[str, tuple[SourceInfo, ...]]:
+        """The scope of an equation, and its line with those of the calls around it."""
+        scopes = [self.scope, jax_compat.scope_path(eqn.source_info)]
+        return "/".join(filter(None, scopes)), (eqn.source_info, *self.callers)
+
+    def _called(
+        self,
+        eqn: JaxprEqn,
+        call: tuple[Jaxpr, Sequence[Array]],
+        inputs: tuple[Atom, ...],
+    ) -> tuple[Atom, ...]:
+        """The outputs of a call, its body appended."""
+        body, consts = call
+        regions = self.regions
+        if eqn.primitive is primitives.remat_p:
+            regions = (*regions, Region(eqn.params["policy"]))
+        env: dict[JaxAtom, Atom] = dict(zip(body.invars, inputs, strict=True))
+        frame = _Frame(self.program, env, *self._place(eqn), regions, self.known)
+        return frame.append(body, consts)
+
+    def _applied(self, eqn: JaxprEqn, inputs: tuple[Atom, ...]) -> tuple[Value, ...]:
+        """The outputs of an equation of the program, or of the same one before it."""
+        scope, sources = self._place(eqn)
+        key = (eqn.primitive, scope, tuple(map(_identity, inputs)))
+        same = self.known.get(key)
         if same is not None and same.params == eqn.params:
-            env.update(zip(eqn.outvars, same.outputs, strict=True))
-            continue
-        position = len(program.equations)
-        values = tuple(Value(jax_compat.aval_of(v)) for v in eqn.outvars)
+            return same.outputs
+        program = self.program
+        bodies = jax_compat.bodies(eqn)
         fresh = partial(
-            _bodies,
-            jax_compat.bodies(eqn),
-            path,
-            sources,
-            program.declared,
-            program.rewrite,
+            _bodies, bodies, scope, sources, program.declared, program.rewrite
         )
         equation = Equation(
             eqn.primitive,
             jax_compat.unplaced(eqn.params),
             inputs,
-            values,
-            position,
-            path,
+            tuple(Value(jax_compat.aval_of(v)) for v in eqn.outvars),
+            len(program.equations),
+            scope,
             sources,
             fresh(),
             fresh,
-            regions,
+            self.regions,
             bool(eqn.effects),
         )
-        for value in values:
+        for value in equation.outputs:
             value.producer = equation
         program.equations.append(equation)
         if _may_be_shared(eqn):
-            known[key] = equation
-        env.update(zip(eqn.outvars, values, strict=True))
-    return tuple(read(a) for a in jaxpr.outvars)
+            self.known[key] = equation
+        return equation.outputs
 
 
 def _one_value_each(eqns: Iterable[JaxprEqn]) -> Iterable[JaxprEqn]:
