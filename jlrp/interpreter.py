@@ -149,7 +149,7 @@ def reverse(
 
 
 def captured(plan: Plan, delivered: Delivered, numbers: EvalContext) -> Captured:
-    """The relevance that was asked for by name, zeros where none arrived."""
+    """The relevance that was asked for by name, zeros where there is none."""
 
     def one(name: str, entry: Entry) -> PyTree:
         if entry.like is None:
@@ -190,7 +190,7 @@ def resolved(value: Value, promise: Promise | None, numbers: EvalContext) -> PyT
 
 
 def _added(promises: Sequence[Promise]) -> Promise | None:
-    """What arrived for one value, summed from the last to the first.
+    """The promises of one value, summed from the last to the first.
 
     Along a residual stream the first is all that came from behind. Were the others
     added to it one by one, XLA would write the whole stream into each fusion.
@@ -206,7 +206,7 @@ def to_inputs(
     inputs: Sequence[Value],
     given: Mapping[Value, Array],
 ) -> Sequence[Array]:
-    """Multipliers of what operations read, handed on to the inputs it is made of."""
+    """Multipliers of inputs, by the chain rule from those of what is made of them."""
     wanted, constants = delivered.parameters, plan.program.constants
     equations, starts = computing(plan.program, wanted, plan.parameters.__contains__)
     read = [v for v in inputs if v in starts]
@@ -302,18 +302,20 @@ class Recomputed:
     def _held_back(
         self, starts: Sequence[Value], laid_out: frozenset[Atom]
     ) -> list[Array]:
-        """What a second run starts from, until relevance arrives.
+        """What a recomputation starts from, with a dependency on relevance.
 
-        To wait may be to be copied, so parameters do not, but for those ``laid_out``.
+        The dependency may cost a copy. So parameters have none, but for those that are
+        ``laid_out`` anew, which is a copy by itself.
         """
         numbers = [_on_device(self._kept[v]) for v in starts]
         floats = [i for i, v in enumerate(starts) if is_float(v)]
         if self._guarded and floats and self.arrived is not None:
             held = [*(numbers[i] for i in floats), self.arrived]
             for i, number in zip(floats, lax.optimization_barrier(held), strict=False):
-                still = self._plan.program.is_parameter(starts[i])
-                waits = not still or starts[i] in laid_out
-                numbers[i] = depend_on(number, after=self.arrived) if waits else number
+                is_parameter = self._plan.program.is_parameter(starts[i])
+                if starts[i] in laid_out or not is_parameter:
+                    number = depend_on(number, after=self.arrived)
+                numbers[i] = number
         return numbers
 
 

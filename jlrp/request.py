@@ -287,8 +287,8 @@ class Explained:
         given = dict(zip(request.parameters, request.arguments[:n_params], strict=True))
         floats = [v for v in request.parameters if is_float(v)]
         known = {**self.numbers.kept, **given}
-        handed = to_inputs(self.plan, self.delivered, floats, known)
-        multipliers = dict(zip(floats, handed, strict=True))
+        of_floats = to_inputs(self.plan, self.delivered, floats, known)
+        multipliers = dict(zip(floats, of_floats, strict=True))
         leaves = []
         for v, number in given.items():
             if v not in multipliers:

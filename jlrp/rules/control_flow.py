@@ -89,9 +89,9 @@ class _Bodies(Rule):
     ) -> Propagation:
         (equation,) = op.equations
         by_value = dict(zip(op.outputs, r, strict=True))
-        arriving = [by_value.get(v) for v in equation.outputs]
+        r_out = [by_value.get(v) for v in equation.outputs]
         extra = _Extra(captures=self._captures())
-        found = self._reverse(equation, arriving, ctx, extra)
+        found = self._reverse(equation, r_out, ctx, extra)
         active = set(op.inputs)
         promises = [
             promise
@@ -100,11 +100,11 @@ class _Bodies(Rule):
         ]
 
         def causes() -> Causes:
-            return self._reverse(equation, arriving, ctx, _Extra(causes=True)).causes
+            return self._reverse(equation, r_out, ctx, _Extra(causes=True)).causes
 
         def constants(wanted: Sequence[Value]) -> Sequence[Array]:
             extra = _Extra(wanted=frozenset(wanted))
-            found = self._reverse(equation, arriving, ctx, extra).multipliers
+            found = self._reverse(equation, r_out, ctx, extra).multipliers
             return [found[v] for v in wanted]
 
         return Propagation(
@@ -115,7 +115,7 @@ class _Bodies(Rule):
         return any(plan.captured for plan in self.plans)
 
     def _reverse(
-        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+        self, equation: Equation, r_out: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
         raise NotImplementedError
 
@@ -169,7 +169,7 @@ class _Iteration:
                 causes[cause] = causes.get(cause, 0.0) + amount
         observe = _summing(causes) if self.extra.causes else None
         inputs = [v for v, _ in self.wanted] + self.carried
-        handed, found, captured = self.ctx.reverse_body(
+        r_in, found, captured = self.ctx.reverse_body(
             self.plan,
             residuals,
             seeds,
@@ -180,7 +180,7 @@ class _Iteration:
             self.extra.captures,
         )
         multipliers = dict(zip(inputs, found, strict=True))
-        by_source = dict(zip(program.sources, handed, strict=True))
+        by_source = dict(zip(program.sources, r_in, strict=True))
         by_source |= {v: Promise(multiplier=multipliers[v]) for v in self.carried}
         promises = [by_source.get(v) for v in program.inputs]
         wanted = [multipliers[v] for v, _ in self.wanted]
@@ -231,9 +231,9 @@ def _by_iteration(plans: Sequence[BodyPlan], ctx: Context) -> Masks:
 
 def _summing(causes: Causes) -> Callable[..., None]:
     def observe(
-        step: object, arriving: object, handed: Propagation, numbers: object
+        step: object, r_out: object, propagated: Propagation, numbers: object
     ) -> None:
-        for name, amount in handed.causes().items():
+        for name, amount in propagated.causes().items():
             amount = jnp.sum(amount)
             causes[name] = causes[name] + amount if name in causes else amount
 
@@ -248,11 +248,11 @@ def _added(found: dict[Value, Array], value: Value, amount: Array) -> None:
 
 
 def _settled(
-    handed: Callable[[Promises], Promises], carried: Promises
+    iteration: Callable[[Promises], Promises], carried: Promises
 ) -> list[Promise | None]:
     """Carried promises with every part that some iteration gives them."""
     while True:
-        shapes = jax.eval_shape(handed, carried)
+        shapes = jax.eval_shape(iteration, carried)
         grown = [_filled(c, s) for c, s in zip(carried, shapes, strict=True)]
         if jax.tree.structure(grown) == jax.tree.structure(carried):
             return grown
@@ -381,9 +381,9 @@ class Scan(_Bodies):
         return [*carry, *order.joined(first_ys, order.concatenated(rest_ys))], kept
 
     def _reverse(
-        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+        self, equation: Equation, r_out: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
-        return _ScanInReverse(self, equation, arriving, ctx, extra).found()
+        return _ScanInReverse(self, equation, r_out, ctx, extra).found()
 
     def masks(self, order: _Order, ctx: Context) -> Masks:
         """The masks that differ between iterations, one for each."""
@@ -476,14 +476,14 @@ class _PartInReverse:
 
         numbers = at_both(numbers_of, self.constants, residuals, slices)
         outs = [*carried, *ys]
-        handed, causes, multipliers, captured = self.iteration(numbers, outs, masks)
+        r_in, causes, multipliers, captured = self.iteration(numbers, outs, masks)
         pairs = list(zip(multipliers, self.is_slice, strict=True))
         summed = [m for m, is_slice in pairs if not is_slice]
         sliced = [m for m, is_slice in pairs if is_slice]
         return (
-            handed[c : c + n],
-            (handed[:c], causes, summed),
-            (handed[c + n :], sliced, captured),
+            r_in[c : c + n],
+            (r_in[:c], causes, summed),
+            (r_in[c + n :], sliced, captured),
         )
 
 
@@ -498,15 +498,15 @@ class _ScanInReverse:
         self,
         rule: Scan,
         equation: Equation,
-        arriving: Promises,
+        r_out: Promises,
         ctx: Context,
         extra: _Extra,
     ):
         parts = rule.parts()
         n = parts[-1].body.n_carries
         self.order = _Order(equation, len(parts) - 1)
-        self.carried = arriving[:n]
-        self.first_ys, self.rest_ys = self.order.taken(arriving[n:])
+        self.carried = r_out[:n]
+        self.first_ys, self.rest_ys = self.order.taken(r_out[n:])
         residuals = _recorded_at_both(equation, ctx)
         n_first = len(self.first_ys)
         self.residuals, self.of_spans = residuals[:n_first], residuals[n_first:]
@@ -545,8 +545,8 @@ class _ScanInReverse:
 
         def step(state: PyTree, xs: PyTree) -> PyTree:
             carried, totals = state
-            handed, amounts, out = run(carried, xs)
-            return (_all_like(handed, carried), _plus(totals, amounts)), out
+            r_in, amounts, out = run(carried, xs)
+            return (_all_like(r_in, carried), _plus(totals, amounts)), out
 
         state, outs = (carried, totals), []
         backwards = zip(reversed(self.spans), reversed(self.of_spans), strict=True)
@@ -821,12 +821,12 @@ class Cond(_Bodies):
     """``lax.cond`` and ``lax.switch``: the branch that ran, run again in reverse."""
 
     def _reverse(
-        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+        self, equation: Equation, r_out: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
         index, operands = self._operands(equation, ctx)
         if ctx.reference is not None and ctx.varies(equation.inputs[0]):
-            return self._of_both(equation, arriving, ctx, extra)
-        return self._of_branch(index, operands, equation, arriving, ctx, extra)
+            return self._of_both(equation, r_out, ctx, extra)
+        return self._of_branch(index, operands, equation, r_out, ctx, extra)
 
     def _operands(self, equation: Equation, ctx: Context) -> tuple[Array, Any]:
         def read(ctx: Context) -> list[Array]:
@@ -838,14 +838,14 @@ class Cond(_Bodies):
         return index, Both(operands, read(ctx.reference)[1:])
 
     def _of_both(
-        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+        self, equation: Equation, r_out: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
         """Half by the branch of each point; what another branch makes is a switch."""
         assert ctx.reference is not None
         index, operands = self._operands(equation, ctx)
         other = ctx.reference.read(equation.inputs[0])
         first, second = (
-            self._of_branch(i, operands, equation, arriving, ctx, extra)
+            self._of_branch(i, operands, equation, r_out, ctx, extra)
             for i in (index, other)
         )
 
@@ -854,7 +854,7 @@ class Cond(_Bodies):
 
         causes = mean(first.causes, second.causes)
         if extra.causes:
-            switch = self._switched(index, other, operands, arriving, ctx)
+            switch = self._switched(index, other, operands, r_out, ctx)
             causes["switch"] = causes.get("switch", 0.0) + switch
         return _Found(
             mean(first.promises, second.promises),
@@ -864,7 +864,7 @@ class Cond(_Bodies):
         )
 
     def _switched(
-        self, index: Array, other: Array, operands: Both, arriving: Promises, ctx: Any
+        self, index: Array, other: Array, operands: Both, r_out: Promises, ctx: Any
     ) -> Array:
         def outputs(index: Array, operands: Sequence[Array]) -> list[Array]:
             def branch(plan: BodyPlan) -> Callable[..., Any]:
@@ -877,7 +877,7 @@ class Cond(_Bodies):
         total = jnp.zeros(())
         for xs in (operands.here, operands.there):
             pairs = zip(outputs(index, xs), outputs(other, xs), strict=True)
-            for promise, (y, y0) in zip(arriving, pairs, strict=True):
+            for promise, (y, y0) in zip(r_out, pairs, strict=True):
                 if promise is not None:
                     total = total + jnp.sum(promise.resolve(difference(y, y0))) / 2
         return total
@@ -887,7 +887,7 @@ class Cond(_Bodies):
         index: Array,
         operands: Any,
         equation: Equation,
-        arriving: Promises,
+        r_out: Promises,
         ctx: Context,
         extra: _Extra,
     ) -> _Found:
@@ -901,38 +901,38 @@ class Cond(_Bodies):
             def again(operands: Sequence[Array]) -> Residuals:
                 return ctx.forward_body(iteration.plan, operands)[1]
 
-            def run(operands: PyTree, arriving: Promises) -> PyTree:
-                return iteration(at_both(again, operands), arriving, {})
+            def run(operands: PyTree, r_out: Promises) -> PyTree:
+                return iteration(at_both(again, operands), r_out, {})
 
             return run
 
         branches = [branch(iteration) for iteration in iterations]
-        shapes = [jax.eval_shape(b, operands, arriving) for b in branches]
+        shapes = [jax.eval_shape(b, operands, r_out) for b in branches]
         promises: Promises = [None] * n_operands
         causes: Causes = {}
-        for handed, amounts, *_ in shapes:
-            promises = [_filled(p, q) for p, q in zip(promises, handed, strict=True)]
+        for r_in, amounts, *_ in shapes:
+            promises = [_filled(p, q) for p, q in zip(promises, r_in, strict=True)]
             causes |= amounts
         causes = _zeros(causes)
         nothing = [_zeros(captured) for *_, captured in shapes]
 
         def alike(i: int, run: Callable[..., PyTree]) -> Callable[..., PyTree]:
-            def uniform(operands: Sequence[Array], arriving: Promises) -> PyTree:
-                handed, amounts, multipliers, here = run(operands, arriving)
+            def uniform(operands: Sequence[Array], r_out: Promises) -> PyTree:
+                r_in, amounts, multipliers, here = run(operands, r_out)
                 amounts = _causes_like(amounts, causes)
                 captured = [*nothing[:i], here, *nothing[i + 1 :]]
-                return _all_like(handed, promises), amounts, multipliers, captured
+                return _all_like(r_in, promises), amounts, multipliers, captured
 
             return uniform
 
-        handed, amounts, found, captured = lax.switch(
-            index, [alike(i, b) for i, b in enumerate(branches)], operands, arriving
+        r_in, amounts, found, captured = lax.switch(
+            index, [alike(i, b) for i, b in enumerate(branches)], operands, r_out
         )
         multipliers: dict[Value, Array] = {}
         for (_, outer), amount in zip(iterations[0].wanted, found, strict=True):
             _added(multipliers, outer, amount)
         by_branch = {i: of_branch for i, of_branch in enumerate(captured) if of_branch}
-        return _Found([None, *handed], amounts, multipliers, by_branch)
+        return _Found([None, *r_in], amounts, multipliers, by_branch)
 
 
 _CHECKPOINTS = 64
@@ -972,9 +972,9 @@ class While(_Bodies):
         return outs, count
 
     def _reverse(
-        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+        self, equation: Equation, r_out: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
-        return _WhileInReverse(self, equation, arriving, ctx, extra).found()
+        return _WhileInReverse(self, equation, r_out, ctx, extra).found()
 
 
 class _Checkpoints:
@@ -990,11 +990,10 @@ class _Checkpoints:
 
     def _keep(self, i: Array, kept: PyTree) -> PyTree:
         states, state = kept
-        at = i // self.spacing
 
         def written(row: Array, v: Array) -> Array:
-            v = jnp.where(i % self.spacing == 0, v, row[at])
-            return lax.dynamic_update_index_in_dim(row, v, at, 0)
+            v = jnp.where(i % self.spacing == 0, v, row[i // self.spacing])
+            return lax.dynamic_update_index_in_dim(row, v, i // self.spacing, 0)
 
         return jax.tree.map(written, states, state), self.advance(state)
 
@@ -1013,11 +1012,11 @@ class _WhileInReverse:
         self,
         rule: While,
         equation: Equation,
-        arriving: Promises,
+        r_out: Promises,
         ctx: Context,
         extra: _Extra,
     ):
-        self.equation, self.arriving = equation, arriving
+        self.equation, self.r_out = equation, r_out
         self.ctx, self.extra = ctx, extra
         self.n_constants = rule.bodies[-1].n_constants
         self.count = ctx.recorded(equation)
@@ -1045,8 +1044,8 @@ class _WhileInReverse:
             i = self.count - 1 - k
             part = jnp.minimum(i, len(runs) - 1)
             before = checkpoints.before(i)
-            handed, amounts, captured = lax.switch(part, runs, carried, before, i)
-            return handed, _plus(totals, amounts), self.rows.written(rows, captured, i)
+            r_in, amounts, captured = lax.switch(part, runs, carried, before, i)
+            return r_in, _plus(totals, amounts), self.rows.written(rows, captured, i)
 
         carried, totals, rows = lax.fori_loop(0, self.count, step, start)
         constants, causes, of_wanted = totals
@@ -1083,8 +1082,8 @@ class _WhileInReverse:
         loop = self.loops.here if isinstance(self.loops, Both) else self.loops
         running, ended = loop.divided(carried, at_x)
         masks = self.rows.at(self.masks, i)
-        handed, causes, multipliers, captured = iteration(residuals, running, masks)
-        constants, carries = handed[: self.n_constants], handed[self.n_constants :]
+        r_in, causes, multipliers, captured = iteration(residuals, running, masks)
+        constants, carries = r_in[: self.n_constants], r_in[self.n_constants :]
         carries = [_sum(a, b) for a, b in zip(carries, ended, strict=True)]
         return carries, (constants, causes, multipliers), captured
 
@@ -1097,18 +1096,18 @@ class _WhileInReverse:
         i: Array,
     ) -> tuple[Promises, PyTree, Captured]:
         """As ``_one``, with the same parts and causes whatever the iteration."""
-        handed, amounts, captured = self._one(iteration, carried, state, i)
+        r_in, amounts, captured = self._one(iteration, carried, state, i)
         constants, causes, multipliers = amounts
         amounts = (
             _all_like(constants, zeros[0]),
             _causes_like(causes, zeros[1]),
             _dtypes_like(multipliers, zeros[2]),
         )
-        return _all_like(handed, carried), amounts, captured
+        return _all_like(r_in, carried), amounts, captured
 
     def _start(self) -> tuple[Promises, PyTree, Captured]:
         """Carried promises with all their parts, sums of zero, and empty rows."""
-        carried, first = self.arriving, jnp.int32(0)
+        carried, first = self.r_out, jnp.int32(0)
         runs = [partial(self._one, iteration) for iteration in self.iterations]
         for run in runs:
             carried = _settled(lambda s, f=run: f(s, self.start, first)[0], carried)

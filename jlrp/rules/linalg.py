@@ -28,11 +28,13 @@ from jlrp.rules.reference import Difference
 class Euler(Rule):
     """``R_i = x_i sum_j df_j/dx_i R_j / (k y_j)`` for f of degree k: conserves exactly.
 
+    Named after Euler's theorem for homogeneous functions, ``sum_i x_i df/dx_i = k f``.
+    Gradient x input divided by the degree; of degree 1 it is what LRP-0 is for layers.
     Where an operation is homogeneous in each of n groups of operands (a solver: of
     degree -1 in the matrix, 1 in the right-hand side), each gets 1/n: the rule of
     products. An output of degree 0 (eigenvectors, the Q of QR) is explained by
-    first-order Taylor, and the ledger holds the remainder. Source: Euler's theorem on
-    homogeneous functions; for products AttnLRP (arXiv 2402.05602), eq. 7.
+    first-order Taylor, and the ledger holds the remainder. Source for products:
+    AttnLRP (arXiv 2402.05602), eq. 7.
 
     Args:
       degree: k of all outputs in all active operands; None: as the table of primitives
@@ -82,13 +84,13 @@ class Euler(Rule):
         parts = self._parts(op, slots, operands)
         found: dict[Value, Array] = {}
         for members, degrees in parts:
-            handed = pull(
+            cotangents = pull(
                 [
                     jnp.zeros_like(number) if m is None else _over(m, degrees, i)
                     for m, number, i in zip(multipliers, y, outs, strict=True)
                 ]
             )
-            for i, m in zip(slots, handed, strict=True):
+            for i, m in zip(slots, cotangents, strict=True):
                 atom = equation.inputs[i]
                 if i in members and isinstance(atom, Value):
                     found[atom] = found[atom] + m if atom in found else m
@@ -160,6 +162,6 @@ def _over(m: Array, degrees: Degrees, output: int) -> Array:
         return m
     if isinstance(degree, int | float):
         return m / degree
-    # No factor of an element is active: nothing is handed on.
+    # No factor of an element is active: nothing goes on.
     degree = jnp.asarray(degree, jnp.real(m).dtype)
     return jnp.where(degree == 0, 0, m / jnp.where(degree == 0, 1, degree))

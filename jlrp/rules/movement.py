@@ -46,13 +46,13 @@ class Follow(Rule):
     ) -> Propagation:
         values = [p and p.value for p in r]
         multipliers = [p and p.multiplier for p in r]
-        handed_values = _moved_values(op, values, ctx)
-        handed = _moved(op, multipliers, ctx)
-        if rounds(op.equations[0]) and handed[0] is not None:
-            handed = [handed[0] * _rounding(op, ctx)]
+        values_in = _moved_values(op, values, ctx)
+        cotangents = _moved(op, multipliers, ctx)
+        if rounds(op.equations[0]) and cotangents[0] is not None:
+            cotangents = [cotangents[0] * _rounding(op, ctx)]
         promises = [
             None if v is None and m is None else Promise(v, m)
-            for v, m in zip(handed_values, handed, strict=True)
+            for v, m in zip(values_in, cotangents, strict=True)
         ]
         return Propagation(promises, lambda: _kept_by_constants(op, r, ctx))
 
@@ -85,9 +85,9 @@ def _kept_by_constants(
 ) -> Causes:
     """Relevance of the output elements that came from a constant operand."""
     ones = [jnp.ones_like(ctx.read(v)) for v in op.inputs]
-    arrived = ctx.jvp(op, ones)  # 1 where an active element arrived, 0 for constants
+    marks = ctx.jvp(op, ones)  # 1 where an active element was moved to, else 0
     causes: list[Causes] = []
-    for out, promise, mark in zip(op.outputs, r, arrived, strict=True):
+    for out, promise, mark in zip(op.outputs, r, marks, strict=True):
         if promise is not None:
             relevance = promise.resolve(ctx.read(out))
             of_constants = relevance * (1 - jnp.abs(mark))
