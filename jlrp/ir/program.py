@@ -70,7 +70,7 @@ INDEPENDENT, CHOSEN, DEAD, CARRIED = range(4)
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
+class Checkpoint:
     """One call of ``jax.checkpoint``, and its policy (None: nothing is saved)."""
 
     policy: Callable[..., object] | None
@@ -89,7 +89,7 @@ class Equation:
     source_infos: tuple[SourceInfo, ...]  # of the equation and the calls around it
     bodies: tuple[Program, ...] = ()  # of a loop or branch
     fresh_bodies: Callable[[], tuple[Program, ...]] = tuple  # with values of their own
-    regions: tuple[Region, ...] = ()  # the checkpoints around it, outermost first
+    regions: tuple[Checkpoint, ...] = ()  # the checkpoints around it, outermost first
     has_effects: bool = False
     placements: dict[Value, Params] = field(default_factory=dict)
 
@@ -207,7 +207,7 @@ def append(
     env: dict[JaxAtom, Atom],
     scope: str = "",
     callers: tuple[SourceInfo, ...] = (),
-    regions: tuple[Region, ...] = (),
+    regions: tuple[Checkpoint, ...] = (),
     known: dict[Hashable, Equation] | None = None,
 ) -> tuple[Atom, ...]:
     """Append the equations of ``jaxpr``, its inputs bound by ``env``; its outputs."""
@@ -225,7 +225,7 @@ class _Frame:
     env: dict[JaxAtom, Atom]
     scope: str
     callers: tuple[SourceInfo, ...]
-    regions: tuple[Region, ...]
+    regions: tuple[Checkpoint, ...]
     known: dict[Hashable, Equation]
 
     def append(self, jaxpr: Jaxpr, consts: Sequence[Array]) -> tuple[Atom, ...]:
@@ -273,7 +273,7 @@ class _Frame:
         body, consts = call
         regions = self.regions
         if eqn.primitive is primitives.remat_p:
-            regions = (*regions, Region(eqn.params["policy"]))
+            regions = (*regions, Checkpoint(eqn.params["policy"]))
         env: dict[JaxAtom, Atom] = dict(zip(body.invars, inputs, strict=True))
         frame = _Frame(self.program, env, *self._place(eqn), regions, self.known)
         return frame.append(body, consts)
