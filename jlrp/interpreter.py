@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +40,6 @@ from jlrp.tactics import depend_on
 from jlrp.typing import PyTree
 
 Array = jax.Array
-Env = dict[Any, Any]  # arrays by Value; what loops record, by Equation
 _NONE: Residuals = {}
 Observer = Callable[[Step, Sequence[Promise | None], Propagation, "EvalContext"], None]
 
@@ -52,7 +50,7 @@ def forward(plan: Plan, arguments: Sequence[Array]) -> tuple[list[Array], Residu
     What the rules of loops record is kept under their equation.
     """
     program = plan.program
-    env: Env = dict(program.constants)
+    env: Residuals = dict(program.constants)
     env.update(zip(program.inputs, arguments, strict=True))
     recorded = {e: r for e, r in plan.recorders.items() if e not in plan.repeated}
     _run(program.equations, env, recorded)
@@ -68,7 +66,7 @@ def _on_device(number: Array | jax_compat.OnHost) -> Array:
 
 def _run(
     equations: Iterable[Equation],
-    env: Env,
+    env: Residuals,
     recorders: Mapping[Equation, Recorder],
 ) -> None:
     for equation in equations:
@@ -405,13 +403,13 @@ class EvalContext:
         return self._recomputed[atom]
 
     def forward_body(
-        self, plan: Any, inputs: Sequence[Array]
+        self, plan: Plan, inputs: Sequence[Array]
     ) -> tuple[list[Array], Residuals]:
         return forward(plan, inputs)
 
     def reverse_body(
         self,
-        plan: Any,
+        plan: Plan,
         residuals: Residuals | Both,
         seeds: Mapping[Value, Promise],
         observe: Observer | None,
@@ -422,9 +420,7 @@ class EvalContext:
     ) -> tuple[list[Promise | None], Sequence[Array], Captured]:
         masks = {**self._masks, **masks}
 
-        def at(
-            residuals: Mapping[Any, Any], reference: EvalContext | None
-        ) -> EvalContext:
+        def at(residuals: Residuals, reference: EvalContext | None) -> EvalContext:
             residuals = {**plan.program.constants, **residuals}
             recomputed = Recomputed(plan, residuals, guarded=False)
             return EvalContext(plan, residuals, masks, recomputed, reference)
@@ -446,7 +442,7 @@ class EvalContext:
     def made(
         self, program: Program, wanted: Sequence[Value], given: Mapping[Value, Array]
     ) -> dict[Value, Array]:
-        env: Env = {**program.constants, **given}
+        env: Residuals = {**program.constants, **given}
         equations, _ = computing(program, wanted, lambda _: True)
         evaluate(equations, env)
         return {v: env[v] for v in wanted}

@@ -119,6 +119,10 @@ class Equation:
         return " ".join(filter(None, [self.scope or "top level", line and f"({line})"]))
 
 
+def unchanged(program: Program) -> None:
+    """A rewriting that rewrites nothing."""
+
+
 @dataclass(eq=False)
 class Program:
     """A flat program; ``sources`` are the inputs that are explained.
@@ -135,7 +139,7 @@ class Program:
     unread: tuple[Equation, ...] = ()
     boundaries: set[Value] = field(default_factory=set)  # no operation spans these
     declared: Declared = LOOKED_INTO  # derivatives that stand for a call's body
-    rewrite: Callable[[Program], None] = lambda program: None  # of bodies too
+    rewrite: Callable[[Program], None] = unchanged  # of bodies too
     parent: Program | None = None  # of a loop's or branch's body
     origins: dict[Value, tuple[Atom, ...]] = field(default_factory=dict)
     sources: tuple[Value, ...] = ()
@@ -185,7 +189,7 @@ def trace(
     fn: Callable[..., PyTree],
     *args: PyTree,
     declared: Declared = LOOKED_INTO,
-    rewrite: Callable[[Program], None] = lambda program: None,
+    rewrite: Callable[[Program], None] = unchanged,
 ) -> tuple[Program, PyTree]:
     """Trace ``fn(*args)``; arguments are pytrees of arrays or ``ShapeDtypeStruct``.
 

@@ -53,8 +53,8 @@ class Propagation:
 class Both:
     """The same at the two points of an explanation from a reference: a pytree."""
 
-    here: Any
-    there: Any
+    here: PyTree
+    there: PyTree
 
 
 class Context(Protocol):
@@ -73,7 +73,7 @@ class Context(Protocol):
         """Whether an atom may be another one at another x."""
         ...
 
-    def with_reference(self, reference: Any) -> Context:
+    def with_reference(self, reference: Context | None) -> Context:
         """The same context with another reference point."""
         ...
 

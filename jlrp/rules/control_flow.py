@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from jlrp.analysis.dataflow import dependent
-from jlrp.ir.jax_compat import Jaxpr
+from jlrp.ir.jax_compat import Jaxpr, Operand
 from jlrp.ir.loops import Body
 from jlrp.ir.program import Atom, Equation, Literal, Value, computing
 from jlrp.ops.base import Operation
@@ -39,6 +39,7 @@ from jlrp.rules.base import (
 )
 from jlrp.typing import PyTree
 
+T = TypeVar("T")
 Promises = list[Promise | None]
 ScanBody = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # as lax.scan takes it
 Recompute = tuple[ScanBody, PyTree]  # what is run again, and the scanned arrays
@@ -195,10 +196,10 @@ class _Iteration:
             zero = jnp.zeros_like(number)
             _added(found, outer, zero if multiplier is None else multiplier)
 
-    def _number(self, atom: Atom, residuals: Residuals | Both) -> Any:
+    def _number(self, atom: Atom, residuals: Residuals | Both) -> Array:
         """What multipliers of the atom are of: from a reference, its change."""
 
-        def at(residuals: Residuals) -> Any:
+        def at(residuals: Residuals) -> Operand:
             return atom.number if isinstance(atom, Literal) else residuals[atom]
 
         found = at_both(at, residuals)
@@ -207,13 +208,13 @@ class _Iteration:
         return found
 
 
-def both_of(ctx: Context, read: Callable[[Context], Any]) -> Any:
+def both_of(ctx: Context, read: Callable[[Context], T]) -> T | Both:
     """What is read at x, and, from a reference, there too."""
     here = read(ctx)
     return here if ctx.reference is None else Both(here, read(ctx.reference))
 
 
-def at_both(function: Callable[..., Any], *args: Any) -> Any:
+def at_both(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """A function of what there may be one of at each point."""
     if not any(isinstance(a, Both) for a in args):
         return function(*args)
@@ -466,7 +467,9 @@ class _PartInReverse:
         ys, residuals, (slices, masks) = xs
         n, c = self.part.body.n_carries, self.part.body.n_constants
 
-        def numbers_of(constants: Any, residuals: Any, slices: Any) -> Any:
+        def numbers_of(
+            constants: Residuals, residuals: PyTree, slices: Sequence[Array]
+        ) -> Residuals:
             stacked = dict(zip(self.part.stacked, residuals, strict=True))
             return {
                 **constants,
@@ -828,7 +831,7 @@ class Cond(_Bodies):
             return self._of_both(equation, r_out, ctx, extra)
         return self._of_branch(index, operands, equation, r_out, ctx, extra)
 
-    def _operands(self, equation: Equation, ctx: Context) -> tuple[Array, Any]:
+    def _operands(self, equation: Equation, ctx: Context) -> tuple[Array, PyTree]:
         def read(ctx: Context) -> list[Array]:
             return [ctx.read(a) for a in equation.inputs]
 
@@ -849,7 +852,7 @@ class Cond(_Bodies):
             for i in (index, other)
         )
 
-        def mean(a: Any, b: Any) -> Any:
+        def mean(a: PyTree, b: PyTree) -> PyTree:
             return jax.tree.map(lambda x, y: (x + y) / 2, a, b)
 
         causes = mean(first.causes, second.causes)
@@ -864,10 +867,10 @@ class Cond(_Bodies):
         )
 
     def _switched(
-        self, index: Array, other: Array, operands: Both, r_out: Promises, ctx: Any
+        self, index: Array, other: Array, operands: Both, r_out: Promises, ctx: Context
     ) -> Array:
         def outputs(index: Array, operands: Sequence[Array]) -> list[Array]:
-            def branch(plan: BodyPlan) -> Callable[..., Any]:
+            def branch(plan: BodyPlan) -> Callable[..., list[Array]]:
                 return lambda *xs: [
                     jnp.asarray(y) for y in ctx.forward_body(plan, xs)[0]
                 ]
@@ -885,7 +888,7 @@ class Cond(_Bodies):
     def _of_branch(
         self,
         index: Array,
-        operands: Any,
+        operands: PyTree,
         equation: Equation,
         r_out: Promises,
         ctx: Context,
