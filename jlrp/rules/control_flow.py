@@ -142,7 +142,7 @@ class _Iteration:
         wanted = [(v, a) for v, a in wanted if a in extra.wanted]
         self.initial = [(v, a) for v, a in wanted if v in body.carries]
         self.wanted = [(v, a) for v, a in wanted if v not in body.carries]
-        self.carried = [  # parameters that the iteration before has made
+        self.carried = [  # made of parameters by the iteration before
             v for v in body.carries if extra.wanted and v in plan.parameters
         ]
 
@@ -159,7 +159,7 @@ class _Iteration:
             if program.is_active(atom):
                 assert isinstance(atom, Value)
                 seeds[atom] = promise + seeds.get(atom)
-                continue  # otherwise it carries relevance in some iteration, not here
+                continue  # else only other iterations' plans have it active
             if self.extra.wanted and atom in self.plan.parameters:
                 multiplier = promise.per_unit(self._number(atom, residuals))
                 if multiplier is not None:

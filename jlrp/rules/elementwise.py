@@ -75,7 +75,8 @@ class Pass(Rule):
         if multiplier is None or region is None:
             return Propagation([passing], lambda: _constants(replaced))
         if _is_costly(region):
-            # Or XLA keeps what the forward pass made of x, instead of x alone.
+            # Recomputed from x: else XLA merges this with the same equations of the
+            # forward pass, and keeps their results.
             x = depend_on(lax.optimization_barrier(x), after=ctx.arrived)
         passed = gated(region, x, y, multiplier, ctx)
         if region.may_miss:

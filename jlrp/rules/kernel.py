@@ -53,18 +53,18 @@ from jlrp.tactics import any_unbatched, depend_on, first_of
 
 
 class _Layer(NamedTuple):
-    """What a rule sees of a dense or convolution, but for the numbers.
+    """What a rule asks of a dense or convolution, beside its arrays; all of it static.
 
-    Equal layers are traced once.
+    Equal layers of equal shapes are traced once.
     """
 
     linear: LinearMap
     padding: Padding  # of x
-    nonnegative: bool  # x is
-    rectified: bool  # no relevance where z < 0
-    rounded: bool  # z was, in the forward pass
-    blocks: tuple[int, int] | None  # the axes of a large kernel's features
-    products: int  # that an output is the sum of
+    nonnegative: bool  # whether x >= 0 everywhere
+    rectified: bool  # whether relevance is 0 where z < 0: a ReLU follows
+    rounded: bool  # whether the forward pass rounded z to a narrower dtype
+    blocks: tuple[int, int] | None  # of a large kernel: output features, in W and in z
+    products: int  # how many products x w are summed to an output
 
 
 class _Arrays(NamedTuple):
@@ -104,14 +104,15 @@ class _KernelRule(Rule):
                 promise.value,
                 None if promise.multiplier is None else lax.neg(promise.multiplier),
             )
-        # One element of it, or equal layers differ by what is behind them.
+        # One element: the whole array has another shape for each position of a layer,
+        # so that equal layers would be traced again.
         after = first_of(ctx.arrived)
         numbers = _Arrays(found.kernel, found.bias, x, z, promise, after)
         layer = _Layer(
             found.linear,
             padding_of(op.inputs[0]),
             "nonnegative" in op.facts,
-            # z is another one where there are values, or the bias is split off.
+            # Not where z is divided otherwise: by values, or without its bias.
             "rectified" in op.facts
             and promise.value is None
             and self.option != "split",
@@ -125,7 +126,7 @@ class _KernelRule(Rule):
 
             def shared(*moved: Array) -> Array:
                 by = ctx.replaced(dict(zip(wanted, moved, strict=True))).kernel_map(op)
-                again = layer._replace(rounded=True)  # W x is of the moved kernel
+                again = layer._replace(rounded=True)  # W x is not z - b then
                 split = _Split(self, again, numbers._replace(kernel=by.kernel))
                 if split.bias is not None:
                     split.bias = by.bias
@@ -305,11 +306,11 @@ def _called(rule: _KernelRule, layer: _Layer, numbers: _Arrays) -> Promise:
 
 
 class _Split:
-    """Shares relevance by parts of the kernel, and remembers what was absorbed.
+    """Divides relevance by sums over parts of the kernel, and notes what is absorbed.
 
     Attributes:
       relevance, z, bias: after the rule's option for the bias; None is no bias.
-      kernel: of this one others are made, when relevance arrives.
+      kernel: W with a control dependency on relevance; of it are made |W|, W+, W-.
     """
 
     def __init__(self, rule: _KernelRule, layer: _Layer, numbers: _Arrays):
@@ -317,12 +318,12 @@ class _Split:
         self.rectified = layer.rectified
         self.stabilizer = rule.stabilizing
         self.absorbed: list[Callable[[], Causes]] = []
-        self.shared: list[tuple[Array, Array]] = []  # per unit, and all that is shared
+        self.shared: list[tuple[Array, Array]] = []  # R / z, and z, of each division
         self.x = numbers.x
         self.kernel = depend_on(numbers.kernel, after=numbers.after)
         self._layer, self._numbers = layer, numbers
         self._linear: Array | None = None
-        self.few: Array | None = None  # whether somewhere few products have a sign
+        self.few: Array | None = None  # whether a sign is rare somewhere, see ``sums``
         self.z, bias = numbers.z, numbers.bias
         self.relevance = numbers.promise.resolve(self.z)
         if rule.option == "split" and bias is not None:
@@ -343,7 +344,7 @@ class _Split:
         return self._map.transpose(kernel, y)
 
     def transpose_whole(self, y: Array) -> Array:
-        """By the kernel as it is, which is there before relevance arrives."""
+        """By W itself, of which nothing has to be made first."""
         numbers = self._numbers
         return self._map.transpose(numbers.kernel, y, numbers.after)
 
@@ -423,8 +424,9 @@ class _Split:
     def sums(self, signs: Sequence[Sign]) -> Sequence[Array]:
         """The sums of the positive products ``x w``, and of the negative ones.
 
-        Both may come from ``W x`` and ``|W| |x|``: one map instead of four. They are
-        taken apart if anywhere few products have a sign: its digits would be lost.
+        Both follow from ``W x`` and ``|W| |x|``: one more map instead of four. Where
+        one sign is rare, the difference of these cancels and loses its digits: if that
+        is so anywhere, each sign is summed by itself.
         """
 
         def apart() -> Sequence[Array]:
@@ -475,7 +477,7 @@ class _Split:
 
 Sign = Callable[[Array], Array]  # ``positive`` or ``negative``
 _SMALL = 1 / 32
-_FEW = 64  # of so few products all may well have one sign: nothing is shared
+_FEW = 64  # of fewer products one sign is often rare: each is summed by itself
 
 # Kernels that are much larger than what goes through them, as that of a language
 # model's logits, are explained by blocks of about so many elements, which fit in a

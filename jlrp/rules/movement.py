@@ -1,7 +1,8 @@
 """Movement and selection: relevance goes exactly where each number came from.
 
-Reshapes, slices, gathers, concatenation; max pooling, max, sort, top-k. Multipliers and
-values alike take the way back; a constant that was moved in keeps what reaches it.
+Reshapes, slices, gathers, concatenation; max pooling, max, sort, top-k. Both parts of a
+promise, multiplier and value, go through the transpose; a constant among the operands
+(a concatenated token, padding) absorbs what reaches it.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class _ProductRule(Rule):
     def from_reference(self, op: Operation) -> Rule:
         return Difference(self._gates)
 
-    _gates: ClassVar[str] = "share"  # what a reference makes of the rule
+    _gates: ClassVar[str] = "share"  # of ``Difference``, which replaces the rule
 
     def _weights(self, op: Operation) -> tuple[float, ...]:
         raise NotImplementedError
