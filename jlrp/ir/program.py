@@ -2,7 +2,7 @@
 
 Bodies of calls (``jit``, ``custom_jvp_call``, ...) are looked into: each call gets
 fresh values, since two calls of one jitted function share a jaxpr and its variables.
-The graph is one flat list of equations; facts and rules never meet a call.
+The graph is one flat list of equations; what recognises operations never meets a call.
 """
 
 from __future__ import annotations
