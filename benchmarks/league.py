@@ -6,12 +6,12 @@
 
 Networks of every kind that `auto` tells apart are trained here, on data that packages
 ship or that is made here. Parts (a pixel with its channels, a step of time, a word, a
-column) are removed by their relevance, by 0, by the example's mean, by a blur; the score
-is the probability of the predicted class; ABPC is the mean over the points of LeRF -
-MoRF. What explains from a baseline has as baseline what the removal leaves.
+column) are removed by their relevance, by 0, by the example's mean, by a blur; the
+score is the probability of the predicted class; ABPC is the mean over the points of
+LeRF - MoRF. What explains from a baseline has as baseline what the removal leaves.
 
-Each measurement is a line of a file in --folder, written when it is made; a run that was
-killed goes on with what lacks. Trained weights lie beside it.
+Each measurement is a line of a file in --folder, written when it is made; a run that
+was killed goes on with what lacks. Trained weights lie beside it.
 
 The split was written down before the first run: CHOOSING is what constants and clauses
 of `auto` may be taken from, HELD_OUT is what they are checked on. Both halves have the
@@ -21,7 +21,6 @@ same kinds of networks; data, depth and width differ.
 import argparse
 import functools
 import json
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from jlrp import Composite, baselines, composites, metrics, rules
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "league.md"
-POINTS, TESTS = 16, 400
+POINTS = 8  # of a curve
 
 # Data
 
@@ -183,22 +182,27 @@ def removals(shape):
     return found
 
 
-# Methods: (fn, params, x, parts, baseline) -> relevance
+# Methods: (case, removal) -> relevance
 
 
-def by_rules(composite):
-    def method(case, removal):
-        return jlrp.relevance(*case.called, composite=composite)
+@dataclass(frozen=True)
+class ByRules:
+    """Relevance by a composite, relative to what the removal leaves if asked for."""
 
-    return method
+    composite: str | Composite
+    relative: bool = False
 
+    def options(self, case, removal):
+        baseline = {"baseline": removal(case.x)} if self.relative else {}
+        return {"composite": self.composite, **baseline}
 
-def from_baseline(composite):
-    def method(case, removal):
-        baseline = removal(case.x)
-        return jlrp.relevance(*case.called, composite=composite, baseline=baseline)
+    def __call__(self, case, removal):
+        return jlrp.relevance(*case.called, **self.options(case, removal))
 
-    return method
+    def key(self, case, removal):
+        """What two composites have in common that are one on this network."""
+        report = jlrp.inspect(*case.called, **self.options(case, removal))
+        return self.relative, *((row.kind, row.rule) for row in report.operations)
 
 
 def gradients(name, **options):
@@ -235,38 +239,38 @@ def on_convolutions(near, far, base="attnlrp"):
     return Composite(optional, base)
 
 
-LOW_HIGH = "epsilon_gamma_box"  # made for the data
 PRESETS = [n for n in sorted(composites.PRESETS) if n != "gradient_input"]
-GAMMAS = ((0.6, 0.1), (0.6, 0.03), (1.5, 0.1), (0.3, 0.015), (0.1, 0.01), (0.02, 0.001))
-ON_DIFFERENCES = ((0.6, 0.03), (0.1, 0.01), (0.02, 0.002))
-
-
-def falling(near, far):
-    return f"Gamma {near:g} to {far:g}"
+GAMMAS = ((1.5, 0.1), (0.6, 0.03), (0.1, 0.01))
+# What clauses are chosen from is measured first.
+FIRST = ("attnlrp", "auto", "cp_lrp", "dynamic_lrp", "epsilon_plus", "mamba_lrp")
 
 
 def methods(kind, low, high):
-    """By name: the method, and whether it depends on the removal."""
-    found = {}
-    for name in PRESETS:
-        composite = composites.epsilon_gamma_box(low, high) if name == LOW_HIGH else name
-        found[name] = by_rules(composite), False
+    """By name, in the order in which they are measured."""
+    bounded = {"epsilon_gamma_box": composites.epsilon_gamma_box(low, high)}
+    found = {name: ByRules(name) for name in FIRST}
     if kind == "convolutions":
-        for gammas in GAMMAS:
-            found[falling(*gammas)] = by_rules(on_convolutions(*gammas)), False
-        for gammas in ON_DIFFERENCES:
-            composite = on_convolutions(*gammas, "deep_lift")
-            found[f"{falling(*gammas)}, differences"] = from_baseline(composite), True
-    for name in ("auto", "deep_lift", "epsilon_plus"):
-        found[f"{name}, differences"] = from_baseline(name), True
+        for near, far in GAMMAS:
+            name = f"Gamma {near:g} to {far:g}"
+            found[name] = ByRules(on_convolutions(near, far))
+            composite = on_convolutions(near, far, "deep_lift")
+            found[f"{name}, differences"] = ByRules(composite, True)
+    for name in ("auto", "deep_lift"):
+        found[f"{name}, differences"] = ByRules(name, True)
     if kind in ("attention", "recurrence"):
-        found["cp_lrp, differences"] = from_baseline("cp_lrp"), True
-    found["gradient"] = gradients("gradient"), False
-    found["gradient x input"] = gradients("gradient_input"), False
-    found["SmoothGrad"] = gradients("smoothgrad", samples=16), False
-    found["integrated gradients"] = integrated, True
-    found["occlusion, 4 windows"] = occluded, True
+        found["cp_lrp, differences"] = ByRules("cp_lrp", True)
+    found["gradient x input"] = gradients("gradient_input")
+    found["integrated gradients"] = integrated
+    found["occlusion, 4 windows"] = occluded
+    rest = (name for name in PRESETS if name not in found)
+    found |= {name: ByRules(bounded.get(name, name)) for name in rest}
+    found["epsilon_plus, differences"] = ByRules("epsilon_plus", True)
+    found["gradient"] = gradients("gradient")
+    found["SmoothGrad"] = gradients("smoothgrad", samples=16)
     return found
+
+
+RELATIVE = ("integrated gradients", "occlusion, 4 windows")
 
 
 # Running
@@ -279,22 +283,27 @@ class Case:
         self.entry, data = ENTRIES[name], ENTRIES[name].data(seed)
         model = self.entry.model
         self.fn = lambda variables, x: model.apply(variables, x)
-        self.variables = trained(folder / "weights" / slug(name, seed), *(
-            (model, data, self.entry.steps, seed)
-        ))
+        self.variables = trained(
+            folder / "weights" / slug(name, seed),
+            *((model, data, self.entry.steps, seed)),
+        )
         self.x, self.parts = jnp.asarray(data.test[:examples]), data.parts
         self.called = self.fn, self.variables, self.x
         scores = jax.nn.softmax(self.fn(self.variables, self.x))
         self.sure = float(scores.max(-1).mean())
         self.known = {}
 
-    def relevance(self, method, depends, removal, key):
-        """One relevance for all removals, if it does not depend on them."""
-        if depends:
-            return method(self, removal)
+    def relevance(self, name, method, removal):
+        """One relevance for all methods and removals that make no difference to it."""
+        if isinstance(method, ByRules):
+            key = method.key(self, removal)
+        else:
+            key = name
+        relative = getattr(method, "relative", name in RELATIVE)
+        key = (key, removal) if relative else key
         if key not in self.known:
             self.known[key] = method(self, removal)
-        return self.known[key]
+        return key, self.known[key]
 
     def abpc(self, relevance, removal):
         found = metrics.curves(
@@ -318,9 +327,11 @@ def trained(file, model, data, steps, seed):
     variables = small.train(model, data, steps, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".part")
-    partial.write_bytes(flax.serialization.msgpack_serialize(
-        jax.tree.map(np.asarray, flax.serialization.to_state_dict(variables))
-    ))
+    partial.write_bytes(
+        flax.serialization.msgpack_serialize(
+            jax.tree.map(np.asarray, flax.serialization.to_state_dict(variables))
+        )
+    )
     partial.rename(file)
     return variables
 
@@ -340,7 +351,13 @@ class Rows:
 
     @staticmethod
     def key(row):
-        return row["network"], row["seed"], row["examples"], row["removal"], row["method"]
+        return (
+            row["network"],
+            row["seed"],
+            row["examples"],
+            row["removal"],
+            row["method"],
+        )
 
     def add(self, row):
         self.found[self.key(row)] = row
@@ -348,42 +365,32 @@ class Rows:
             file.write("\n" + json.dumps(row))  # behind what may have been cut off
 
 
-def measure(name, seed, examples, rows, folder):
+def measure(name, seed, examples, rows, folder, only=None):
     """What lacks of one network."""
     data = ENTRIES[name].data(seed)
     low, high = min(0.0, float(data.test.min())), max(0.0, float(data.test.max()))
-    every = methods(ENTRIES[name].kind, low, high)
+    every, hows = methods(ENTRIES[name].kind, low, high), removals(data.test.shape[1:])
     wanted = [
-        (removal, method)
+        (method, removal)
         for method in every
-        for removal in removals(data.test.shape[1:])
+        for removal in hows
+        if only is None or method in only
         if (name, seed, examples, removal, method) not in rows.found
     ]
     if not wanted:
         return
     begun = time.perf_counter()
-    case, alike = Case(name, seed, examples, folder), {}
-    for removal, method in wanted:
-        run, depends = every[method]
-        how = removals(case.x.shape[1:])[removal]
-        key = same_rules(case, method, low, high) if method in PRESETS else method
-        if (key, removal) not in alike:
-            relevance = case.relevance(run, depends, how, key)
-            alike[key, removal] = case.abpc(relevance, how)
-        abpc = [round(float(v), 4) for v in alike[key, removal]]
-        rows.add({
-            **dict(network=name, seed=seed, examples=examples, removal=removal),
-            **dict(method=method, sure=round(case.sure, 3), abpc=abpc),
-        })
+    case, known = Case(name, seed, examples, folder), {}
+    for method, removal in wanted:
+        how = hows[removal]
+        key, relevance = case.relevance(method, every[method], how)
+        if (key, removal) not in known:
+            known[key, removal] = case.abpc(relevance, how)
+        abpc = [round(float(v), 4) for v in known[key, removal]]
+        row = dict(network=name, seed=seed, examples=examples, removal=removal)
+        rows.add({**row, "method": method, "sure": round(case.sure, 3), "abpc": abpc})
     jax.clear_caches()
     print(f"{name}, seed {seed}: {time.perf_counter() - begun:.0f} s", flush=True)
-
-
-def same_rules(case, name, low, high):
-    """What two presets have in common that are one on this network."""
-    composite = composites.epsilon_gamma_box(low, high) if name == LOW_HIGH else name
-    report = jlrp.inspect(*case.called, composite=composite)
-    return tuple((row.kind, row.rule) for row in report.operations)
 
 
 def main():
@@ -394,6 +401,7 @@ def main():
     add("--half", choices=HALVES, help="both, if not given")
     add("--seeds", type=int, default=1, help="networks and data of each kind")
     add("--examples", type=int, default=200, help="at most, of each network")
+    add("--methods", nargs="+", help="names, for a part of the rows")
     add("--folder", type=Path, default=ROOT / "build" / "league")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -402,7 +410,7 @@ def main():
     chosen = options.names or HALVES.get(options.half, ENTRIES)
     for seed in range(options.seeds):
         for name in chosen:
-            measure(name, seed, options.examples, rows, options.folder)
+            measure(name, seed, options.examples, rows, options.folder, options.methods)
 
 
 if __name__ == "__main__":
