@@ -240,9 +240,14 @@ def on_convolutions(near, far, base="attnlrp"):
 
 
 PRESETS = [n for n in sorted(composites.PRESETS) if n != "gradient_input"]
-GAMMAS = ((1.5, 0.1), (0.6, 0.03), (0.1, 0.01))
+GAMMAS = ((1.5, 0.1), (0.6, 0.3), (0.6, 0.03), (0.3, 0.1), (0.3, 0.03), (0.1, 0.01))
+ON_DIFFERENCES = ((1.5, 0.1), (0.6, 0.03), (0.1, 0.01), (0.03, 0.003))
 # What clauses are chosen from is measured first.
 FIRST = ("attnlrp", "auto", "cp_lrp", "dynamic_lrp", "epsilon_plus", "mamba_lrp")
+
+
+def falling(near, far):
+    return f"Gamma {near:g} to {far:g}"
 
 
 def methods(kind, low, high):
@@ -250,11 +255,11 @@ def methods(kind, low, high):
     bounded = {"epsilon_gamma_box": composites.epsilon_gamma_box(low, high)}
     found = {name: ByRules(name) for name in FIRST}
     if kind == "convolutions":
-        for near, far in GAMMAS:
-            name = f"Gamma {near:g} to {far:g}"
-            found[name] = ByRules(on_convolutions(near, far))
-            composite = on_convolutions(near, far, "deep_lift")
-            found[f"{name}, differences"] = ByRules(composite, True)
+        for gammas in GAMMAS:
+            found[falling(*gammas)] = ByRules(on_convolutions(*gammas))
+        for gammas in ON_DIFFERENCES:
+            composite = on_convolutions(*gammas, "deep_lift")
+            found[f"{falling(*gammas)}, differences"] = ByRules(composite, True)
     for name in ("auto", "deep_lift"):
         found[f"{name}, differences"] = ByRules(name, True)
     if kind in ("attention", "recurrence"):
@@ -393,6 +398,102 @@ def measure(name, seed, examples, rows, folder, only=None):
     print(f"{name}, seed {seed}: {time.perf_counter() - begun:.0f} s", flush=True)
 
 
+# The page
+
+
+OURS = set(PRESETS) - {"auto"}
+MARK = "<!-- What follows is written by benchmarks/league.py -->"
+
+
+class Figures:
+    """ABPC of each example by network, removal and method; of all seeds."""
+
+    def __init__(self, rows, examples):
+        self.values = {}
+        for row in rows:
+            if row["examples"] == examples:
+                place = row["network"], row["removal"], row["method"]
+                self.values.setdefault(place, []).append(row["abpc"])
+        self.values = {k: np.concatenate(v) for k, v in self.values.items()}
+
+    def of(self, network, removal):
+        """By method."""
+        return {
+            method: values
+            for (name, how, method), values in self.values.items()
+            if (name, how) == (network, removal)
+        }
+
+
+def mean_of(found, method):
+    return f"{found[method].mean():.3f}" if method in found else ""
+
+
+def comparison(found, ours, others):
+    """The default, the best of others, and the interval of their difference."""
+    others = [m for m in others if m in found]
+    if ours not in found or not others:
+        return "", "", ""
+    best = max(others, key=lambda m: found[m].mean())
+    gap = metrics.interval(found[ours] - found[best])
+    return mean_of(found, ours), f"{mean_of(found, best)} ({best})", str(gap)
+
+
+def summary(figures, half, removal):
+    """A line for each network."""
+    others = ("gradient x input", "integrated gradients", "occlusion, 4 windows")
+    header = ["network", "`auto`", "best preset", "`auto` more by"]
+    header += ["from the baseline: `auto`", "best other", "`auto` more by", *others]
+    yield header
+    for network in HALVES[half]:
+        found = figures.of(network, removal)
+        from_baseline = [m for m in found if m.endswith(", differences")]
+        yield [
+            network,
+            *comparison(found, "auto", OURS),
+            *comparison(
+                found,
+                "auto, differences",
+                [m for m in from_baseline if m != "auto, differences"],
+            ),
+            *(mean_of(found, m) for m in others),
+        ]
+
+
+def in_full(figures, half, removal):
+    """A line for each method, a column for each network."""
+    networks = [n for n in HALVES[half] if figures.of(n, removal)]
+    found = {n: figures.of(n, removal) for n in networks}
+    every = list(dict.fromkeys(m for f in found.values() for m in f))
+    yield ["method", *networks]
+    for method in sorted(every, key=lambda m: (m.endswith("differences"), m)):
+        yield [method, *(mean_of(found[n], method) for n in networks)]
+
+
+def table(lines):
+    header, *rows = lines
+    rule = ["---"] * len(header)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def page(figures, examples):
+    """Write the figures behind the text of the page."""
+    counts = sum(len(v) for v in figures.values.values())
+    parts = [MARK, "", f"## Figures\n\nUp to {examples} examples, {machine()}. "]
+    parts[-1] += f"In all {counts} curves; networks that are not listed did not run."
+    for half in HALVES:
+        for removal in ("zero", "mean", "blur"):
+            title = f"{half} half, removed by {removal}".capitalize()
+            parts += ["", f"### {title}", "", table(summary(figures, half, removal))]
+    parts += ["", "## Every method"]
+    for half in HALVES:
+        for removal in ("zero", "mean", "blur"):
+            title = f"{half} half, every method, removed by {removal}".capitalize()
+            parts += ["", f"### {title}", "", table(in_full(figures, half, removal))]
+    text = PAGE.read_text().split(MARK)[0] if PAGE.exists() else ""
+    PAGE.write_text(text + "\n".join(parts) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
@@ -406,11 +507,16 @@ def main():
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     rows = Rows(options.folder / "rows.jsonl")
+    if options.what == "page":
+        return page(Figures(rows.found.values(), options.examples), options.examples)
     print(machine())
     chosen = options.names or HALVES.get(options.half, ENTRIES)
     for seed in range(options.seeds):
         for name in chosen:
-            measure(name, seed, options.examples, rows, options.folder, options.methods)
+            measure(
+                *(name, seed, options.examples, rows, options.folder),
+                only=options.methods,
+            )
 
 
 if __name__ == "__main__":
