@@ -13,12 +13,14 @@ a parameter, which belongs to the affine operation. At its start so does
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jax
 import numpy as np
+from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.intervals import at_zero, is_elementwise, scalar_of, value_at
@@ -323,6 +325,25 @@ class Regions:
             return False
         alone = len(self.program.active_inputs(equation)) == 1
         return alone and any(map(self.program.is_dead, equation.inputs))
+
+
+def to_start(
+    region: Region | None, shape: tuple[int, ...]
+) -> Callable[[jax.Array], jax.Array]:
+    """The numbers of a region's end, each where in the start it was made from."""
+    if region is None or region.layout is None:
+        return lambda end: end
+    view = region.layout
+    digits = [digit for axis in view.axes for digit in axis]
+    order = sorted(range(len(digits)), key=lambda i: -abs(digits[i][1]))
+    backwards = [k for k, i in enumerate(order) if digits[i][1] < 0]
+
+    def back(end: jax.Array) -> jax.Array:
+        end = lax.reshape(end, [size for size, _ in digits])
+        end = lax.rev(lax.transpose(end, order), backwards)
+        return lax.reshape(end, shape)
+
+    return back
 
 
 def _is_nonlinear(

@@ -23,7 +23,7 @@ from jlrp.ir import jax_compat
 from jlrp.ir.families import keeps_order
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Value
-from jlrp.ops.activation import Region
+from jlrp.ops.activation import Region, to_start
 from jlrp.ops.base import Operation
 from jlrp.promise import Promise, safe_divide, unless_zero, zero, zeros_like
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
@@ -92,23 +92,6 @@ class Pass(Rule):
             return {"blocked": blocked, **_constants(replaced)}
 
         return Propagation([handed], causes)
-
-
-def to_start(region: Region | None, shape: tuple[int, ...]) -> Callable[[Array], Array]:
-    """The numbers of a region's end, each where in the start it was made from."""
-    if region is None or region.layout is None:
-        return lambda end: end
-    view = region.layout
-    digits = [digit for axis in view.axes for digit in axis]
-    order = sorted(range(len(digits)), key=lambda i: -abs(digits[i][1]))
-    backwards = [k for k, i in enumerate(order) if digits[i][1] < 0]
-
-    def back(end: Array) -> Array:
-        end = lax.reshape(end, [size for size, _ in digits])
-        end = lax.rev(lax.transpose(end, order), backwards)
-        return lax.reshape(end, shape)
-
-    return back
 
 
 def _without_missing(promise: Promise, x: Array, y: Array) -> tuple[Promise, Array]:

@@ -11,10 +11,10 @@ from jax.extend.core.primitives import custom_vjp_call_p
 
 from jlrp.ir.primitives import names_where, traits
 from jlrp.ir.program import Value
+from jlrp.ops.activation import to_start
 from jlrp.ops.base import Operation
 from jlrp.promise import Promise, product, unless_zero
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
-from jlrp.rules.elementwise import to_start
 from jlrp.rules.reference import Taylor
 from jlrp.rules.stopped import dead_part
 

@@ -12,7 +12,7 @@ integrated (four points of Gauss-Legendre) where it is small.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
+from jlrp.analysis.terms import is_move
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Value
-from jlrp.ops.activation import Region
+from jlrp.ops.activation import Region, to_start
 from jlrp.ops.base import Operation
 from jlrp.ops.decompositions import bound, decomposition_of
 from jlrp.ops.means.line import nodes_of
@@ -46,7 +47,8 @@ def mean_vjp(op: Operation, cotangents: Cotangents, points: Points) -> list[Arra
         held = lax.optimization_barrier((x, x0))
         x, x0 = (depend_on(v, after=points.arrived) for v in held)
     slope = _Secants(region, x, x0, points).of_end()
-    return [unless_zero(lax.mul(m.astype(slope.dtype), slope), m)]
+    handed = unless_zero(lax.mul(m.astype(slope.dtype), slope), m)
+    return [to_start(region, x.shape)(handed)]
 
 
 def left_over(
@@ -58,11 +60,16 @@ def left_over(
 class _Secants:
     """``[v] = (v(x) - v(x0)) / (x - x0)`` for the values v of a region.
 
-    None stands for 0. Where x = x0 they are derivatives.
+    None stands for 0. Where x = x0 they are derivatives. Each is laid out as its value
+    is, and so is the change of x that it is divided by: movement inside of a region
+    moves both.
     """
 
     def __init__(self, region: Region, x: Array, x0: Array, points: Points):
-        self.region, self.d = region, difference(x, x0)
+        d = difference(x, x0)
+        self.region, self._dtype = region, d.dtype
+        self._d: dict[Atom, Array] = {region.start: d}  # and x0, laid out as a value is
+        self._x0: dict[Atom, Array] = {region.start: x0}
         self._here = {**points.region(region, x), region.start: x}
         self._there = {**points.reference.region(region, x0), region.start: x0}
         self._points, self._inside = points, set(region.equations)
@@ -72,8 +79,9 @@ class _Secants:
         for equation in self.region.equations:  # in order: recursion may be too deep
             for out in equation.outputs:
                 self.of(out)
-        slope = self.of(self.region.end)
-        return jnp.zeros_like(self.d) if slope is None else slope
+        end = self.region.end
+        slope = self.of(end)
+        return jnp.zeros(end.shape, self._dtype) if slope is None else slope
 
     def of(self, atom: Atom) -> Array | None:
         if isinstance(atom, Literal):
@@ -83,9 +91,11 @@ class _Secants:
             self._memo[atom] = self._made_by(atom) if made else None
         return self._memo[atom]
 
-    def both(self, atom: Atom) -> tuple[Array, Array]:
-        """The atom at the two points, both of the shape of x or scalars."""
-        return self._like(self._here, atom), self._like(self._there, atom)
+    def both(self, equation: Equation, atom: Atom) -> tuple[Array, Array]:
+        """An operand of an equation at the two points, shaped like the output."""
+        shape = equation.outputs[0].shape
+        here, there = self._like(self._here, atom), self._like(self._there, atom)
+        return jnp.broadcast_to(here, shape), jnp.broadcast_to(there, shape)
 
     def _like(self, env: dict[Any, Array], atom: Atom) -> Array:
         if isinstance(atom, Literal):
@@ -93,8 +103,7 @@ class _Secants:
         else:
             value = env[atom] if atom in env else self._points.read(atom)
         floating = jnp.issubdtype(value.dtype, jnp.floating)
-        value = jnp.asarray(value, self.d.dtype) if floating else jnp.asarray(value)
-        return jnp.broadcast_to(value, self.d.shape)
+        return jnp.asarray(value, self._dtype) if floating else jnp.asarray(value)
 
     def _made_by(self, value: Value) -> Array | None:
         equation = value.producer
@@ -103,28 +112,51 @@ class _Secants:
         slopes = [self.of(a) for a in equation.inputs]
         if all(s is None for s in slopes):
             return None
+        if is_move(equation):
+            for numbers in (self._d, self._x0):
+                of_operands = [numbers.get(a) for a in equation.inputs]
+                numbers[value] = self._moved(equation, value, of_operands)
+            return self._moved(equation, value, slopes)
+        like = next(a for a in equation.inputs if a in self._d)
+        self._d[value], self._x0[value] = self._d[like], self._x0[like]
         if (combine := _COMBINE.get(equation.primitive)) is not None:
             return combine(self, equation, *equation.inputs)
         if row.name in _CLOSED and slopes[0] is not None:
-            a, b = self.both(equation.inputs[0])
+            a, b = self.both(equation, equation.inputs[0])
             return lax.mul(_CLOSED[row.name](a, b), slopes[0])
         if row.stops or not jnp.issubdtype(value.dtype, jnp.inexact):
-            return self._divided(value)  # a mask made of x: a step has no slope
+            return self._divided(equation)  # a mask made of x: a step has no slope
         if len(equation.inputs) == 1 and slopes[0] is not None:
-            a, b = self.both(equation.inputs[0])
+            a, b = self.both(equation, equation.inputs[0])
             function = _function_of(equation)
             return lax.mul(_by_size(function, a, b), slopes[0])
-        return self._integrated(equation, value)
+        return self._integrated(equation)
 
-    def _divided(self, value: Value) -> Array:
-        a, b = self.both(value)
+    def _moved(
+        self, equation: Equation, value: Value, numbers: Sequence[Array | None]
+    ) -> Array:
+        """What moves as an equation's operands do; zeros for those that do not vary."""
+        operands: list[Array] = []
+        for atom, number in zip(equation.inputs, numbers, strict=True):
+            if number is None:
+                number = self._like(self._here, atom)
+                if jnp.issubdtype(number.dtype, jnp.inexact):  # else it is an index
+                    number = jnp.zeros_like(number)
+            operands.append(number)
+        outs = (decomposition_of(equation) or bound(equation))(*operands)
+        return outs[equation.outputs.index(value)]
+
+    def _divided(self, equation: Equation) -> Array:
+        (value,) = equation.outputs
+        a, b = self.both(equation, value)
         if not jnp.issubdtype(a.dtype, jnp.inexact):
-            a, b = a.astype(self.d.dtype), b.astype(self.d.dtype)
-        return safe_divide(difference(a, b), self.d)
+            a, b = a.astype(self._dtype), b.astype(self._dtype)
+        return safe_divide(difference(a, b), self._d[value])
 
-    def _integrated(self, equation: Equation, value: Value) -> Array:
+    def _integrated(self, equation: Equation) -> Array:
         """Of several operands that all change: by partial derivatives, or divided."""
-        here, there = zip(*(self.both(a) for a in equation.inputs), strict=True)
+        pairs = (self.both(equation, a) for a in equation.inputs)
+        here, there = zip(*pairs, strict=True)
         slopes = [self.of(a) for a in equation.inputs]
         directions = [
             jnp.zeros_like(a) if s is None else s.astype(a.dtype)
@@ -137,8 +169,9 @@ class _Secants:
             return jax.jvp(function, tuple(at), tuple(directions))[1]
 
         mean = sum(w * derivative(t) for t, w in zip(*nodes_of(4), strict=True))
-        close = lax.abs(self.d) < _CLOSE * (1 + lax.abs(self._there[self.region.start]))
-        return jnp.where(close, jnp.asarray(mean), self._divided(value))
+        (value,) = equation.outputs
+        close = lax.abs(self._d[value]) < _CLOSE * (1 + lax.abs(self._x0[value]))
+        return jnp.where(close, jnp.asarray(mean), self._divided(equation))
 
     # The rules of calculus, for differences.
 
@@ -146,7 +179,7 @@ class _Secants:
         if not jnp.issubdtype(equation.outputs[0].dtype, jnp.inexact) or (
             isinstance(a, Value) and not jnp.issubdtype(a.dtype, jnp.inexact)
         ):
-            return self._divided(equation.outputs[0])
+            return self._divided(equation)
         return self.of(a)
 
     def negated(self, equation: Equation, a: Atom) -> Array | None:
@@ -160,23 +193,25 @@ class _Secants:
         return _plus(self.of(a), self.negated(equation, b))
 
     def product(self, equation: Equation, a: Atom, b: Atom) -> Array | None:
-        return _plus(self._times_mean(a, b), self._times_mean(b, a))
+        return _plus(self._times_mean(equation, a, b), self._times_mean(equation, b, a))
 
-    def _times_mean(self, moving: Atom, other: Atom) -> Array | None:
+    def _times_mean(
+        self, equation: Equation, moving: Atom, other: Atom
+    ) -> Array | None:
         slope = self.of(moving)
         if slope is None:
             return None
-        u, u0 = self.both(other)
+        u, u0 = self.both(equation, other)
         return lax.mul(slope, u if self.of(other) is None else _mean(u, u0))
 
     def quotient(self, equation: Equation, a: Atom, b: Atom) -> Array | None:
         """Of ``y b = a``: ``[y] = ([a] - y0 [b]) / b``, at the larger b of the two."""
-        b1, b0 = self.both(b)
+        b1, b0 = self.both(equation, b)
         slope_a, slope_b = self.of(a), self.of(b)
         if slope_b is None:
             assert slope_a is not None
             return safe_divide(slope_a, b1)
-        y1, y0 = self.both(equation.outputs[0])
+        y1, y0 = self.both(equation, equation.outputs[0])
         first = lax.ge(lax.abs(b1), lax.abs(b0))
         taken = lax.mul(lax.select(first, y0, y1), slope_b)
         whole = lax.neg(taken) if slope_a is None else lax.sub(slope_a, taken)
@@ -184,7 +219,7 @@ class _Secants:
 
     def extreme(self, equation: Equation, a: Atom, b: Atom) -> Array | None:
         """``max(a, b) = b + relu(a - b)``, with the secant of the ReLU."""
-        (a1, a0), (b1, b0) = self.both(a), self.both(b)
+        (a1, a0), (b1, b0) = self.both(equation, a), self.both(equation, b)
         if isinstance(a, Literal):  # at a tie the constant wins: ReLU's step is 0 at 0
             (a, b), (a1, a0), (b1, b0) = (b, a), (b1, b0), (a1, a0)
         sign = 1 if equation.primitive is p.max_p else -1
@@ -197,8 +232,12 @@ class _Secants:
         """``min(max(a, low), high)`` with bounds that do not change."""
         slope = self.of(a)
         if slope is None or self.of(low) is not None or self.of(high) is not None:
-            return self._integrated(equation, equation.outputs[0])
-        (a1, a0), (low1, _), (high1, _) = self.both(a), self.both(low), self.both(high)
+            return self._integrated(equation)
+        (a1, a0), (low1, _), (high1, _) = (
+            self.both(equation, a),
+            self.both(equation, low),
+            self.both(equation, high),
+        )
         above = _share_above(a1 - low1, a0 - low1)
         m1, m0 = lax.max(a1, low1), lax.max(a0, low1)
         return slope * above * _share_above(high1 - m1, high1 - m0)
@@ -206,18 +245,16 @@ class _Secants:
     def chosen(self, equation: Equation, which: Atom, *cases: Atom) -> Array:
         """The case's own secant where both points choose it, else divided."""
         of_case = [self.of(c) for c in cases]
-        zeros = jnp.zeros_like(self.d)
+        zeros = jnp.zeros(equation.outputs[0].shape, self._dtype)
         slopes = [zeros if s is None else s for s in of_case]
-        first, second = self.both(which)
+        first, second = self.both(equation, which)
         alike = lax.select_n(first, *slopes)
-        return lax.select(
-            lax.eq(first, second), alike, self._divided(equation.outputs[0])
-        )
+        return lax.select(lax.eq(first, second), alike, self._divided(equation))
 
     def integer_power(self, equation: Equation, a: Atom) -> Array | None:
         slope, n = self.of(a), equation.params["y"]
         assert slope is not None
-        u, v = self.both(a)
+        u, v = self.both(equation, a)
         if abs(n) > _TERMS:
             return lax.mul(_by_size(_function_of(equation), u, v), slope)
         return lax.mul(_of_power(u, v, n), slope)
@@ -226,14 +263,14 @@ class _Secants:
         """``exp(b log a)`` of a constant power, where both a are positive."""
         slope = self.of(a)
         if slope is None or self.of(b) is not None:
-            return self._integrated(equation, equation.outputs[0])
-        (u, v), (n, _) = self.both(a), self.both(b)
+            return self._integrated(equation)
+        (u, v), (n, _) = self.both(equation, a), self.both(equation, b)
         positive = lax.bitwise_and(lax.gt(u, zero(u)), lax.gt(v, zero(v)))
         one = jnp.ones_like(u)
         u, v = (lax.select(positive, w, one) for w in (u, v))
         logs = n * lax.log(u), n * lax.log(v)
         found = _of_exp(*logs) * n * _of_log(u, v) * slope
-        return lax.select(positive, found, self._divided(equation.outputs[0]))
+        return lax.select(positive, found, self._divided(equation))
 
 
 def _plus(a: Array | None, b: Array | None) -> Array | None:
