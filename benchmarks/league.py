@@ -240,7 +240,18 @@ def on_convolutions(near, far, base="attnlrp"):
 
 
 PRESETS = [n for n in sorted(composites.PRESETS) if n != "gradient_input"]
-GAMMAS = ((1.5, 0.1), (0.6, 0.3), (0.6, 0.03), (0.3, 0.1), (0.3, 0.03), (0.1, 0.01))
+GAMMAS = (
+    (1.5, 0.1),
+    (0.6, 0.3),
+    (0.6, 0.1),
+    (0.6, 0.03),
+    (0.3, 0.3),
+    (0.2, 0.2),
+    (0.3, 0.1),
+    (0.3, 0.03),
+    (0.1, 0.1),
+    (0.1, 0.01),
+)
 ON_DIFFERENCES = ((1.5, 0.1), (0.6, 0.03), (0.1, 0.01), (0.03, 0.003))
 # What clauses are chosen from is measured first.
 FIRST = ("attnlrp", "auto", "cp_lrp", "dynamic_lrp", "epsilon_plus", "mamba_lrp")
