@@ -493,11 +493,11 @@ def mamba_lrp() -> Composite:
 def auto() -> Composite:
     """The default: each part of a program by what it is, in any spelling.
 
-    1. *Convolutions*: ``Gamma``, 0.6 near x, falling by equal factors with depth to
-       ``0.1 * 0.3 ** min(1, (n / 49) ** 2)`` at the output, of n convolutions: 0.1 in
-       small networks, 0.03 from 49 on.
-    2. Of these, *convolutions of large images*, of which an output sees at most a 32nd
-       of the image's shorter side: ``Flat``. None below 96 pixels with kernels of 3.
+    1. *Convolutions*: ``Gamma(0.2)``, on images below 96 pixels, signals and volumes.
+    2. *Of large images*: ``Gamma``, 0.6 near x, falling by equal factors with depth to
+       ``0.1 * 0.3 ** min(1, (n / 49) ** 2)`` at the output, of n convolutions: 0.03
+       from 49 on. ``Flat`` on those of which an output sees at most a 32nd of the
+       image's shorter side: none below 96 pixels with kernels of 3.
     3. *Patches*: a first convolution whose windows do not overlap (stride >= kernel) is
        a dense layer on patches: LRP-0, as where a reshape cuts them. So is a
        convolution with one position to be at.
@@ -510,10 +510,16 @@ def auto() -> Composite:
     6. All else (attention, gates, mixers, dense layers): ``attnlrp``, which is LRP-0
        where no values are multiplied by values.
 
+    With a ``baseline`` it is ``deep_lift``; in networks of at least 8 convolutions
+    these have ``Gamma`` on differences, 0.03 near x to 0.003 at the output, which
+    absorbs nothing either.
+
     Several clauses may hold for one program; ``jlrp.inspect`` says in a line which were
-    taken, and why. 0.6, 0.03 and 1/32 were measured on EfficientNet-Lite0 with
-    ImageNet's weights; 0.1 and clauses 3 and 4 were chosen on small networks of ours.
-    What was measured on which is in ``docs/choosing-a-composite.md``.
+    taken, and why. 0.2, 8, 0.03 and 0.003 were chosen on seven small networks of 2 to
+    20 convolutions and checked on six others (``docs/league.md``). Clause 2 rests on
+    one network alone, EfficientNet-Lite0 with ImageNet's weights; clause 4 on small
+    LSTMs and GRUs of ours. ``docs/choosing-a-composite.md`` has what was measured, and
+    ``jlrp.choose`` measures on a model of one's own.
 
     Example:
       >>> import jax.numpy as jnp, jlrp
