@@ -276,6 +276,7 @@ def choose(
 
 _DEFAULT = "auto"
 _LEAST = 4  # examples
+_GAMMAS = ((1.5, 0.1), (0.6, 0.3), (0.6, 0.03), (0.1, 0.1), (0.03, 0.003))  # by depth
 
 
 def _check_x(x: PyTree) -> int:
@@ -323,7 +324,7 @@ def _presets(x: Array | np.ndarray) -> dict[str, str | Composite]:
         name = f"epsilon_gamma_box({low:.3g}, {high:.3g})"
         found[name] = composites.epsilon_gamma_box(low, high)
     del found["epsilon_gamma_box"]
-    for gammas in ((1.5, 0.1), (0.6, 0.03), (0.1, 0.01)):
+    for gammas in _GAMMAS:
         found[f"gamma_by_depth(0.0, {gammas})"] = gamma_by_depth(0.0, gammas)
     found["attnlrp(0.25, 0.05)"] = composites.attnlrp(0.25, 0.05)
     found["cp_lrp(0.25, 0.05)"] = composites.cp_lrp(0.25, 0.05)
