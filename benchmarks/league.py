@@ -481,6 +481,28 @@ def in_full(figures, half, removal):
         yield [method, *(mean_of(found[n], method) for n in networks)]
 
 
+def candidates(figures, half, base):
+    """What others have more than a base: means over convolutional networks, the least."""
+    networks = [n for n, entry in HALVES[half].items() if entry.kind == "convolutions"]
+    relative = base.endswith(", differences")
+    gaps = {}
+    for removal in ("zero", "mean", "blur"):
+        for network in networks:
+            found = figures.of(network, removal)
+            for method in found if base in found else ():
+                if method.endswith(", differences") == relative and method != base:
+                    gap = found[method].mean() - found[base].mean()
+                    gaps.setdefault(method, {}).setdefault(removal, []).append(gap)
+    yield [f"more than {base}", "networks", "zero", "mean", "blur"]
+    for method in sorted(gaps, key=lambda m: -np.mean(sum(gaps[m].values(), []))):
+        if method.startswith(("Gamma", "auto", "attnlrp", "epsilon_plus", "deep_lift")):
+            yield [
+                method,
+                str(len(gaps[method]["zero"])),
+                *(f"{np.mean(v):+.3f} ({min(v):+.3f})" for v in gaps[method].values()),
+            ]
+
+
 def table(lines):
     header, *rows = lines
     rule = ["---"] * len(header)
@@ -496,6 +518,11 @@ def page(figures, examples):
         for removal in ("zero", "mean", "blur"):
             title = f"{half} half, removed by {removal}".capitalize()
             parts += ["", f"### {title}", "", table(summary(figures, half, removal))]
+    parts += ["", "## Convolutions: means over networks, and the least of one"]
+    for half in HALVES:
+        for base in ("Gamma 0.6 to 0.1", "deep_lift, differences"):
+            parts += ["", f"### {half.capitalize()} half, beside {base}", ""]
+            parts.append(table(candidates(figures, half, base)))
     parts += ["", "## Every method"]
     for half in HALVES:
         for removal in ("zero", "mean", "blur"):
