@@ -482,7 +482,7 @@ def in_full(figures, half, removal):
 
 
 def candidates(figures, half, base):
-    """What others have more than a base: means over convolutional networks, the least."""
+    """What others have more than a base: mean of the convolutional networks, least."""
     networks = [n for n, entry in HALVES[half].items() if entry.kind == "convolutions"]
     relative = base.endswith(", differences")
     gaps = {}
