@@ -457,7 +457,8 @@ def summary(figures, half, removal):
     header += ["from the baseline: `auto`", "best other", "`auto` more by", *others]
     yield header
     for network in HALVES[half]:
-        found = figures.of(network, removal)
+        if not (found := figures.of(network, removal)):
+            continue
         from_baseline = [m for m in found if m.endswith(", differences")]
         yield [
             network,
@@ -512,17 +513,18 @@ def table(lines):
 def page(figures, examples):
     """Write the figures behind the text of the page."""
     counts = sum(len(v) for v in figures.values.values())
-    parts = [MARK, "", f"## Figures\n\nUp to {examples} examples, {machine()}. "]
-    parts[-1] += f"In all {counts} curves; networks that are not listed did not run."
-    for half in HALVES:
-        for removal in ("zero", "mean", "blur"):
-            title = f"{half} half, removed by {removal}".capitalize()
-            parts += ["", f"### {title}", "", table(summary(figures, half, removal))]
+    said = f"Up to {examples} examples of each network, {counts} pairs of curves."
+    parts = [MARK, "", "## Figures", "", f"{said} {machine()}."]
     parts += ["", "## Convolutions: means over networks, and the least of one"]
     for half in HALVES:
         for base in ("Gamma 0.6 to 0.1", "deep_lift, differences"):
             parts += ["", f"### {half.capitalize()} half, beside {base}", ""]
             parts.append(table(candidates(figures, half, base)))
+    parts += ["", "## By network"]
+    for half in HALVES:
+        for removal in ("zero", "mean", "blur"):
+            title = f"{half} half, removed by {removal}".capitalize()
+            parts += ["", f"### {title}", "", table(summary(figures, half, removal))]
     parts += ["", "## Every method"]
     for half in HALVES:
         for removal in ("zero", "mean", "blur"):
