@@ -2,6 +2,7 @@
 
 from jlrp import composites, rules
 from jlrp.api import Explainer, Explanation, audit, explain, inspect, relevance
+from jlrp.choosing import choose
 from jlrp.composites import Composite
 from jlrp.errors import (
     InputError,
@@ -39,6 +40,7 @@ __all__ = [
     "TargetError",
     "UnsupportedPrimitiveError",
     "audit",
+    "choose",
     "composites",
     "custom_relevance",
     "explain",

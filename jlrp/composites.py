@@ -203,7 +203,7 @@ class Composite:
         """The composite for relevance from a reference.
 
         What ``auto`` chooses by a program absorbs relevance, so that ``deep_lift``
-        takes its place.
+        takes its place, or gammas on differences, which absorb nothing either.
         """
         found = object.__new__(Composite)
         view = replace(self.view, relative=True)
@@ -211,7 +211,7 @@ class Composite:
             view = replace(view, hold_statistics=False, find_signals=False)
         object.__setattr__(found, "pairs", self.pairs)
         object.__setattr__(found, "view", view)
-        object.__setattr__(found, "rest", self.rest and _complete)
+        object.__setattr__(found, "rest", self.rest and _from_a_baseline)
         return found
 
     def for_program(self, operations: Sequence[Operation]) -> tuple[Pair, ...]:
@@ -493,11 +493,11 @@ def mamba_lrp() -> Composite:
 def auto() -> Composite:
     """The default: each part of a program by what it is, in any spelling.
 
-    1. *Convolutions*: ``Gamma``, 0.6 near x, falling by equal factors with depth to
-       ``0.1 * 0.3 ** min(1, (n / 49) ** 2)`` at the output, of n convolutions: 0.1 in
-       small networks, 0.03 from 49 on.
-    2. Of these, *convolutions of large images*, of which an output sees at most a 32nd
-       of the image's shorter side: ``Flat``. None below 96 pixels with kernels of 3.
+    1. *Convolutions*: ``Gamma(0.2)``, on images below 96 pixels, signals and volumes.
+    2. *Of large images*: ``Gamma``, 0.6 near x, falling by equal factors with depth to
+       ``0.1 * 0.3 ** min(1, (n / 49) ** 2)`` at the output, of n convolutions: 0.03
+       from 49 on. ``Flat`` on those of which an output sees at most a 32nd of the
+       image's shorter side: none below 96 pixels with kernels of 3.
     3. *Patches*: a first convolution whose windows do not overlap (stride >= kernel) is
        a dense layer on patches: LRP-0, as where a reshape cuts them. So is a
        convolution with one position to be at.
@@ -510,10 +510,16 @@ def auto() -> Composite:
     6. All else (attention, gates, mixers, dense layers): ``attnlrp``, which is LRP-0
        where no values are multiplied by values.
 
+    With a ``baseline`` it is ``deep_lift``; in networks of at least 8 convolutions
+    these have ``Gamma`` on differences, 0.03 near x to 0.003 at the output, which
+    absorbs nothing either.
+
     Several clauses may hold for one program; ``jlrp.inspect`` says in a line which were
-    taken, and why. 0.6, 0.03 and 1/32 were measured on EfficientNet-Lite0 with
-    ImageNet's weights; 0.1 and clauses 3 and 4 were chosen on small networks of ours.
-    What was measured on which is in ``docs/choosing-a-composite.md``.
+    taken, and why. 0.2, 8, 0.03 and 0.003 were chosen on seven small networks of 2 to
+    20 convolutions and checked on six others (``docs/league.md``). Clause 2 rests on
+    one network alone, EfficientNet-Lite0 with ImageNet's weights; clause 4 on small
+    LSTMs and GRUs of ours. ``docs/choosing-a-composite.md`` has what was measured, and
+    ``jlrp.choose`` measures on a model of one's own.
 
     Example:
       >>> import jax.numpy as jnp, jlrp
@@ -526,8 +532,18 @@ def auto() -> Composite:
     return composite
 
 
-def _complete(operations: Sequence[Operation]) -> Choice:
-    return Choice(deep_lift(), "from a baseline: deep_lift")
+def _from_a_baseline(operations: Sequence[Operation]) -> Choice:
+    """``deep_lift``, and small gammas on differences where convolutions are many."""
+    network = network_of(operations)
+    if network.count < _MANY or network.selective:
+        return Choice(deep_lift(), "from a baseline: deep_lift")
+    near, far = _ON_DIFFERENCES
+    pairs = _on_convolutions(network, (near, far), Difference())
+    why = (
+        f"from a baseline: deep_lift, on convolutions ({network.count}) Gamma {near:g} "
+        f"to {far:g}"
+    )
+    return Choice(_preset(*pairs, ("*", Difference()), relative=True), why)
 
 
 @_parameters(hold_statistics=arguments.flag)
@@ -549,8 +565,11 @@ def deep_lift(hold_statistics: bool = False) -> Composite:
     return _preset(*pairs, hold_statistics=hold_statistics, relative=True)
 
 
-_NEAR, _FAR = 0.6, 0.1  # gammas of convolutions at x, and at the output
+_GAMMA = 0.2  # of convolutions
+_LARGE = 96  # pixels of a side: from here on as EfficientNet was measured
+_NEAR, _FAR = 0.6, 0.1  # there, at x and at the output
 _DEEP, _FURTHER = 49, 0.3  # in networks as deep as this, the latter is less
+_MANY, _ON_DIFFERENCES = 8, (0.03, 0.003)  # convolutions; gammas from a baseline
 _SMALL = 1 / 32  # of a side: Flat claims nothing below this
 
 
@@ -577,19 +596,28 @@ def _convolutional(network: Network) -> Iterator[_Clause]:
         for op, c in network.convolutions.items()
         if not c.dense and c.field is not None and c.field <= c.side * _SMALL
     )
-    far = _FAR * _FURTHER ** min(1.0, (count / _DEEP) ** 2)
-    pairs: list[tuple[Selector, Rule]] = [(flat.__contains__, Flat())] if flat else []
-    dense = frozenset(op for op, c in network.convolutions.items() if c.dense)
-    pairs.append((dense.__contains__, Zero()))
-    pairs += _falling_gammas(0.0, (_NEAR, far), 8, 1e-6)
     side = max(c.side for c in network.convolutions.values())
+    near, far = _GAMMA, _GAMMA
+    if side >= _LARGE:
+        near, far = _NEAR, _FAR * _FURTHER ** min(1.0, (count / _DEEP) ** 2)
+    pairs: list[tuple[Selector, Rule]] = [(flat.__contains__, Flat())] if flat else []
+    pairs += _on_convolutions(network, (near, far), Zero())
     if flat:
         seen = f"Flat on {len(flat)} that see at most 1/32 of {side:g}"
     elif side:
         seen = f"no Flat, since all see more than 1/32 of {side:g}"
     else:
         seen = "no Flat on signals"
-    yield pairs, f"convolutions ({count}): Gamma {_NEAR:g} to {far:.2g}, {seen}"
+    gammas = f"Gamma {near:g}" if near == far else f"Gamma {near:g} to {far:.2g}"
+    yield pairs, f"convolutions ({count}): {gammas}, {seen}"
+
+
+def _on_convolutions(
+    network: Network, gammas: tuple[float, float], dense: Rule
+) -> list[tuple[Selector, Rule]]:
+    """Falling gammas, and a rule for those that are dense layers."""
+    apart = frozenset(op for op, c in network.convolutions.items() if c.dense)
+    return [(apart.__contains__, dense), *_falling_gammas(0.0, gammas, 8, 1e-6)]
 
 
 def _patched(network: Network) -> Iterator[_Clause]:

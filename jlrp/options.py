@@ -136,7 +136,7 @@ class RuleOptions:
         "baseline)``. None: to nothing, as LRP is. A number, an array or a pytree that "
         "broadcasts to x; a function of x, such as ``metrics.Blur(...)``; of token "
         "ids, ids; or ``jlrp.Background(data)``, the mean over its rows. ``auto`` is "
-        "``deep_lift`` then.",
+        "``deep_lift`` then, with small gammas where convolutions are many.",
         references.check,
         word=float,
         brief="A number that relevance is relative to, such as 0.",

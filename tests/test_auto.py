@@ -53,10 +53,7 @@ def stack(kernels, h, strides=(1, 1)):
 
 KERNELS = [shaped(3, 3, 3, 4), shaped(3, 3, 4, 4)]
 IMAGE = shaped(2, 16, 16, 3)
-TWO = (
-    "auto: convolutions (2): Gamma 0.6 to 0.1, no Flat, since all see more than 1/32 "
-    "of 16"
-)
+TWO = "auto: convolutions (2): Gamma 0.2, no Flat, since all see more than 1/32 of 16"
 
 
 def channels_first(kernels, h):
@@ -125,14 +122,12 @@ def test_long_signals_are_no_large_images():
     for kernel, x in (((3,), (2048,)), ((1, 3), (1, 2048)), ((3, 1), (2048, 1))):
         kernels = [shaped(*kernel, 3, 4), shaped(*kernel, 4, 4)]
         found = clause(stack, kernels, shaped(2, *x, 3))
-        assert found.endswith("Gamma 0.6 to 0.1, no Flat on signals")
+        assert found.endswith("Gamma 0.2, no Flat on signals")
 
 
 def test_gammas_are_as_said():
-    """Two convolutions and a dense layer at depths 0, 1/2 and 1, by hand."""
-    far = 0.1 * 0.3 ** (2 / 49) ** 2
-    gammas = [0.6 * (far / 0.6) ** ((step + 0.5) / 8) for step in (0, 4)]
-    named = {"a": gammas[0], "b": gammas[1]}
+    """Two convolutions of a small image and a dense layer, by hand."""
+    named = {"a": 0.2, "b": 0.2}
 
     def fn(params, h):
         for name in named:
@@ -150,6 +145,59 @@ def test_gammas_are_as_said():
     pairs = [((n, "conv"), rules.Gamma(gamma)) for n, gamma in named.items()]
     wanted = jlrp.relevance(fn, params, x, composite=Composite(pairs, "attnlrp"))
     np.testing.assert_allclose(jlrp.relevance(fn, params, x), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("count", [4, 49, 60])
+def test_gammas_fall_in_large_images(count):
+    """As was measured on EfficientNet-Lite0: 49 convolutions at 224 pixels."""
+    kernels = [shaped(3, 3, 3, 4), *[shaped(3, 3, 4, 4)] * (count - 1)]
+    fn = lambda k, h: stack(k, h, (2, 2, *[1] * (count - 2)))  # noqa: E731
+    x = shaped(1, 224, 224, 3)
+    far = 0.1 * 0.3 ** min(1, (count / 49) ** 2)
+    wanted = f"auto: convolutions ({count}): Gamma 0.6 to {far:.2g}, Flat on 2 "
+    assert clause(fn, kernels, x).startswith(wanted)
+    *_, last = rules_of(fn, kernels, x, "conv")
+    assert f"gamma={0.6 * (far / 0.6) ** (7.5 / 8):.6f}"[:14] in last
+    small = rules_of(fn, kernels, shaped(1, 95, 95, 3), "conv")
+    assert set(small) == {"Gamma(gamma=0.2, bias='absorb', stabilizer=1e-06)"}
+
+
+# From a baseline
+
+
+def relative_to_zero(fn, params, x):
+    total = lambda out: out.sum()  # noqa: E731
+    return jlrp.inspect(fn, params, x, total, baseline=0.0)
+
+
+@pytest.mark.parametrize("count", [7, 8])
+def test_many_convolutions_from_a_baseline(count):
+    kernels = [shaped(3, 3, 3, 4), *[shaped(3, 3, 4, 4)] * (count - 1)]
+    fn = lambda k, h: stack(k, h, [1] * count).mean((1, 2))  # noqa: E731
+    report = relative_to_zero(fn, kernels, IMAGE)
+    rules = [row.rule for row in report.operations if row.kind == "conv"]
+    if count < 8:
+        assert report.why == "auto: from a baseline: deep_lift"
+        assert set(rules) == {"Difference()"}
+    else:
+        gammas = "on convolutions (8) Gamma 0.03 to 0.003"
+        assert report.why == f"auto: from a baseline: deep_lift, {gammas}"
+        assert all(rule.startswith("Difference(Gamma(gamma=0.0") for rule in rules)
+    others = {row.rule for row in report.operations if row.kind != "conv"}
+    assert others == {"Difference()"}
+
+
+def test_many_convolutions_are_complete_from_a_baseline():
+    keys = jax.random.split(jax.random.key(0), 9)
+    shapes = [(3, 3, 3, 4), *[(3, 3, 4, 4)] * 7]
+    kernels = [
+        0.4 * jax.random.normal(k, s) for k, s in zip(keys[1:], shapes, strict=True)
+    ]
+    fn = lambda k, h: stack(k, h, [1] * 8).sum((1, 2))  # noqa: E731
+    x = jax.random.normal(keys[0], (2, 6, 6, 3))
+    found = jlrp.relevance(fn, kernels, x, 1, baseline=0.3)
+    change = (fn(kernels, x) - fn(kernels, jnp.full_like(x, 0.3)))[:, 1]
+    np.testing.assert_allclose(found.sum((1, 2, 3)), change, rtol=1e-10)
 
 
 # Flat, by receptive field and image

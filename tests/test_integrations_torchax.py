@@ -341,7 +341,7 @@ def test_auto_takes_the_clauses_of_other_libraries():
     patches = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Flatten(2))
     x = jax.ShapeDtypeStruct((2, 3, 16, 16), jnp.float32)
     for net, wanted in (
-        (two, "auto: convolutions (2): Gamma 0.6 to 0.1, no Flat"),
+        (two, "auto: convolutions (2): Gamma 0.2, no Flat"),
         (patches, "auto: patches that do not overlap: LRP-0"),
     ):
         fn, params = torchax.module(net.eval())

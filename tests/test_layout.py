@@ -21,8 +21,9 @@ LEVELS = {
     "rules": ["rules"],
     "plan": ["plan", "composites"],
     "engine": ["interpreter", "references", "options", "request", "caching"],
-    "api": ["api", "reports", "notices", "__init__"],
+    "api": ["api", "reports", "notices"],
     "apps": [
+        *["__init__", "choosing"],
         *["baselines", "flow", "integrations", "jobs", "metrics", "plotting"],
         "testing",
         *["cli", "__main__"],
@@ -34,11 +35,13 @@ DEPENDENCIES = {"jax", "numpy"}
 
 # What an integration or a picture may import besides, inside its functions.
 FRAMEWORKS = {
+    "choosing": {"tqdm"},
     "plotting/drawing": {"matplotlib"},
     "plotting/faithfulness": {"matplotlib"},
     "plotting/flows": {"matplotlib"},
     "plotting/images": {"matplotlib"},
     "plotting/inside": {"matplotlib"},
+    "plotting/measured": {"matplotlib"},
     "plotting/words": {"matplotlib"},
     "integrations/equinox": {"equinox"},
     "integrations/flax": {"flax"},

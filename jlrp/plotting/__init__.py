@@ -11,6 +11,7 @@ from jlrp.plotting.faithfulness import curves, randomisation
 from jlrp.plotting.flows import flow
 from jlrp.plotting.images import comparison, heatmap
 from jlrp.plotting.inside import heads, layers
+from jlrp.plotting.measured import intervals
 from jlrp.plotting.words import pairs, tokens
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "flow",
     "heads",
     "heatmap",
+    "intervals",
     "layers",
     "pairs",
     "randomisation",
