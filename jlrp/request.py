@@ -16,6 +16,7 @@ from jlrp.analysis.activity import Levels, activate
 from jlrp.analysis.dataflow import dependent
 from jlrp.analysis.integers import with_numbers
 from jlrp.analysis.quantised import straighten
+from jlrp.analysis.trips import without_trips
 from jlrp.arguments import check_array, leaves_of
 from jlrp.composites import assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
@@ -73,7 +74,7 @@ class Request:
         as_differentiated = options.composite.view.as_differentiated
         reading: dict[str, Any] = {"declared": _declared(as_differentiated)}
         if not as_differentiated:
-            reading["rewrite"] = straighten
+            reading["rewrite"] = _rewritten
         self.program, (scores, output) = trace(scored, params, x, **reading)
         self.batch = batch_of(x)
         self.target = targets.fitting(scores, self.target)
@@ -300,6 +301,11 @@ class Explained:
                     )
                 )
         return jax.tree.unflatten(request.params_tree, leaves)
+
+
+def _rewritten(program: Program) -> None:
+    straighten(program)
+    without_trips(program, registered())
 
 
 def _declared(always: bool) -> Declared:
