@@ -53,7 +53,7 @@ def forward(plan: Plan, arguments: Sequence[Array]) -> tuple[list[Array], Residu
     env: Residuals = dict(program.constants)
     env.update(zip(program.inputs, arguments, strict=True))
     recorded = {e: r for e, r in plan.recorders.items() if e not in plan.repeated}
-    _run(program.equations, env, recorded)
+    _run(program.own or program.equations, env, recorded)
     outputs = [read(env, atom) for atom in program.outputs]
     kept = {key: env[key] for key in (*plan.kept, *recorded)}
     kept |= {value: jax_compat.OnHost(env[value]) for value in plan.offloaded}

@@ -15,6 +15,7 @@ from jlrp.analysis.activity import Levels, activate
 from jlrp.analysis.dataflow import dependent
 from jlrp.analysis.integers import with_numbers
 from jlrp.analysis.quantised import straighten
+from jlrp.analysis.trips import without_trips
 from jlrp.arguments import check_array, leaves_of
 from jlrp.composites import assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
@@ -76,7 +77,7 @@ class Request:
             params,
             x,
             declared=_declared(as_differentiated),
-            rewrite=unchanged if as_differentiated else straighten,
+            rewrite=unchanged if as_differentiated else _rewritten,
         )
         self.batch = batch_of(x)
         self.target = targets.fitting(scores, self.target)
@@ -303,6 +304,11 @@ class Explained:
                     )
                 )
         return jax.tree.unflatten(request.params_tree, leaves)
+
+
+def _rewritten(program: Program) -> None:
+    straighten(program)
+    without_trips(program, registered())
 
 
 def _declared(always: bool) -> Declared:

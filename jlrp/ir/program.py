@@ -150,6 +150,7 @@ class Program:
     uses: dict[Value, list[Equation]] = field(default_factory=dict)
     choosing: dict[Equation, frozenset[Atom]] = field(default_factory=dict)  # keys
     fixed: dict[Value, bool] = field(default_factory=dict)  # made of literals alone?
+    own: list[Equation] = field(default_factory=list)  # as run, if read otherwise
     standing: dict[Value, Equation] = field(default_factory=dict)  # for their makers
     virtual: set[Value] = field(default_factory=set)  # that these alone compute
 
