@@ -52,6 +52,10 @@ class Aval(Protocol):
     @property
     def dtype(self) -> np.dtype: ...
 
+    def update(self, *, shape: tuple[int, ...]) -> Aval:
+        """The same of another shape."""
+        ...
+
 
 # Primitives whose body is part of the program: the parameter that holds it.
 _BODY_PARAMETER = {
