@@ -19,7 +19,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.analysis.intervals import scalar_of
 from jlrp.analysis.terms import Factor, Terms, View, is_move, joined, moved, moves_all
-from jlrp.ir.jax_compat import is_key
+from jlrp.ir.jax_compat import is_key, with_shape
 from jlrp.ir.names import is_inside, named_values, without_maps
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value, between
@@ -184,7 +184,7 @@ class _OneValue(Rewriting):
         self, like: Equation, inputs: Sequence[Atom], shape: tuple[int, ...]
     ) -> Value:
         (out,) = like.outputs
-        whole = Value(out.aval.update(shape=shape))
+        whole = Value(with_shape(out.aval, shape))
         equation = replace(
             like,
             inputs=tuple(inputs),

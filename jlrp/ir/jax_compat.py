@@ -52,10 +52,6 @@ class Aval(Protocol):
     @property
     def dtype(self) -> np.dtype: ...
 
-    def update(self, *, shape: tuple[int, ...]) -> Aval:
-        """The same of another shape."""
-        ...
-
 
 # Primitives whose body is part of the program: the parameter that holds it.
 _BODY_PARAMETER = {
@@ -81,6 +77,12 @@ def aval_of(atom: JaxAtom) -> Aval:
     """The abstract value of an atom of a jaxpr, which is an array."""
     aval: Any = atom.aval
     return aval
+
+
+def with_shape(aval: Aval, shape: tuple[int, ...]) -> Aval:
+    """The abstract value of an array of another shape."""
+    of_jax: Any = aval
+    return of_jax.update(shape=shape)
 
 
 def shape_of(atom: JaxAtom) -> jax.ShapeDtypeStruct:
