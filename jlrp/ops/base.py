@@ -12,6 +12,7 @@ from jlrp.ops.activation import Region
 from jlrp.ops.affine import Affine
 from jlrp.ops.embedding import Embedding
 from jlrp.ops.product import Product
+from jlrp.ops.softmax import Softmax
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Operation:
     region: Region | None = None
     product: Product | None = None
     embedding: Embedding | None = None
-    softmax_axes: tuple[int, ...] | None = None
+    softmax: Softmax | None = None
     bodies: tuple[tuple[Body, list[Operation]], ...] = ()
     facts: frozenset[str] = field(default_factory=frozenset)
     stopped: tuple[Value, ...] = ()

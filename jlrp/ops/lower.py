@@ -168,7 +168,7 @@ class _Builder:
         masked = may_be_minus_infinity(self.program, found.scores)
         return replace(
             self.group("softmax", "function", [found.scores], end),
-            softmax_axes=found.axes,
+            softmax=found,
             facts=frozenset({"masked"} if masked else ()),
         )
 

@@ -7,8 +7,9 @@ any spelling of the exponential, of the sum and of the quotient. Renormalised we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jax.extend.core import primitives as p
@@ -17,6 +18,7 @@ from jlrp.analysis.intervals import scalar_of
 from jlrp.analysis.terms import (
     Factor,
     Function,
+    Reading,
     Root,
     Term,
     Terms,
@@ -41,12 +43,18 @@ class Softmax:
     Attributes:
       scores: what it is a function of, before the shift, behind scales and masks.
       weights: whether it is the softmax itself, weights that sum to one.
-      axes: those along which it sums to one, if it moves nothing.
+      axes: those along which it sums to one, if it is the quotient of a plain
+        exponential and moves nothing.
+      rows: the axes of the scores along which each row of weights lies, whole and where
+        the scores are, however the sum is written.
+      base: the logarithm of what is raised to the scores.
     """
 
     scores: Value
     weights: bool = False
     axes: tuple[int, ...] | None = None
+    rows: tuple[int, ...] | None = None
+    base: float = 1.0
 
 
 class Softmaxes:
@@ -104,8 +112,40 @@ class Softmaxes:
             if found is not None:
                 scores = self._scores(found, summed)
                 axes = self._axes(end, found, summed)
-                return scores and Softmax(scores, True, axes)
+                if scores is None:
+                    return None
+                of_exponential = [f.view for f in term.factors if f.root is found]
+                still = of_exponential == [View.whole(scores.shape)]
+                return self._with_rows(
+                    Softmax(scores, True, axes), found, summed, still
+                )
         return None
+
+    def _with_rows(
+        self, softmax: Softmax, function: Function, summed: Term, still: bool = True
+    ) -> Softmax:
+        """With the axes of its rows, if they are where the scores are."""
+        axes = self._summed_axes(function, summed)
+        shape, made = softmax.scores.shape, function.made_by
+        if not still or axes is None or [e.outputs[0].shape for e in made] != [shape]:
+            return softmax
+        base = self._base(function)
+        if base is None or math.prod(shape[i] for i in axes) != math.prod(summed.inner):
+            return softmax
+        return replace(softmax, rows=tuple(axes), base=base)
+
+    def _base(self, function: Function) -> float | None:
+        """The logarithm of what is raised to the scores, up to a shift of these."""
+        exponent = self._exponent(function)
+        (made, *_) = function.made_by
+        operand = made.inputs[made.primitive is p.pow_p]
+        if exponent is not operand:
+            return 1.0
+        scaled = {t.factors: t.coefficient for t in function.argument.terms}
+        terms = self.terms.unmoved(operand).terms
+        ratios = {scaled.get(t.factors, np.nan) / t.coefficient for t in terms}
+        (first, *others) = ratios
+        return None if others or first != first else float(np.real(first))
 
     def _exponential(self, roots: Iterable[Root]) -> Function | None:
         """The one exponential that some active roots are made of, through sums and
@@ -334,19 +374,24 @@ class Softmaxes:
             exponent = self._exponent(function)
             same = exponent is not None and unmoved(minuend) is unmoved(exponent)
             scores = self._scores(function, summed) if same else None
-            return scores and Softmax(scores)
+            still = same and self._read(minuend) == self._read(exponent)
+            return scores and self._with_rows(Softmax(scores), function, summed, still)
         if isinstance(log_total, Value):  # x - (log sum exp(x - m) + m)
             inner = self._logsumexp(log_total)
             if inner is not None and unmoved(inner.scores) is unmoved(minuend):
-                return inner
+                still = self._read(minuend) == self._read(inner.scores)
+                return inner if still else replace(inner, rows=None)
         return None
+
+    def _read(self, atom: Atom | None) -> Reading | None:
+        return self.terms.read(atom) if isinstance(atom, Value) else None
 
     def _logsumexp(self, end: Value) -> Softmax | None:
         """``log sum exp(x)``, or ``log sum exp(x - m) + m``."""
         found = self._log_of_exponentials(end)
         if found is not None:
             exponent = self._exponent(found[0])
-            return exponent and Softmax(exponent)
+            return exponent and self._with_rows(Softmax(exponent), *found)
         made = produced_by(end, p.add_p, p.add_jaxvals_p)
         for log_total, shift in _both_ways(made) if made is not None else ():
             found = self._log_of_exponentials(unmoved(log_total))
@@ -354,7 +399,9 @@ class Softmaxes:
             shifted = produced_by(exponent, p.sub_p) if exponent else None
             if shifted is not None and unmoved(shifted.inputs[1]) is unmoved(shift):
                 scores = shifted.inputs[0]
-                return Softmax(scores) if isinstance(scores, Value) else None
+                if found is None or not isinstance(scores, Value):
+                    return None
+                return self._with_rows(Softmax(scores), *found)
         return None
 
     def _log_of_exponentials(self, atom: Atom) -> tuple[Function, Term] | None:

@@ -88,7 +88,7 @@ def direct_vjp(
     m = cotangents[0]
     if m is None or numbers.shape_of(op.inputs[0]).dtype != m.dtype:
         return None
-    if op.softmax_axes is not None:
+    if op.softmax is not None and op.softmax.axes is not None:
         return [_softmax_vjp(op, m, numbers)]
     if len(op.equations) == 1 and op.equations[0].primitive in _WINNERS:
         return _pooling_vjp(op.equations[0], m, numbers)
@@ -97,8 +97,9 @@ def direct_vjp(
 
 def _softmax_vjp(op: Operation, m: Array, numbers: Reader) -> Array:
     """``y (m - sum y m)``."""
-    y, axes = numbers.read(op.outputs[0]), op.softmax_axes
-    assert axes is not None
+    y = numbers.read(op.outputs[0])
+    assert op.softmax is not None and op.softmax.axes is not None
+    axes = op.softmax.axes
     if "masked" in op.facts:  # a row in which all is masked is no number
         y = lax.select(lax.ne(y, y), lax.full_like(y, 0), y)
     mean = lax.reduce_sum(lax.mul(y, m), axes)

@@ -14,12 +14,10 @@ over, as a switch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import primitives as p
 
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
@@ -131,23 +129,16 @@ def is_exact(op: Operation) -> bool:
 
 def _rows_of(op: Operation) -> _Rows | None:
     """None: scattered or moved rows."""
-    scores, end = op.inputs[0], op.outputs[0]
-    primitives = {e.primitive for e in op.equations}
-    base = math.log(2) if p.exp2_p in primitives else 1.0
-    logarithm = not primitives.isdisjoint((p.log_p, p.log1p_p))
-    if op.softmax_axes is not None and scores.shape == end.shape:
-        return _Rows(op, "softmax", op.softmax_axes, True, base)
-    sums = [e for e in op.equations if e.primitive is p.reduce_sum_p]
-    moved = primitives.intersection((p.transpose_p, p.gather_p, p.scatter_add_p))
-    if len(sums) != 1 or moved or sums[0].inputs[0].shape != scores.shape:
+    found, scores, end = op.softmax, op.inputs[0], op.outputs[0]
+    if found is None or found.rows is None:
         return None
-    axes = tuple(sums[0].params["axes"])
-    if not logarithm:
-        same = scores.shape == end.shape
-        return _Rows(op, "softmax", axes, False, base) if same else None
-    if p.exp2_p in primitives:
+    plain = found.axes is not None and found.base == 1
+    if found.weights:
+        return _Rows(op, "softmax", found.rows, plain, found.base)
+    if found.base != 1:
         return None
     if scores.shape == end.shape:
-        return _Rows(op, "log", axes, True, base)
-    kept = math.prod(n for i, n in enumerate(scores.shape) if i not in axes)
-    return _Rows(op, "sum", axes, True, base) if kept == math.prod(end.shape) else None
+        return _Rows(op, "log", found.rows, True, found.base)
+    kept = [1 if i in found.rows else n for i, n in enumerate(scores.shape)]
+    alike = [n for n in kept if n != 1] == [n for n in end.shape if n != 1]
+    return _Rows(op, "sum", found.rows, True, found.base) if alike else None
