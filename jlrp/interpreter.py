@@ -101,7 +101,7 @@ class Delivered:
 
 def reverse(
     plan: Plan,
-    numbers: EvalContext,
+    ctx: EvalContext,
     seeds: Mapping[Value, Promise],
     observe: Observer | None = None,
     explained: Mapping[Value, Array] = _NONE,
@@ -120,15 +120,15 @@ def reverse(
         r_out = [_added(pending.pop(v, ())) for v in op.outputs]
         if all(promise is None for promise in r_out):
             continue
-        if numbers.arrived is None:
-            numbers.wait_for(r_out)
-        propagation = step.rule.propagate(op, r_out, numbers)
+        if ctx.arrived is None:
+            ctx.make_after(r_out)
+        propagation = step.rule.propagate(op, r_out, ctx)
         if observe is not None:
-            observe(step, r_out, propagation, numbers)
+            observe(step, r_out, propagation, ctx)
         if propagation.captured:
             inside[op.equations[0]] = propagation.captured
         if op.affine is not None:
-            numbers.wait_for(propagation.promises)
+            ctx.make_after(propagation.promises)
         for value, promise in zip(op.inputs, propagation.promises, strict=True):
             if promise is not None:
                 pending.setdefault(value, []).append(promise)
@@ -136,7 +136,7 @@ def reverse(
             if promise is not None and value in watched and value not in op.inputs:
                 captured[value] = promise
         wanted = plan.wanted(op)
-        multipliers = _of_constants(op, r_out, propagation, numbers, wanted)
+        multipliers = _of_constants(op, r_out, propagation, ctx, wanted)
         for value, m in zip(wanted, multipliers, strict=True):
             parameters[value] = m + parameters[value] if value in parameters else m
     sources = [_added(pending.get(value, ())) for value in plan.program.sources]
@@ -146,14 +146,14 @@ def reverse(
     return Delivered(sources, captured, parameters, inside)
 
 
-def captured(plan: Plan, delivered: Delivered, numbers: EvalContext) -> Captured:
+def captured(plan: Plan, delivered: Delivered, ctx: EvalContext) -> Captured:
     """The relevance that was asked for by name, zeros where there is none."""
 
     def one(name: str, entry: Entry) -> PyTree:
         if entry.like is None:
             return ()
         if entry.value is not None:
-            return resolved(entry.value, delivered.captured.get(entry.value), numbers)
+            return resolved(entry.value, delivered.captured.get(entry.value), ctx)
         of_loop = {} if entry.loop is None else delivered.inside.get(entry.loop, {})
         rows = jnp.zeros(entry.like.shape, entry.like.dtype)
         if entry.body in of_loop:
@@ -166,7 +166,7 @@ def captured(plan: Plan, delivered: Delivered, numbers: EvalContext) -> Captured
         start = jnp.zeros(rows.shape[1:], rows.dtype)
         if entry.start is not None:
             promise = delivered.captured.get(entry.start)
-            start = resolved(entry.start, promise, numbers).astype(rows.dtype)
+            start = resolved(entry.start, promise, ctx).astype(rows.dtype)
         if not len(rows):
             return rows
         if entry.backwards:
@@ -176,15 +176,15 @@ def captured(plan: Plan, delivered: Delivered, numbers: EvalContext) -> Captured
     return {name: [one(name, e) for e in es] for name, es in plan.captured.items()}
 
 
-def resolved(value: Value, promise: Promise | None, numbers: EvalContext) -> PyTree:
+def resolved(value: Value, promise: Promise | None, ctx: EvalContext) -> PyTree:
     """The relevance of a value; random keys have none, not even zeros."""
     if jax_compat.is_key(value.dtype):
         return ()
     if promise is None:
-        dtype = numbers.shape_of(value).dtype
+        dtype = ctx.shape_of(value).dtype
         dtype = dtype if is_float(value) else jnp.float32
         return jnp.zeros(value.shape, dtype).real
-    return promise.resolve(numbers.difference(value))
+    return promise.resolve(ctx.difference(value))
 
 
 def _added(promises: Sequence[Promise]) -> Promise | None:
@@ -227,7 +227,7 @@ def _of_constants(
     op: Operation,
     r_out: Sequence[Promise | None],
     propagation: Propagation,
-    numbers: EvalContext,
+    ctx: EvalContext,
     wanted: Sequence[Value],
 ) -> Sequence[Array]:
     """The multipliers of some constants of an operation."""
@@ -238,10 +238,10 @@ def _of_constants(
     shares = propagation.shares
     if shares is None:
         shares = [
-            promise and promise.per_unit(numbers.difference(out))
+            promise and promise.per_unit(ctx.difference(out))
             for out, promise in zip(op.outputs, r_out, strict=True)
         ]
-    multipliers = numbers.vjp_constants(op, shares, wanted)
+    multipliers = ctx.vjp_constants(op, shares, wanted)
     if op.region is not None and op.region.inverted:  # R / y is that of 1/y
         multipliers = [-m for m in multipliers]
     return multipliers
@@ -336,7 +336,7 @@ def _stackable(plan: Plan, found: Captured) -> Captured:
 
 
 class EvalContext:
-    """The context of rules: kept numbers, and operations as functions of them.
+    """The context of rules: residuals, and operations as functions of them.
 
     Low-precision programs are read and re-run in float32 here, so that relevance
     accumulates in float32.
@@ -364,10 +364,11 @@ class EvalContext:
         """What is made of parameters or recomputed depends on this relevance."""
         return self._recomputed.arrived
 
-    def wait_for(self, promises: Sequence[Promise | None]) -> None:
+    def make_after(self, promises: Sequence[Promise | None]) -> None:
+        """Let what is made of residuals from now on depend on these promises."""
         self._recomputed.arrived = next(iter(jax.tree.leaves(promises)), self.arrived)
         if self.reference is not None:
-            self.reference.wait_for(promises)
+            self.reference.make_after(promises)
 
     def replaced(self, numbers: Mapping[Value, Array]) -> EvalContext:
         residuals = {**self._residuals, **numbers}
@@ -541,8 +542,8 @@ class EvalContext:
         x = [self.read(v) for v in op.inputs]
 
         def outputs(*constants: Array) -> list[Array]:
-            numbers = self.replaced(dict(zip(wanted, constants, strict=True)))
-            return numbers.apply(op, x)
+            ctx = self.replaced(dict(zip(wanted, constants, strict=True)))
+            return ctx.apply(op, x)
 
         _, pull = jax.vjp(outputs, *(self.read(v) for v in wanted))
         return list(pull(self._filled(op, shares)))

@@ -207,15 +207,15 @@ class Request:
     ) -> Explained:
         """The reverse pass; with the forward pass at a reference, if there is one."""
         plan, outputs = at_x.plan, at_x.outputs
-        numbers = EvalContext(plan, at_x.kept, at_x.masks)
+        ctx = EvalContext(plan, at_x.kept, at_x.masks)
         if reference is not None:
-            numbers = numbers.with_reference(self._at_reference(at_x, reference))
+            ctx = ctx.with_reference(self._at_reference(at_x, reference))
         seeds = self._seeds(outputs)
-        delivered = reverse(plan, numbers, seeds, observe)
-        return Explained(self, plan, numbers, outputs, seeds, delivered)
+        delivered = reverse(plan, ctx, seeds, observe)
+        return Explained(self, plan, ctx, outputs, seeds, delivered)
 
     def _at_reference(self, at_x: AtX, reference: Sequence[Array]) -> EvalContext:
-        """The numbers of the program at the reference point."""
+        """The context of the program at the reference point."""
         n_params = self.params_tree.num_leaves
         leaves = [
             number if jax_compat.is_key(v.dtype) else jnp.broadcast_to(number, v.shape)
@@ -252,7 +252,7 @@ class Explained:
 
     request: Request
     plan: Plan
-    numbers: EvalContext
+    ctx: EvalContext
     outputs: Sequence[Array]
     seeds: Mapping[Value, Promise]
     delivered: Delivered
@@ -279,10 +279,10 @@ class Explained:
 
     @cached_property
     def _captured(self) -> captures.Captured:
-        return captured(self.plan, self.delivered, self.numbers)
+        return captured(self.plan, self.delivered, self.ctx)
 
     def _resolved(self, value: Value, promise: Promise | None) -> PyTree:
-        return resolved(value, promise, self.numbers)
+        return resolved(value, promise, self.ctx)
 
     def parameters(self) -> PyTree:
         """Relevance of the parameters: each times its multiplier."""
@@ -290,7 +290,7 @@ class Explained:
         n_params = request.params_tree.num_leaves
         given = dict(zip(request.parameters, request.arguments[:n_params], strict=True))
         floats = [v for v in request.parameters if is_float(v)]
-        known = {**self.numbers.kept, **given}
+        known = {**self.ctx.kept, **given}
         of_floats = to_inputs(self.plan, self.delivered, floats, known)
         multipliers = dict(zip(floats, of_floats, strict=True))
         leaves = []

@@ -111,15 +111,15 @@ def _audited(
     ) -> tuple[Array, Array, Array]:
         auditor = _Auditor()  # holds tracers: it must not outlive the trace
         explained = request.back(at_x, reference, auditor.observe)
-        numbers, sources = explained.numbers, explained.delivered.sources
-        handed = zip(request.sources, sources, strict=True)
+        ctx, sources = explained.ctx, explained.delivered.sources
+        of_x = zip(request.sources, sources, strict=True)
         totals = [
-            _relevance_at(explained.seeds.items(), numbers),
-            _relevance_at(handed, numbers),
+            _relevance_at(explained.seeds.items(), ctx),
+            _relevance_at(of_x, ctx),
         ]
         known["rows"] = tuple(auditor.rows)
         values, known["checked"] = _checked(plan)
-        arrays = [_real(numbers.read(v)) for v in values]
+        arrays = [_real(ctx.read(v)) for v in values]
         known["limits"] = tuple(float(jnp.finfo(a.dtype).min) / 2 for a in arrays)
         return (
             _stacked([*totals, *auditor.amounts]),
@@ -149,16 +149,16 @@ class _Auditor:
     def observe(
         self,
         step: Step,
-        arriving: Sequence[Promise | None],
-        handed: Propagation,
-        numbers: EvalContext,
+        r_out: Sequence[Promise | None],
+        propagation: Propagation,
+        ctx: EvalContext,
     ) -> None:
-        op, causes = step.operation, handed.causes()
+        op, causes = step.operation, propagation.causes()
         row = Row(op.kind, op.scope, repr(step.rule), repr(op), tuple(causes))
         self.rows.append(row)
         self.amounts += [
-            _relevance_at(zip(op.outputs, arriving, strict=True), numbers),
-            _relevance_at(zip(op.inputs, handed.promises, strict=True), numbers),
+            _relevance_at(zip(op.outputs, r_out, strict=True), ctx),
+            _relevance_at(zip(op.inputs, propagation.promises, strict=True), ctx),
             *causes.values(),
         ]
 
@@ -173,10 +173,10 @@ def _ledger_row(row: Row, amounts: Sequence[float]) -> LedgerRow:
 
 
 def _relevance_at(
-    pairs: Iterable[tuple[Value, Promise | None]], numbers: EvalContext
+    pairs: Iterable[tuple[Value, Promise | None]], ctx: EvalContext
 ) -> ArrayLike:
     amounts = [
-        jnp.sum(promise.resolve(numbers.difference(value)))
+        jnp.sum(promise.resolve(ctx.difference(value)))
         for value, promise in pairs
         if promise is not None
     ]
