@@ -463,7 +463,7 @@ def first_lines(error: BaseException) -> str:
 def shapes_of(tree: PyTree) -> str:
     """A pytree of arrays in short: ``{'w': float32[3, 2]}``."""
 
-    def of(leaf: Any) -> _Text:
+    def of(leaf: PyTree) -> _Text:
         shape = getattr(leaf, "shape", None)
         return _Text(f"{leaf.dtype}{list(shape)}" if shape is not None else shown(leaf))
 

@@ -356,7 +356,7 @@ def _source(data: str) -> Any:
         ) from error
 
 
-def _target(target: str | None) -> Any:
+def _target(target: str | None) -> PyTree:
     if target is None or target.lstrip("-").isdecimal():
         return target and int(target)
     return _source(target)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +40,6 @@ from jlrp.tactics import depend_on
 from jlrp.typing import PyTree
 
 Array = jax.Array
-Env = dict[Any, Any]  # arrays by Value; what loops record, by Equation
 _NONE: Residuals = {}
 Observer = Callable[[Step, Sequence[Promise | None], Propagation, "EvalContext"], None]
 
@@ -52,10 +50,10 @@ def forward(plan: Plan, arguments: Sequence[Array]) -> tuple[list[Array], Residu
     What the rules of loops record is kept under their equation.
     """
     program = plan.program
-    env: Env = dict(program.constants)
+    env: Residuals = dict(program.constants)
     env.update(zip(program.inputs, arguments, strict=True))
     recorded = {e: r for e, r in plan.recorders.items() if e not in plan.repeated}
-    _run(program.equations, env, recorded)
+    _run(program.own or program.equations, env, recorded)
     outputs = [read(env, atom) for atom in program.outputs]
     kept = {key: env[key] for key in (*plan.kept, *recorded)}
     kept |= {value: jax_compat.OnHost(env[value]) for value in plan.offloaded}
@@ -68,7 +66,7 @@ def _on_device(number: Array | jax_compat.OnHost) -> Array:
 
 def _run(
     equations: Iterable[Equation],
-    env: Env,
+    env: Residuals,
     recorders: Mapping[Equation, Recorder],
 ) -> None:
     for equation in equations:
@@ -149,7 +147,7 @@ def reverse(
 
 
 def captured(plan: Plan, delivered: Delivered, numbers: EvalContext) -> Captured:
-    """The relevance that was asked for by name, zeros where none arrived."""
+    """The relevance that was asked for by name, zeros where there is none."""
 
     def one(name: str, entry: Entry) -> PyTree:
         if entry.like is None:
@@ -190,7 +188,7 @@ def resolved(value: Value, promise: Promise | None, numbers: EvalContext) -> PyT
 
 
 def _added(promises: Sequence[Promise]) -> Promise | None:
-    """What arrived for one value, summed from the last to the first.
+    """The promises of one value, summed from the last to the first.
 
     Along a residual stream the first is all that came from behind. Were the others
     added to it one by one, XLA would write the whole stream into each fusion.
@@ -206,7 +204,7 @@ def to_inputs(
     inputs: Sequence[Value],
     given: Mapping[Value, Array],
 ) -> Sequence[Array]:
-    """Multipliers of what operations read, handed on to the inputs it is made of."""
+    """Multipliers of inputs, by the chain rule from those of what is made of them."""
     wanted, constants = delivered.parameters, plan.program.constants
     equations, starts = computing(plan.program, wanted, plan.parameters.__contains__)
     read = [v for v in inputs if v in starts]
@@ -302,18 +300,20 @@ class Recomputed:
     def _held_back(
         self, starts: Sequence[Value], laid_out: frozenset[Atom]
     ) -> list[Array]:
-        """What a second run starts from, until relevance arrives.
+        """What a recomputation starts from, with a dependency on relevance.
 
-        To wait may be to be copied, so parameters do not, but for those ``laid_out``.
+        The dependency may cost a copy. So parameters have none, but for those that are
+        ``laid_out`` anew, which is a copy by itself.
         """
         numbers = [_on_device(self._kept[v]) for v in starts]
         floats = [i for i, v in enumerate(starts) if is_float(v)]
         if self._guarded and floats and self.arrived is not None:
             held = [*(numbers[i] for i in floats), self.arrived]
             for i, number in zip(floats, lax.optimization_barrier(held), strict=False):
-                still = self._plan.program.is_parameter(starts[i])
-                waits = not still or starts[i] in laid_out
-                numbers[i] = depend_on(number, after=self.arrived) if waits else number
+                is_parameter = self._plan.program.is_parameter(starts[i])
+                if starts[i] in laid_out or not is_parameter:
+                    number = depend_on(number, after=self.arrived)
+                numbers[i] = number
         return numbers
 
 
@@ -403,13 +403,13 @@ class EvalContext:
         return self._recomputed[atom]
 
     def forward_body(
-        self, plan: Any, inputs: Sequence[Array]
+        self, plan: Plan, inputs: Sequence[Array]
     ) -> tuple[list[Array], Residuals]:
         return forward(plan, inputs)
 
     def reverse_body(
         self,
-        plan: Any,
+        plan: Plan,
         residuals: Residuals | Both,
         seeds: Mapping[Value, Promise],
         observe: Observer | None,
@@ -420,9 +420,7 @@ class EvalContext:
     ) -> tuple[list[Promise | None], Sequence[Array], Captured]:
         masks = {**self._masks, **masks}
 
-        def at(
-            residuals: Mapping[Any, Any], reference: EvalContext | None
-        ) -> EvalContext:
+        def at(residuals: Residuals, reference: EvalContext | None) -> EvalContext:
             residuals = {**plan.program.constants, **residuals}
             recomputed = Recomputed(plan, residuals, guarded=False)
             return EvalContext(plan, residuals, masks, recomputed, reference)
@@ -444,7 +442,7 @@ class EvalContext:
     def made(
         self, program: Program, wanted: Sequence[Value], given: Mapping[Value, Array]
     ) -> dict[Value, Array]:
-        env: Env = {**program.constants, **given}
+        env: Residuals = {**program.constants, **given}
         equations, _ = computing(program, wanted, lambda _: True)
         evaluate(equations, env)
         return {v: env[v] for v in wanted}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ class Promise:
 
 class HasDtype(Protocol):
     @property
-    def dtype(self) -> Any: ...
+    def dtype(self) -> np.dtype: ...
 
 
 def is_complex(v: HasDtype) -> bool:
@@ -145,7 +145,7 @@ def _kept_fraction(z: Array, stabilizer: float) -> Array:
 
 
 def _or_zero(z: Array, relevance: Array) -> Array:
-    """z, 0 where it is NaN and no relevance arrived."""
+    """z, 0 where it is NaN and the relevance is 0."""
     missing = lax.bitwise_and(lax.ne(z, z), lax.eq(relevance, zero(relevance)))
     return lax.select(missing, zeros_like(z), z)
 
@@ -170,10 +170,10 @@ def difference(a: Array, b: Array) -> Array:
     return lax.select(same, zeros_like(a), lax.sub(a, b))
 
 
-def unless_zero(handed: Array, arrived: Array) -> Array:
-    """What is handed on, element by element: 0 where nothing arrived, even if NaN."""
-    kept = lax.bitwise_or(_is_finite(handed), lax.ne(arrived, zero(arrived)))
-    return lax.select(kept, handed, zeros_like(handed))
+def unless_zero(m_in: Array, m_out: Array) -> Array:
+    """Multipliers of an input, 0 where those of the output are, even if NaN."""
+    kept = lax.bitwise_or(_is_finite(m_in), lax.ne(m_out, zero(m_out)))
+    return lax.select(kept, m_in, zeros_like(m_in))
 
 
 def safe_divide(a: Array, b: Array) -> Array:

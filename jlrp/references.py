@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jlrp import arguments
 from jlrp.arguments import check_array, leaves_of, shown
 from jlrp.errors import InputError
 from jlrp.ir import jax_compat
-from jlrp.typing import Array, PyTree
+from jlrp.typing import Array, ArrayLike, PyTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Background:
     Source: Lundberg and Lee 2017 (DeepSHAP).
     """
 
-    data: Any
+    data: PyTree
     chunk: int = 8
 
     def __post_init__(self) -> None:
@@ -119,15 +119,18 @@ def resolved(baseline: Baseline, x: PyTree) -> list[Array] | None:
     return [_fitting(where, leaf, number, rows) for (where, leaf), number in pairs]
 
 
-def _alike(leaf: Any, number: Any, rows: bool) -> Any:
+def _alike(leaf: ArrayLike, number: ArrayLike, rows: bool) -> ArrayLike:
     """One number for all of x: of integers and booleans beside floats, their own."""
     dtype, given = jnp.result_type(leaf), jnp.result_type(number)
     if jnp.issubdtype(dtype, jnp.inexact) or not jnp.issubdtype(given, jnp.inexact):
         return number
-    return jnp.broadcast_to(leaf, (len(number), *np.shape(leaf))) if rows else leaf
+    if not rows:
+        return leaf
+    (n_rows, *_) = np.shape(number)
+    return jnp.broadcast_to(leaf, (n_rows, *np.shape(leaf)))
 
 
-def _fitting(where: str, leaf: Any, number: Any, rows: bool) -> Any:
+def _fitting(where: str, leaf: Array, number: ArrayLike, rows: bool) -> Array:
     dtype, shape = jnp.result_type(leaf), np.shape(leaf)
     given = jnp.result_type(number)
     name = f"baseline{where.removeprefix('x')}"
@@ -176,6 +179,6 @@ def mean_over(
     return jax.tree.map(lambda a: a / count, total)
 
 
-def _summing(array: Array) -> Any:
+def _summing(array: Array) -> np.dtype:
     floating = jnp.issubdtype(array.dtype, jnp.inexact)
     return array.dtype if floating else jnp.result_type(float)

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jlrp.analysis.activity import Levels, activate
 from jlrp.analysis.dataflow import dependent
 from jlrp.analysis.integers import with_numbers
 from jlrp.analysis.quantised import straighten
+from jlrp.analysis.trips import without_trips
 from jlrp.arguments import check_array, leaves_of
 from jlrp.composites import assign
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
@@ -32,7 +32,7 @@ from jlrp.interpreter import (
 from jlrp.ir import jax_compat, names
 from jlrp.ir.declared import Declared
 from jlrp.ir.primitives import names_where, primitives_where, traits
-from jlrp.ir.program import Equation, Program, Value, trace
+from jlrp.ir.program import Equation, Program, Value, trace, unchanged
 from jlrp.ops import captures
 from jlrp.ops.embedding import embeddings
 from jlrp.ops.lower import find_operations, stops
@@ -41,6 +41,7 @@ from jlrp.plan import residuals, targets
 from jlrp.plan.planning import Plan, is_float, make_plan, no_path, parameters_of
 from jlrp.promise import Promise
 from jlrp.rules import registered
+from jlrp.rules.base import Residuals
 from jlrp.typing import Array, Function, PyTree, Target
 
 
@@ -71,10 +72,13 @@ class Request:
         self.target = options.target if target is None else target
         scored = targets.scored(fn, self.target)
         as_differentiated = options.composite.view.as_differentiated
-        reading: dict[str, Any] = {"declared": _declared(as_differentiated)}
-        if not as_differentiated:
-            reading["rewrite"] = straighten
-        self.program, (scores, output) = trace(scored, params, x, **reading)
+        self.program, (scores, output) = trace(
+            scored,
+            params,
+            x,
+            declared=_declared(as_differentiated),
+            rewrite=unchanged if as_differentiated else _rewritten,
+        )
         self.batch = batch_of(x)
         self.target = targets.fitting(scores, self.target)
         targets.check(scores, self.target, self.batch)
@@ -186,7 +190,7 @@ class Request:
         return self.back(at_x, self.reference, observe)
 
     def forward(
-        self, plan: Plan, arguments: Sequence[Any], masks: Mapping[str, Any]
+        self, plan: Plan, arguments: Sequence[Array], masks: Mapping[str, Array]
     ) -> AtX:
         """The forward pass at x."""
         for name, place in self.conditions.items():
@@ -198,7 +202,7 @@ class Request:
     def back(
         self,
         at_x: AtX,
-        reference: Sequence[Any] | None = None,
+        reference: Sequence[Array] | None = None,
         observe: Observer | None = None,
     ) -> Explained:
         """The reverse pass; with the forward pass at a reference, if there is one."""
@@ -236,10 +240,10 @@ class AtX:
     """The forward pass at x: the outputs, and what the plan keeps."""
 
     plan: Plan
-    arguments: Sequence[Any]
-    masks: Mapping[str, Any]
-    outputs: Sequence[Any]
-    kept: dict[Any, Any]
+    arguments: Sequence[Array]
+    masks: Mapping[str, Array]
+    outputs: Sequence[Array]
+    kept: Residuals
 
 
 @dataclass(frozen=True)
@@ -287,8 +291,8 @@ class Explained:
         given = dict(zip(request.parameters, request.arguments[:n_params], strict=True))
         floats = [v for v in request.parameters if is_float(v)]
         known = {**self.numbers.kept, **given}
-        handed = to_inputs(self.plan, self.delivered, floats, known)
-        multipliers = dict(zip(floats, handed, strict=True))
+        of_floats = to_inputs(self.plan, self.delivered, floats, known)
+        multipliers = dict(zip(floats, of_floats, strict=True))
         leaves = []
         for v, number in given.items():
             if v not in multipliers:
@@ -300,6 +304,11 @@ class Explained:
                     )
                 )
         return jax.tree.unflatten(request.params_tree, leaves)
+
+
+def _rewritten(program: Program) -> None:
+    straighten(program)
+    without_trips(program, registered())
 
 
 def _declared(always: bool) -> Declared:

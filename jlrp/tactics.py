@@ -1,13 +1,12 @@
-"""Numbers that wait: made no sooner than what arrives.
+"""Control dependencies on relevance, and one branch for a whole batch.
 
 XLA's scheduler for CPUs starts whatever can start. All that the reverse pass makes of
 parameters alone, kernels of positive weights, kernels turned around for a transpose, it
-would make at once, before the forward pass, and hold until it is needed. So they get a
-data dependency on the relevance that arrives: on ResNet-50 z+ then takes two fifths of
-the memory. Rejected: ``lax.optimization_barrier``, which XLA's
-pipelines for CPUs take away before they schedule (jax 0.10), or which keeps what is
-behind it from being fused (0.12). Other schedulers look at memory by themselves: there
-nothing is added.
+would make at once, before the forward pass, and hold until it is used. So they get a
+data dependency on the relevance of the layer: on ResNet-50 z+ then takes two fifths of
+the memory. Rejected: ``lax.optimization_barrier``, which XLA's pipelines for CPUs take
+away before they schedule (jax 0.10), or which keeps what is behind it from being fused
+(0.12). Other schedulers look at memory by themselves: there nothing is added.
 """
 
 from __future__ import annotations
@@ -24,28 +23,28 @@ from jax.interpreters import ad, batching, mlir
 from jlrp.typing import Array
 
 depend_p = Primitive("depend")
-depend_p.def_impl(lambda arrived, number: number)
-depend_p.def_abstract_eval(lambda arrived, number: number)
+depend_p.def_impl(lambda after, value: value)
+depend_p.def_abstract_eval(lambda after, value: value)
 
 
-def _first(arrived: Array) -> Array:
-    return lax.slice(arrived, [0] * arrived.ndim, [1] * arrived.ndim)
+def _first(after: Array) -> Array:
+    return lax.slice(after, [0] * after.ndim, [1] * after.ndim)
 
 
-def _held_back(arrived: Array, number: Array) -> Array:
-    """The number, chosen by a comparison whose outcome the compiler does not know.
+def _held_back(after: Array, value: Array) -> Array:
+    """The value, chosen by a comparison whose outcome the compiler does not know.
 
     A tanh is nowhere above 2. To XLA it is too costly to be computed at each element,
     so it stays a program of its own: a cheap one would be written, with all that
-    ``arrived`` is made of, into whatever is made of the number.
+    ``after`` is made of, into whatever is made of the value.
     """
-    first = lax.reshape(_first(arrived), ())
+    first = lax.reshape(_first(after), ())
     bounded = lax.tanh(lax.real(first) if jnp.iscomplexobj(first) else first)
-    never = lax.gt(lax.broadcast(bounded, number.shape), np.asarray(2, bounded.dtype))
-    return lax.select(never, lax.full_like(number, 0), number)
+    never = lax.gt(lax.broadcast(bounded, value.shape), np.asarray(2, bounded.dtype))
+    return lax.select(never, lax.full_like(value, 0), value)
 
 
-mlir.register_lowering(depend_p, lambda ctx, arrived, number: [number])
+mlir.register_lowering(depend_p, lambda ctx, after, value: [value])
 mlir.register_lowering(
     depend_p, mlir.lower_fun(_held_back, multiple_results=False), platform="cpu"
 )
@@ -54,22 +53,22 @@ mlir.register_lowering(
 def _batched(
     args: Sequence[Array], axes: Sequence[int | None]
 ) -> tuple[Array, int | None]:
-    """What is not batched waits for the first of a batch, and stays one."""
-    (arrived, number), (axis, of_number) = args, axes
+    """A value without a batch depends on the first of the batch, and stays one."""
+    (after, value), (axis, of_number) = args, axes
     if axis is not None:
-        arrived = lax.index_in_dim(arrived, 0, axis, keepdims=False)
-    return depend_p.bind(arrived, number), of_number
+        after = lax.index_in_dim(after, 0, axis, keepdims=False)
+    return depend_p.bind(after, value), of_number
 
 
 def _jvp(primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
-    (arrived, number), (_, tangent) = primals, tangents
+    (after, value), (_, tangent) = primals, tangents
     if not isinstance(tangent, ad.Zero):
-        tangent = depend_p.bind(arrived, tangent)
-    return depend_p.bind(arrived, number), tangent
+        tangent = depend_p.bind(after, tangent)
+    return depend_p.bind(after, value), tangent
 
 
 def _transpose(
-    cotangent: Array, arrived: object, number: object
+    cotangent: Array, after: object, value: object
 ) -> Sequence[Array | None]:
     return [None, cotangent]
 
@@ -80,17 +79,17 @@ ad.primitive_transposes[depend_p] = _transpose
 
 
 def depend_on(value: Array, after: Array | None) -> Array:
-    """The value, made no sooner than ``after``, of whatever shape, is there."""
+    """The value, computed no sooner than ``after``, which has any shape."""
     if after is None or after.size == 0:
         return value
     return depend_p.bind(after, value)
 
 
-def first_of(arrived: Array | None) -> Array | None:
-    """One element: to wait for it is to wait for the whole array."""
-    if arrived is None or arrived.size == 0:
+def first_of(after: Array | None) -> Array | None:
+    """One element, which is there no sooner than the whole array."""
+    if after is None or after.size == 0:
         return None
-    return _first(arrived)
+    return _first(after)
 
 
 # Whether a flag is set anywhere: one answer for a whole batch.

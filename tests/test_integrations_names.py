@@ -10,7 +10,7 @@ import pytest
 
 import jlrp
 from jlrp.integrations import _functions, _names, equinox, flax, haiku, keras
-from jlrp.integrations._functions import Function, arguments, comparable
+from jlrp.integrations._functions import ModelFunction, arguments, comparable
 from jlrp.integrations._names import scope
 
 
@@ -120,12 +120,15 @@ def test_functions_are_equal_by_key():
     def run(params, x):
         return params * x
 
-    one, same = Function(run, ("a", {"b": [1]})), Function(run, ("a", {"b": [1]}))
+    one, same = (
+        ModelFunction(run, ("a", {"b": [1]})),
+        ModelFunction(run, ("a", {"b": [1]})),
+    )
     assert one == same and hash(one) == hash(same)
-    assert one != Function(run, ("a", {"b": [2]})) != "a"
-    assert one != Function(run, ("a", {"b": [1]}), output=abs)
-    assert Function(run, 0, output=abs)(2.0, -3.0) == 6.0
-    assert Function(lambda p, x: x, 0, whole=True)(None, (1, 2)) == (1, 2)
+    assert one != ModelFunction(run, ("a", {"b": [2]})) != "a"
+    assert one != ModelFunction(run, ("a", {"b": [1]}), output=abs)
+    assert ModelFunction(run, 0, output=abs)(2.0, -3.0) == 6.0
+    assert ModelFunction(lambda p, x: x, 0, whole=True)(None, (1, 2)) == (1, 2)
 
 
 def test_inference_arguments():

@@ -297,6 +297,14 @@ def test_refuses_narrow_floats_that_it_cannot_widen():
     )
 
 
+def test_names_bfloat16_where_fn_computes_in_it():
+    def fn(w, x):
+        return (x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).sum(-1)
+
+    with pytest.raises(jlrp.InputError, match="computes in bfloat16 at "):
+        testing.check_spellings(fn, W, X, kinds="calls")
+
+
 def test_widens_float32():
     params, x = jax.tree.map(lambda a: a.astype(jnp.float32), (PARAMS, X))
     with jax.enable_x64(False):

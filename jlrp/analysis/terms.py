@@ -315,10 +315,11 @@ class Terms:
         self, program: Program, opaque: Iterable[Any] = (), only_moved: bool = False
     ):
         self.program = program
-        self._only_moved = only_moved
+        self.only_moved = only_moved
         self.opaque = frozenset(opaque)
         self._readings: dict[Value, Reading] = {}
         self._given: Mapping[Value, Reading] = {}
+        self._through = False
         self._functions: dict[Any, Function] = {}
         self._numbers: dict[Any, int] = {}
         self.remembered: dict[Any, Any] = {}  # what recognisers made of readings
@@ -326,7 +327,7 @@ class Terms:
     @cached_property
     def moves(self) -> Terms:
         """Readings of movement alone: what each value was before it was moved."""
-        return self if self._only_moved else Terms(self.program, self.opaque, True)
+        return self if self.only_moved else Terms(self.program, self.opaque, True)
 
     def before_moves(self, atom: Atom) -> tuple[Value, View] | None:
         """The value that an atom is a view of, and that view; None of a number."""
@@ -385,36 +386,8 @@ class Terms:
 
     def expanded(self, factor: Factor) -> Reading | None:
         """What a factor's root is made of, over the axes of the factor."""
-        reading, view = self._last_of_running(factor) or (
-            self.opened(factor.root),
-            factor.view,
-        )
-        return reading and self.within(reading, view)
-
-    def _last_of_running(self, factor: Factor) -> tuple[Reading, View] | None:
-        """The last of a running sum is the sum: that, and the view of it."""
-        root, view = factor.root, factor.view
-        made = root.producer if isinstance(root, Value) else None
-        if made is None or made.primitive is not p.cumsum_p:
-            return None
-        axis, shape = made.params["axis"], made.inputs[0].shape
-        size, stride = shape[axis], math.prod(shape[axis + 1 :])
-        last = 0 if made.params["reverse"] else size - 1
-        whole = stride * size
-        before, at = divmod(view.offset, whole)
-        if at // stride != last:
-            return None
-        axes = []
-        for digits in view.axes:
-            for n, s in digits:
-                if s % whole and abs(s) * n > stride:
-                    return None
-            axes.append(
-                tuple((n, s // size if not s % whole else s) for n, s in digits)
-            )
-        total = _closed_sum(self, self.operand(made.inputs[0]), [axis])
-        offset = before * stride + at % stride
-        return total and (total, View(offset, tuple(map(merged, axes))))
+        reading = self.opened(factor.root)
+        return reading and self.within(reading, factor.view)
 
     def within(self, reading: Reading, view: View) -> Reading | None:
         """A reading over the axes of a view of what it reads."""
@@ -464,10 +437,11 @@ class Terms:
             return itself(atom)
         return self._readings[atom]
 
-    def assuming(self, given: Mapping[Value, Reading]) -> Terms:
-        """Terms in which some values are read as something else."""
+    def assuming(self, given: Mapping[Value, Reading], through: bool = False) -> Terms:
+        """Terms in which some values are read as something else; ``through`` learned
+        maps, as far as to these values."""
         other = copy(self)
-        other._readings, other._given = {}, given
+        other._readings, other._given, other._through = {}, given, through
         return other
 
     def beside(self, atom: Atom, out: Value) -> Reading:
@@ -531,8 +505,8 @@ class Terms:
         if prim in self.opaque:
             return None
         rule = _MOVED.get(prim) or _MOVED_BY_NAME.get(prim.name)
-        if rule is None and not self._only_moved:
-            rule = _RULES.get(prim)
+        if rule is None:
+            rule = (_CHOSEN if self.only_moved else _RULES).get(prim)
         if rule is None or any(map(is_complex, equation.outputs)):
             return None
         return rule
@@ -545,11 +519,16 @@ class Terms:
         if self._rule(made) is None:
             return True
         prim = made.primitive
-        if prim in _FOLLOWED or prim in _MOVED or prim.name in _MOVED_BY_NAME:
+        if (
+            self.only_moved
+            or prim in _FOLLOWED
+            or prim in _MOVED
+            or prim.name in _MOVED_BY_NAME
+        ):
             return False
         if not self.program.is_active(value):  # what parameters make is one of them
             return made.primitive is not p.select_n_p
-        if made.primitive is p.dot_general_p:  # a learned map, if not a sum
+        if made.primitive is p.dot_general_p and not self._through:  # a learned map
             still = [a for a in made.inputs if not self.program.is_active(a)]
             if any(self.number_of(a) is None and a not in self._given for a in still):
                 return True
@@ -658,7 +637,8 @@ class Terms:
 
 def _followed(equation: Equation) -> Sequence[Atom]:
     """The operands behind which a rule reads; an exponent is only moved back."""
-    return () if equation.primitive in (p.exp_p, p.exp2_p) else equation.inputs
+    moved = (p.exp_p, p.exp2_p, p.expm1_p)
+    return () if equation.primitive in moved else equation.inputs
 
 
 Rule = Callable[[Terms, Equation, Value], Reading | None]
@@ -934,8 +914,27 @@ def _cut(
     steps = steps or (1,) * len(shape)
     while (part := _part_of(terms, atom, starts, shape, steps)) is not None:
         atom, starts = part
+    total = _last_of_running(terms, atom, starts, shape)
+    if total is not None:
+        return total
     reading = terms.operand(atom)
     return _mapped(reading, shape, lambda view: view.cut(starts, shape, steps))
+
+
+def _last_of_running(
+    terms: Terms, atom: Atom, starts: Sequence[int], shape: Sequence[int]
+) -> Reading | None:
+    """The last of a running sum is the sum."""
+    made = atom.producer if isinstance(atom, Value) else None
+    if made is None or made.primitive is not p.cumsum_p or terms.only_moved:
+        return None
+    axis, (operand,) = made.params["axis"], made.inputs
+    last = 0 if made.params["reverse"] else operand.shape[axis] - 1
+    one = [1 if i == axis else n for i, n in enumerate(operand.shape)]
+    if list(shape) != one or starts[axis] != last:
+        return None
+    total = _closed_sum(terms, terms.operand(operand), [axis])
+    return total and _mapped(total, shape, lambda view: view.reshaped(shape))
 
 
 def _part_of(
@@ -1027,16 +1026,14 @@ def _together(
         return None
     factors = []
     for several in zip(*(part.factors for part in parts if part), strict=True):
-        joined = _factor_of_parts(several, sizes, axis)
-        if joined is None:
+        whole = joined(several, sizes, axis)
+        if whole is None:
             return None
-        factors.append(joined)
+        factors.append(whole)
     return Reading(tuple(out.shape), (first.with_factors(factors),))
 
 
-def _factor_of_parts(
-    parts: Sequence[Factor], sizes: Sequence[int], axis: int
-) -> Factor | None:
+def joined(parts: Sequence[Factor], sizes: Sequence[int], axis: int) -> Factor | None:
     def elsewhere(factor: Factor) -> Factor:
         axes = list(factor.view.axes)
         axes[axis] = ()
@@ -1053,8 +1050,8 @@ def _factor_of_parts(
     if alike:  # equally far apart
         step = offsets[1] - offsets[0]
         if offsets == [offsets[0] + k * step for k in range(len(parts))]:
-            joined = merged([(len(parts), step), *along[0]])
-            return _with_axis(first, axis, joined)
+            digits = merged([(len(parts), step), *along[0]])
+            return _with_axis(first, axis, digits)
     strides = {digits[0][1] for digits in along if len(digits) == 1}
     if len(strides) != 1 or any(len(digits) > 1 for digits in along):
         return None
@@ -1148,10 +1145,41 @@ def _exponential(terms: Terms, equation: Equation, out: Value) -> Reading | None
     return terms.function("exp", scaled(exponent, scale), equation, out)
 
 
+def _exponential_less_one(
+    terms: Terms, equation: Equation, out: Value
+) -> Reading | None:
+    exponent = terms.unmoved(equation.inputs[0])
+    exponential = terms.function("exp", exponent, equation, out)
+    if exponential.terms[0].factors[0].root is out:  # it has no axes of its own
+        return None
+    return exponential._replace(constant=-1.0)
+
+
 def _reduced(terms: Terms, equation: Equation, out: Value) -> Reading | None:
     return _closed_sum(
         terms, terms.operand(equation.inputs[0]), equation.params["axes"]
     )
+
+
+def _windowed(terms: Terms, equation: Equation, out: Value) -> Reading | None:
+    """A sum over one window, that covers its axes."""
+    if (axes := covered(equation)) is None:
+        return None
+    total = _closed_sum(terms, terms.operand(equation.inputs[0]), axes)
+    return total and _mapped(total, out.shape, lambda view: view.reshaped(out.shape))
+
+
+def covered(equation: Equation) -> list[int] | None:
+    """The axes that the window of a sum covers; None if there are several windows."""
+    (operand,), params = equation.inputs, equation.params
+    window = params["window_dimensions"]
+    dilated = {*params["base_dilation"], *params["window_dilation"]} - {1}
+    padded = any(n for pair in params["padding"] for n in pair)
+    along = list(zip(window, operand.shape, params["window_strides"], strict=True))
+    if dilated or padded or any(n not in (1, m) for n, m, _ in along):
+        return None
+    skips = any(n == 1 and step != 1 for n, _, step in along)
+    return None if skips else [i for i, n in enumerate(window) if n != 1]
 
 
 def _closed_sum(terms: Terms, reading: Reading, axes: Sequence[int]) -> Reading | None:
@@ -1242,6 +1270,43 @@ def _reshaped(equation: Equation, view: View) -> View | None:
     return view.reshaped(equation.outputs[0].shape)
 
 
+def _selected_always(terms: Terms, equation: Equation, out: Value) -> Reading | None:
+    which, *cases = equation.inputs
+    always = terms.number_of(which)
+    return None if always is None else terms.beside(cases[int(always)], out)
+
+
+def _real(terms: Terms, equation: Equation, out: Value) -> Reading | None:
+    """The real part of what was made complex."""
+    (source,) = equation.inputs
+    made = source.producer if isinstance(source, Value) else None
+    if made is None or made.primitive is not p.complex_p:
+        return None
+    return terms.operand(made.inputs[0])
+
+
+def _written_over(terms: Terms, equation: Equation, out: Value) -> Reading | None:
+    """What was written over all of something."""
+    _, update, *_ = equation.inputs
+    return terms.operand(update) if update.shape == out.shape else None
+
+
+def _scattered_over(terms: Terms, equation: Equation, out: Value) -> Reading | None:
+    """Rows that were written over all of something, in order."""
+    _, index, update = equation.inputs
+    numbers = equation.params["dimension_numbers"]
+    if numbers.scatter_dims_to_operand_dims != (0,) or update.shape != out.shape:
+        return None
+    plain = (
+        numbers.inserted_window_dims == (0,)
+        and numbers.update_window_dims == tuple(range(1, len(out.shape)))
+        and equation.params["update_jaxpr"] is None
+    )
+    rows = terms.array_of(index) if plain else None
+    in_order = rows is not None and np.array_equal(rows, np.arange(out.shape[0]))
+    return terms.operand(update) if in_order else None
+
+
 def _gathered(terms: Terms, equation: Equation, out: Value) -> Reading | None:
     """Rows at known places, equally far apart: ``x[:, 2]``, ``x[[2, 1, 0]]``."""
     operand, index = equation.inputs
@@ -1301,8 +1366,11 @@ _MOVED: dict[Any, Rule] = {
     p.convert_element_type_p: _cast,
     p.copy_p: _unchanged,
     p.dynamic_slice_p: _dynamic_slice,
+    p.dynamic_update_slice_p: _written_over,
     p.gather_p: _gathered,
+    p.real_p: _real,
     p.reduce_precision_p: _unchanged,
+    p.scatter_p: _scattered_over,
     p.slice_p: _sliced,
     **{primitive: _movement(change) for primitive, change in _ORDERS.items()},
 }
@@ -1313,18 +1381,22 @@ _MOVED_BY_NAME: dict[str, Rule] = {
     "unstack": _split,
     "wait": _unchanged,
 }
+_CHOSEN: dict[Any, Rule] = {p.select_n_p: _selected_always}  # a movement, perhaps
 _RULES: dict[Any, Rule] = {
     p.add_jaxvals_p: _added,
     p.add_p: _added,
+    p.cumsum_p: lambda terms, equation, out: None,  # but for its last
     p.div_p: _divided,
     p.dot_general_p: _contracted,
     p.exp2_p: _exponential,
     p.exp_p: _exponential,
+    p.expm1_p: _exponential_less_one,
     p.integer_pow_p: _powered(None),
     p.mul_p: _multiplied,
     p.neg_p: _negated,
     p.pow_p: _exponential,
     p.reduce_sum_p: _reduced,
+    p.reduce_window_sum_p: _windowed,
     p.rsqrt_p: _powered(-0.5),
     p.select_n_p: _selected,
     p.sqrt_p: _powered(0.5),
@@ -1332,4 +1404,4 @@ _RULES: dict[Any, Rule] = {
     p.sub_p: _added,
 }
 # Followed through values with several readers: functions of one value, as views are.
-_FOLLOWED = {p.exp2_p, p.exp_p, p.neg_p}
+_FOLLOWED = {p.exp2_p, p.exp_p, p.expm1_p, p.neg_p}

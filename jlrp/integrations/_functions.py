@@ -43,7 +43,7 @@ def check_model(model: object, name: str, kind: type, of: str) -> None:
         raise IntegrationError(f"{name} is {shown(model)}; give {of}.")
 
 
-class Function:
+class ModelFunction:
     """``fn(params, x)`` of a model: ``run(params, *args, **kwargs)``, then ``output``.
 
     x is the first argument, a tuple of positional arguments, or a dict of keyword
@@ -68,7 +68,7 @@ class Function:
         return out if self._output is None else self._output(out)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Function) and self._key == other._key
+        return isinstance(other, ModelFunction) and self._key == other._key
 
     def __hash__(self) -> int:
         return self._hash

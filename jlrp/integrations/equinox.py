@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jlrp.integrations._functions import (
-    Function,
+    ModelFunction,
     check_model,
     framework,
     inference_arguments,
@@ -30,7 +30,7 @@ def module(
     batched: bool = False,
     output: Callable[[PyTree], PyTree] | None = None,
     **kwargs: object,
-) -> tuple[Function, PyTree]:
+) -> tuple[ModelFunction, PyTree]:
     """An Equinox module as ``(fn, params)``; attribute paths name its operations.
 
     The names are those of submodules, such as ``"layers/0/attention/query_proj"``, also
@@ -100,7 +100,7 @@ def module(
         return jax.vmap(lambda a, i: call(params, *a, **i))(args, inputs)
 
     key = (module, jax.tree.flatten(static), stateful, batched, kwargs)
-    return Function(mapped if batched else call, key, output), params
+    return ModelFunction(mapped if batched else call, key, output), params
 
 
 def _name(node: Any, base: type, path: str = "") -> None:

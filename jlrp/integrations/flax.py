@@ -12,7 +12,7 @@ import numpy as np
 from jlrp.arguments import leaves_of, shown
 from jlrp.errors import IntegrationError
 from jlrp.integrations._functions import (
-    Function,
+    ModelFunction,
     check_model,
     framework,
     inference_arguments,
@@ -33,7 +33,7 @@ def linen(
     method: str | Callable[..., PyTree] | None = None,
     output: Callable[[PyTree], PyTree] | None = None,
     **kwargs: object,
-) -> tuple[Function, PyTree]:
+) -> tuple[ModelFunction, PyTree]:
     """A Linen module and its variables as ``(fn, params)``.
 
     Linen puts the paths of modules into name scopes by itself, below the name of the
@@ -102,7 +102,7 @@ def linen(
                 "what switches it off, such as use_running_average=True."
             ) from error
 
-    return Function(apply, (linen, module, method, kwargs), output), variables
+    return ModelFunction(apply, (linen, module, method, kwargs), output), variables
 
 
 def nnx(
@@ -110,7 +110,7 @@ def nnx(
     *,
     output: Callable[[PyTree], PyTree] | None = None,
     **kwargs: object,
-) -> tuple[Function, PyTree]:
+) -> tuple[ModelFunction, PyTree]:
     """An NNX model as ``(fn, params)``; attribute paths name its operations.
 
     The names are those of submodules, such as ``"blocks/0/attn/query"``. A module that
@@ -164,7 +164,7 @@ def nnx(
 
         return with_names(run)
 
-    return Function(call, (nnx, graph, kwargs), output), params
+    return ModelFunction(call, (nnx, graph, kwargs), output), params
 
 
 def _concrete(random: PyTree) -> PyTree:

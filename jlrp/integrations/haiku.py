@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jlrp.errors import IntegrationError
-from jlrp.integrations._functions import Function, framework
+from jlrp.integrations._functions import ModelFunction, framework
 from jlrp.typing import PyTree
 
 __all__ = [
@@ -23,7 +23,7 @@ def transformed(
     rng: PyTree = None,
     output: Callable[[PyTree], PyTree] | None = None,
     **kwargs: object,
-) -> tuple[Function, PyTree]:
+) -> tuple[ModelFunction, PyTree]:
     """A transformed Haiku function and its parameters as ``(fn, params)``.
 
     Haiku puts the paths of modules into name scopes by itself: ``"mlp/linear_0"``.
@@ -76,4 +76,4 @@ def transformed(
         return out[0] if stateful else out
 
     key = ("haiku", transformed.apply, rng, kwargs)
-    return Function(apply, key, output), (params, state) if stateful else params
+    return ModelFunction(apply, key, output), (params, state) if stateful else params

@@ -7,7 +7,7 @@ from typing import Any
 
 from jlrp.errors import IntegrationError
 from jlrp.integrations._functions import (
-    Function,
+    ModelFunction,
     Same,
     check_model,
     framework,
@@ -25,7 +25,7 @@ def model(
     *,
     output: Callable[[PyTree], PyTree] | None = None,
     **kwargs: object,
-) -> tuple[Function, PyTree]:
+) -> tuple[ModelFunction, PyTree]:
     """A Keras model as ``(fn, params)``, in inference mode.
 
     Keras puts the names of layers into name scopes by itself: ``"block_1/conv"``.
@@ -84,4 +84,4 @@ def model(
         "non_trainable": [v.value for v in model.non_trainable_variables],
     }
     key = ("keras", Same(model), kwargs)
-    return Function(call, key, output, whole=whole), params
+    return ModelFunction(call, key, output, whole=whole), params

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlrp.errors import IntegrationError
-from jlrp.integrations._functions import Function, framework
+from jlrp.integrations._functions import ModelFunction, framework
 from jlrp.integrations._names import scope
 from jlrp.typing import Array, PyTree
 
@@ -31,7 +31,7 @@ def module(
     *,
     output: Callable[[PyTree], PyTree] | None = None,
     **static_kwargs: object,
-) -> tuple[Function, dict[str, PyTree]]:
+) -> tuple[ModelFunction, dict[str, PyTree]]:
     """A ``torch.nn.Module`` as ``fn(params, x)``, and its ``params``.
 
     ``fn`` traces the model's forward with its own parameters replaced by ``params``;
@@ -94,7 +94,7 @@ def module(
 
     key = (tuple(model.modules()), static_kwargs, output)  # one may be replaced later
     params = {name: _array(held[name]) for name in first.values()}
-    return Function(run, key), params
+    return ModelFunction(run, key), params
 
 
 def _held(model: Any, torch: Any) -> dict[str, PyTree]:

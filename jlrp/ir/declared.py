@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from jax.extend.core import Primitive
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
+from jlrp.ir.jax_compat import JaxAtom, Jaxpr, JaxprEqn
 from jlrp.ir.primitives import traits
 
 
@@ -30,14 +31,14 @@ class Declared:
     """
 
     kernels: frozenset[str] = frozenset()
-    stops: frozenset[Any] = frozenset()
+    stops: frozenset[Primitive] = frozenset()
     always: bool = False
 
     def of_kernels(self) -> Declared:
         """Only the derivatives around kernels, which cannot be looked into."""
         return Declared(self.kernels)
 
-    def keeps(self, eqn: Any) -> bool:
+    def keeps(self, eqn: JaxprEqn) -> bool:
         """Whether a call is one operation, with the derivative declared for it."""
         if not traits(eqn).has_derivative:
             return False
@@ -45,21 +46,21 @@ class Declared:
             return True
         return bool(self.stops) and self._goes_on_where_the_body_ends(eqn)
 
-    def _goes_on_where_the_body_ends(self, eqn: Any) -> bool:
+    def _goes_on_where_the_body_ends(self, eqn: JaxprEqn) -> bool:
         jaxpr, _ = jax_compat.open_jaxpr(eqn.params["call_jaxpr"])
         if not self._may_stop(jaxpr):
             return False
         ends = [i for i, v in enumerate(jaxpr.invars) if self._ends(jaxpr, i, v)]
         return bool(ends) and any(jax_compat.uses_cotangent(eqn)[i] for i in ends)
 
-    def _may_stop(self, jaxpr: Any) -> bool:
+    def _may_stop(self, jaxpr: Jaxpr) -> bool:
         return any(
             self._is_stop(eqn)
             or any(map(self._may_stop, jax_compat.jaxprs_in_params(eqn.params)))
             for eqn in jaxpr.eqns
         )
 
-    def _is_stop(self, eqn: Any) -> bool:
+    def _is_stop(self, eqn: JaxprEqn) -> bool:
         if eqn.primitive in self.stops:
             return True
         to_integers = eqn.primitive is p.convert_element_type_p
@@ -67,7 +68,7 @@ class Declared:
             jax_compat.is_inexact(v.aval) for v in eqn.outvars
         )
 
-    def _ends(self, jaxpr: Any, index: int, operand: Any) -> bool:
+    def _ends(self, jaxpr: Jaxpr, index: int, operand: JaxAtom) -> bool:
         """Whether an operand reaches float outputs, but on no path that carries."""
         if not jax_compat.is_inexact(operand.aval):
             return False
@@ -80,15 +81,17 @@ class Declared:
 
         return reaches(carrying=False) and not reaches(carrying=True)
 
-    def _flow(self, jaxpr: Any, flags: Sequence[int], carrying: bool) -> list[int]:
+    def _flow(self, jaxpr: Jaxpr, flags: Sequence[int], carrying: bool) -> list[int]:
         """How the outputs depend on flagged inputs, or do on paths that carry.
 
         A rounded number carries again when it is cast to integers: those of a quantised
         layer, which stand for floats (``quantised``).
         """
-        found = {v: n for v, n in zip(jaxpr.invars, flags, strict=True) if n}
+        found: dict[JaxAtom, int] = {
+            v: n for v, n in zip(jaxpr.invars, flags, strict=True) if n
+        }
 
-        def level(atom: Any) -> int:
+        def level(atom: JaxAtom) -> int:
             return _NOT if jax_compat.is_literal(atom) else found.get(atom, _NOT)
 
         for eqn in jaxpr.eqns:
@@ -105,7 +108,7 @@ class Declared:
             found.update({v: n for v, n in zip(eqn.outvars, outs, strict=True) if n})
         return [level(a) for a in jaxpr.outvars]
 
-    def _behind(self, eqn: Any, operands: Sequence[int]) -> int:
+    def _behind(self, eqn: JaxprEqn, operands: Sequence[int]) -> int:
         prim, highest = eqn.primitive, max(operands)
         row = traits(eqn)
         if row.rounding and prim in self.stops:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jax.extend.core import primitives as p
 
 from jlrp.ir.fixpoint import settled, through_jaxpr
 from jlrp.ir.homogeneity import body_of, is_inexact
+from jlrp.ir.jax_compat import JaxprEqn
 from jlrp.ir.primitives import traits
-from jlrp.ir.program import Equation
+from jlrp.ir.program import Atom, Equation
 from jlrp.ir.traits import Family, Group
 
 
@@ -47,12 +47,12 @@ def keeps_order(equation: Equation) -> bool:
     return rearranges(equation) and equation.primitive is not p.transpose_p
 
 
-def positions(atoms: Sequence[Any], among: Collection[Any]) -> list[int]:
+def positions(atoms: Sequence[Atom], among: Collection[Atom]) -> list[int]:
     """Where in a sequence some values are."""
     return [i for i, atom in enumerate(atoms) if atom in among]
 
 
-def why_missing(equation: Equation, active: Collection[Any]) -> str | None:
+def why_missing(equation: Equation, active: Collection[Atom]) -> str | None:
     """Why no rule can be derived, with some operands and outputs active."""
     row = traits(equation)
     if row.kind == "needs a rule":
@@ -70,7 +70,7 @@ def groups_of(equation: Equation) -> tuple[Group, ...]:
     return groups(equation)
 
 
-def family_at(equation: Equation, active: Collection[Any]) -> Family | None:
+def family_at(equation: Equation, active: Collection[Atom]) -> Family | None:
     """The family of an equation of which some operands and outputs are active.
 
     With a single active operand, products and solvers are linear.
@@ -117,14 +117,14 @@ def taken_from(equation: Equation) -> list[set[int]] | None:
     return [{i for j in part for i in (j, n + j)} for part in found]
 
 
-def _sources(eqn: Any, operands: Sequence[set[int]]) -> list[set[int]]:
+def _sources(eqn: JaxprEqn, operands: Sequence[set[int]]) -> list[set[int]]:
     """The operands of a body that an equation makes real or complex numbers of."""
     atoms = zip(eqn.invars, operands, strict=True)
     numbers = set[int]().union(*(of for atom, of in atoms if is_inexact(atom)))
     return [numbers if is_inexact(v) else set() for v in eqn.outvars]
 
 
-def choosing(equation: Equation, active: Collection[Any]) -> frozenset[Any]:
+def choosing(equation: Equation, active: Collection[Atom]) -> frozenset[Atom]:
     """The operands of which no active output takes its numbers."""
     sources = taken_from(equation)
     if sources is None:

@@ -7,9 +7,10 @@ paths to a value it is joined; it only grows from one iteration to the next.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from jlrp.ir import jax_compat
+from jlrp.ir.jax_compat import JaxAtom, Jaxpr, JaxprEqn
 
 T = TypeVar("T")
 
@@ -39,9 +40,9 @@ def settled(
 
 
 def through_jaxpr(
-    jaxpr: Any,
+    jaxpr: Jaxpr,
     inputs: Sequence[T],
-    transfer: Callable[[Any, list[T]], Sequence[T]],
+    transfer: Callable[[JaxprEqn, list[T]], Sequence[T]],
     nothing: T,
 ) -> list[T]:
     """The facts of a jaxpr's outputs, from those of its inputs.
@@ -51,9 +52,9 @@ def through_jaxpr(
         are looked into.
       nothing: the fact of literals and constants.
     """
-    known: dict[Any, T] = dict(zip(jaxpr.invars, inputs, strict=True))
+    known: dict[JaxAtom, T] = dict(zip(jaxpr.invars, inputs, strict=True))
 
-    def of(atom: Any) -> T:
+    def of(atom: JaxAtom) -> T:
         return nothing if jax_compat.is_literal(atom) else known.get(atom, nothing)
 
     for eqn in jaxpr.eqns:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
 from jlrp.ir.fixpoint import through_jaxpr
-from jlrp.ir.traits import COUNTED, Application, Group, Groups, traits
+from jlrp.ir.jax_compat import Aval, JaxAtom, Jaxpr, JaxprEqn
+from jlrp.ir.traits import COUNTED, Application, Degrees, Group, Groups, traits
+from jlrp.typing import Array
 
 # The groups of operands, with their degrees.
 
 
-def of_degree(degree: Any, linear: bool = False) -> Groups:
+def of_degree(degree: Degrees, linear: bool = False) -> Groups:
     """One group of all operands."""
 
     def groups(equation: Application) -> tuple[Group, ...]:
@@ -51,7 +52,9 @@ def running_product(equation: Application) -> tuple[Group, ...]:
 
 def power(equation: Application) -> tuple[Group, ...]:
     """Of one operand, of the degree that its row says."""
-    return (Group((0,), traits(equation).degree_with(equation.params)),)
+    degree = traits(equation).degree_with(equation.params)
+    assert degree is not None  # else it were in no row as a power
+    return (Group((0,), degree),)
 
 
 def triangular_solver(equation: Application) -> tuple[Group, ...]:
@@ -104,24 +107,23 @@ def body_degree(equation: Application) -> str | None:
     return "homogeneous" if all(degree == 1 for degree in outs) else None
 
 
-def body_of(equation: Application) -> tuple[Any, Sequence[Any]]:
+def body_of(equation: Application) -> tuple[Jaxpr, Sequence[Array]]:
     """The jaxpr of a reduction's body and its constants."""
     jaxpr, consts = jax_compat.open_jaxpr(equation.params["jaxpr"])
     return jaxpr, equation.params.get("consts", consts)
 
 
-def is_inexact(atom: Any) -> bool:
+def is_inexact(atom: Aval | JaxAtom) -> bool:
     """Whether a value of the program or of a jaxpr holds real or complex numbers."""
-    dtype = atom.dtype if hasattr(atom, "dtype") else atom.aval.dtype
-    return jnp.issubdtype(dtype, jnp.inexact)
+    return jax_compat.is_inexact(getattr(atom, "aval", atom))
 
 
-def _degrees(eqn: Any, operands: list[int | None]) -> list[int | None]:
+def _degrees(eqn: JaxprEqn, operands: list[int | None]) -> list[int | None]:
     """The degrees of an equation of a body in all of the body's operands together."""
     return [_degree_of(eqn.primitive, operands)] * len(eqn.outvars)
 
 
-def _degree_of(primitive: Any, x: list[int | None]) -> int | None:
+def _degree_of(primitive: Primitive, x: list[int | None]) -> int | None:
     """The degree of what is computed from operands of known degrees."""
     if primitive is p.select_n_p:
         which, *x = x

@@ -36,8 +36,10 @@ source_info_util.register_exclusion(str(Path(__file__).with_name("own_primitives
 
 Jaxpr = core.Jaxpr
 JaxprEqn = core.JaxprEqn
+SourceInfo = source_info_util.SourceInfo
 JaxAtom = core.Var | core.Literal
 Params = dict[str, Any]  # of an equation: whatever its primitive has
+Operand = jax.Array | np.ndarray  # an array, or of a literal what NumPy has of it
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 
@@ -71,9 +73,21 @@ _DTYPE_PARAMETERS = ("new_dtype", "preferred_element_type", "dtype", "out_dtype"
 Result = TypeVar("Result")
 
 
+def aval_of(atom: JaxAtom) -> Aval:
+    """The abstract value of an atom of a jaxpr, which is an array."""
+    aval: Any = atom.aval
+    return aval
+
+
+def with_shape(aval: Aval, shape: tuple[int, ...]) -> Aval:
+    """The abstract value of an array of another shape."""
+    of_jax: Any = aval
+    return of_jax.update(shape=shape)
+
+
 def shape_of(atom: JaxAtom) -> jax.ShapeDtypeStruct:
     """The shape and dtype of an atom of a jaxpr."""
-    aval: Any = atom.aval
+    aval = aval_of(atom)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
@@ -335,10 +349,10 @@ def bind(
 
 
 def evaluate(
-    jaxpr: Jaxpr, consts: Sequence[Array], args: Sequence[Array]
+    jaxpr: Jaxpr, consts: Sequence[Operand], args: Sequence[Operand]
 ) -> list[Array]:
     """The outputs of a jaxpr without effects, equation by equation."""
-    env: dict[JaxAtom, Array] = dict(zip(jaxpr.constvars, consts, strict=True))
+    env: dict[JaxAtom, Operand] = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
 
     def read(atom: JaxAtom) -> Any:
@@ -392,14 +406,16 @@ def scope_path(source_info: object) -> str:
     return str(getattr(source_info, "name_stack", ""))
 
 
-def source_line(source_info: Any) -> str:
+def source_line(source_info: SourceInfo) -> str:
     """The user's source line that made the equation, or an empty string."""
     if _source_info is None:
         return ""
     return _source_info.summarize(source_info).strip()
 
 
-def naming(source_info: Any, scope: str) -> contextlib.AbstractContextManager[object]:
+def naming(
+    source_info: SourceInfo, scope: str
+) -> contextlib.AbstractContextManager[object]:
     """Give equations bound inside the names and the line of the original one."""
     if _source_info is None:
         return contextlib.nullcontext()
@@ -440,7 +456,8 @@ class OnHost:
 
 
 def with_bodies(
-    eqn: core.JaxprEqn, rewrite: Callable[[int, Jaxpr, Sequence[Any]], Any]
+    eqn: core.JaxprEqn,
+    rewrite: Callable[[int, Jaxpr, Sequence[Array]], core.ClosedJaxpr],
 ) -> Params:
     """The parameters of an equation, each of its bodies written again.
 
@@ -483,6 +500,6 @@ def body_inputs(eqn: core.JaxprEqn) -> list[list[int]]:
     return []
 
 
-def double_precision() -> contextlib.AbstractContextManager[Any]:
+def double_precision() -> contextlib.AbstractContextManager[object]:
     """Floats of 64 bits, whatever the user's setting."""
     return jax.enable_x64(True)

@@ -36,24 +36,24 @@ def named_values(program: Program, scope: str = "") -> Named:
     leaves the body is still in it. That a scope was opened under ``vmap`` is no part of
     its name.
     """
-    scope = _without_maps(scope)
+    scope = without_maps(scope)
     readers: dict[Value, set[str | None]] = defaultdict(set)
     for equation in program.equations:
         for atom in equation.inputs:
             if isinstance(atom, Value):
-                readers[atom].add(_without_maps(equation.scope))
+                readers[atom].add(without_maps(equation.scope))
     for atom in program.outputs:
         if isinstance(atom, Value):
             readers[atom].add(None)
     named: dict[str, dict[Value, None]] = defaultdict(dict)
     for equation in program.equations:
-        path = _without_maps(equation.scope)
+        path = without_maps(equation.scope)
         components = path.split("/") if path else []
         for value in equation.outputs:
             for depth in range(1, len(components) + 1):
                 path = "/".join(components[:depth])
-                leaves = any(not _is_inside(s, path) for s in readers[value])
-                if leaves and not _is_inside(scope, path):
+                leaves = any(not is_inside(s, path) for s in readers[value])
+                if leaves and not is_inside(scope, path):
                     named[path][value] = None
     for name, atoms in program.tags.items():
         named[name] = dict.fromkeys(a for a in atoms if isinstance(a, Value))
@@ -61,14 +61,14 @@ def named_values(program: Program, scope: str = "") -> Named:
 
 
 @functools.lru_cache(maxsize=4096)
-def _without_maps(path: str) -> str:
+def without_maps(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in _MAPS)
 
 
 _MAPS = ("vmap()", "jvp()")  # components that JAX adds to a path
 
 
-def _is_inside(scope: str | None, path: str) -> bool:
+def is_inside(scope: str | None, path: str) -> bool:
     return scope is not None and f"{scope}/".startswith(f"{path}/")
 
 
@@ -185,7 +185,7 @@ def matching(named: Mapping[str, T], patterns: Iterable[str]) -> dict[str, T]:
     """
     found: dict[str, T] = {}
     for pattern in patterns:
-        path = _without_maps(pattern)
+        path = without_maps(pattern)
         matched = [name for name in named if matches_path(name, path)]
         if not matched:
             near = difflib.get_close_matches(pattern, named, n=3, cutoff=0.4)

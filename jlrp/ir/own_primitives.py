@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import jax
 from jax.core import AbstractValue
@@ -118,12 +118,16 @@ mlir.register_lowering(
 
 
 def _differentiated(
-    primals: Sequence[Array], tangents: Sequence[Array], **params: Any
+    primals: Sequence[Array],
+    tangents: Sequence[Array],
+    *,
+    body: ClosedJaxpr,
+    **params: object,
 ) -> tuple[list[Array], list[Array]]:
     """The function keeps its rule; its derivative is that of its body."""
     tangents = [ad.instantiate_zeros(t) for t in tangents]
-    _, out = jax.jvp(_as_function(params["body"]), list(primals), tangents)
-    return custom_relevance_p.bind(*primals, **params), out
+    _, out = jax.jvp(_as_function(body), list(primals), tangents)
+    return custom_relevance_p.bind(*primals, body=body, **params), out
 
 
 ad.primitive_jvps[custom_relevance_p] = _differentiated

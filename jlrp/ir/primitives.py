@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jax.extend.core import Primitive
@@ -17,6 +17,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.ir import derivatives, homogeneity
 from jlrp.ir.homogeneity import in_groups, of_degree
+from jlrp.ir.jax_compat import Params
 from jlrp.ir.own_primitives import straight_through_p
 from jlrp.ir.traits import (
     REALS,
@@ -24,6 +25,7 @@ from jlrp.ir.traits import (
     Family,
     Group,
     Groups,
+    Known,
     Scalar,
     Traits,
 )
@@ -95,10 +97,21 @@ STATES = {  # beside the kinds
 # The ways to write a row: a primitive, or its name, its NumPy function, its traits.
 
 Which = Primitive | str
-Function = Callable[..., Scalar] | None
+NumPyFunction = Callable[..., Scalar] | None
+Column: TypeAlias = (
+    bool
+    | float
+    | str
+    | tuple[float, float]
+    | range
+    | Family
+    | Callable[..., object]
+    | None
+)
+"""What a column holds; ``Traits`` says which holds what."""
 
 
-def row(which: Which, function: Function = None, **columns: Any) -> Traits:
+def row(which: Which, function: NumPyFunction = None, **columns: Column) -> Traits:
     """A row of any columns; ``function`` is evaluated without the parameters."""
     if isinstance(which, str):
         found = getattr(p, f"{which}_p", None)
@@ -107,10 +120,13 @@ def row(which: Which, function: Function = None, **columns: Any) -> Traits:
         found, name = which, which.name
     if function is not None:
         columns["evaluate"] = lambda *x, **params: function(*x)
-    return Traits(name=name, primitive=found, **columns)
+    held: dict[str, Any] = columns
+    return Traits(name=name, primitive=found, **held)
 
 
-def of_family(which: Which, function: Function, family: Family, **columns: Any):
+def of_family(
+    which: Which, function: NumPyFunction, family: Family, **columns: Column
+) -> Traits:
     """What carries relevance, whatever its operands."""
     columns = {"kind": family.kind, "how": family.how, "family": family} | columns
     return row(which, function, **columns)
@@ -118,11 +134,11 @@ def of_family(which: Which, function: Function, family: Family, **columns: Any):
 
 def elementwise(
     which: Which,
-    function: Function = None,
+    function: NumPyFunction = None,
     *,
-    degree: Any = None,
+    degree: float | Callable[[Params], float] | None = None,
     complex: bool = True,
-    **columns: Any,
+    **columns: Column,
 ) -> Traits:
     """A function of one value that is not linear: an activation, or a part of one.
 
@@ -140,7 +156,7 @@ def elementwise(
     return row(which, function, **shown, **known, **columns)
 
 
-def movement(which: Which, function: Function = None, **columns: Any) -> Traits:
+def movement(which: Which, function: NumPyFunction = None, **columns: Column) -> Traits:
     family = Family("movement", "movement", _FOLLOWS)
     columns = {"cheap": True, "arithmetic": True} | columns
     return of_family(which, function, family, **columns)
@@ -151,18 +167,18 @@ def layout(which: Which) -> Traits:
     return movement(which, _same, layout=True, codes="moves")
 
 
-def cast(which: Which, **columns: Any) -> Traits:
+def cast(which: Which, **columns: Column) -> Traits:
     """The same number, but for its dtype."""
     known = {"elementwise": True, "monotone": +1, "degree": 1, "ratio": "same"}
-    return movement(which, **known, **columns)
+    return movement(which, None, **known, **columns)
 
 
-def sums(which: Which, **columns: Any) -> Traits:
+def sums(which: Which, **columns: Column) -> Traits:
     columns = {"arithmetic": True} | columns
     return of_family(which, None, Family("sum", "linear", _THROUGH), **columns)
 
 
-def addition(which: Which, function: Function) -> Traits:
+def addition(which: Which, function: NumPyFunction) -> Traits:
     """The sum or difference of two operands."""
     family = Family("add", "linear", _THROUGH)
     known = {"elementwise": True, "cheap": True, "arithmetic": True, "adds": True}
@@ -173,13 +189,15 @@ def linear(which: Which) -> Traits:
     return of_family(which, None, Family("linear", "linear", _THROUGH))
 
 
-def selection(which: Which, function: Function = None, **columns: Any) -> Traits:
+def selection(
+    which: Which, function: NumPyFunction = None, **columns: Column
+) -> Traits:
     columns = {"arithmetic": True} | columns
     family = Family("selection", "selection", _WINNERS)
     return of_family(which, function, family, **columns)
 
 
-def clipping(which: Which, function: Function, **columns: Any) -> Traits:
+def clipping(which: Which, function: NumPyFunction, **columns: Column) -> Traits:
     """The larger or smaller operand, element by element."""
     known = {"elementwise": True, "cheap": True, "codes": "computes"}
     return selection(which, function, **known, **columns)
@@ -189,63 +207,63 @@ def pooling(which: Which) -> Traits:
     return of_family(which, None, Family("max_pool", "selection", _WINNERS))
 
 
-def product(which: Which, function: Function = None, **columns: Any) -> Traits:
+def product(which: Which, function: NumPyFunction = None, **columns: Column) -> Traits:
     family = Family("product", "product", _SHARED)
     return of_family(which, function, family, **columns)
 
 
-def scaling(which: Which, function: Function, **columns: Any) -> Traits:
+def scaling(which: Which, function: NumPyFunction, **columns: Column) -> Traits:
     """The product or quotient of two operands, element by element."""
     known = {"elementwise": True, "cheap": True, "codes": "computes"}
     return product(which, function, partial=True, **known, **columns)
 
 
 def homogeneous(
-    which: Which, groups: Groups, how: str, kind: str = "function", **columns: Any
+    which: Which, groups: Groups, how: str, kind: str = "function", **columns: Column
 ) -> Traits:
     family = Family(kind, "homogeneous", how)
     return of_family(which, None, family, groups=groups, **columns)
 
 
-def linalg(which: Which, groups: Groups, how: str, **columns: Any) -> Traits:
+def linalg(which: Which, groups: Groups, how: str, **columns: Column) -> Traits:
     return homogeneous(which, groups, how, "linalg", **columns)
 
 
-def taylor(which: Which, why: str, **columns: Any) -> Traits:
+def taylor(which: Which, why: str, **columns: Column) -> Traits:
     """First-order Taylor in all active operands, and why there is nothing better."""
     return of_family(
         which, None, Family("function", "function", _TAYLOR + why), **columns
     )
 
 
-def taylor_elementwise(which: Which, why: str, **columns: Any) -> Traits:
+def taylor_elementwise(which: Which, why: str, **columns: Column) -> Traits:
     return taylor(which, why, elementwise=True, cheap=True, **columns)
 
 
 def constant(
-    which: Which, why: str, function: Function = None, **columns: Any
+    which: Which, why: str, function: NumPyFunction = None, **columns: Column
 ) -> Traits:
     """What carries no relevance."""
     return row(which, function, kind="no relevance", how=why, **columns)
 
 
-def steps(which: Which, function: Function = None, **columns: Any) -> Traits:
+def steps(which: Which, function: NumPyFunction = None, **columns: Column) -> Traits:
     """A piecewise constant function of one value."""
     return constant(which, _STEPS, function, elementwise=True, **columns)
 
 
-def comparison(which: Which, function: Function) -> Traits:
+def comparison(which: Which, function: NumPyFunction) -> Traits:
     known = {"elementwise": True, "comparison": True, "cheap": True, "range": (0, 1)}
     return constant(which, _INTEGERS, function, **known)
 
 
-def logic(which: Which, function: Function, **columns: Any) -> Traits:
+def logic(which: Which, function: NumPyFunction, **columns: Column) -> Traits:
     columns = {"cheap": True, "codes": "computes"} | columns
     return constant(which, _INTEGERS, function, elementwise=True, logic=True, **columns)
 
 
-def needs_rule(which: Which, why: str, **columns: Any) -> Traits:
-    return row(which, kind="needs a rule", how=why, **columns)
+def needs_rule(which: Which, why: str, **columns: Column) -> Traits:
+    return row(which, None, kind="needs a rule", how=why, **columns)
 
 
 def opaque(which: Which) -> Traits:
@@ -256,12 +274,12 @@ def no_derivative(which: Which, more: str = "") -> Traits:
     return needs_rule(which, derivatives.NO_DERIVATIVE + more)
 
 
-def state(which: Which, kind: str, **columns: Any) -> Traits:
+def state(which: Which, kind: str, **columns: Column) -> Traits:
     """What is explained elsewhere."""
-    return row(which, kind=kind, how=STATES[kind], **columns)
+    return row(which, None, kind=kind, how=STATES[kind], **columns)
 
 
-def call(which: Which, **columns: Any) -> Traits:
+def call(which: Which, **columns: Column) -> Traits:
     return state(which, "call", **columns)
 
 
@@ -274,11 +292,11 @@ def declared(which: Which) -> Traits:
 # Functions of scalars that NumPy does not have; where it is not known, None.
 
 
-def _same(x: Scalar, **params: Any) -> Scalar:
+def _same(x: Scalar, **params: object) -> Scalar:
     return x
 
 
-def _only_at_zero(value: float) -> Callable[[Any], Scalar]:
+def _only_at_zero(value: float) -> Callable[[Known], Scalar]:
     return lambda x: value if x == 0 else None
 
 
@@ -287,14 +305,14 @@ def _last_at_zero(value: float) -> Callable[..., Scalar]:
     return lambda *x: None if x[-1] is None or x[-1] != 0 else value
 
 
-def _times(a: Any, b: Any) -> Scalar:
+def _times(a: Scalar, b: Scalar) -> Scalar:
     if a is not None and b is not None:
         return np.multiply(a, b)
     known = b if a is None else a
     return 0.0 if known is not None and known == 0 else None
 
 
-def _divided(a: Any, b: Any) -> Scalar:
+def _divided(a: Scalar, b: Scalar) -> Scalar:
     if a is None:
         return None
     if b is None:
@@ -302,41 +320,42 @@ def _divided(a: Any, b: Any) -> Scalar:
     return np.divide(a, b)
 
 
-def _chosen(which: Any, *cases: Any) -> Scalar:
+def _chosen(which: Scalar, *cases: Scalar) -> Scalar:
     if which is not None:
         return cases[int(np.asarray(which))]
     first = cases[0]
     return first if all(v is not None and v == first for v in cases) else None
 
 
-def _clamped(low: Any, x: Any, high: Any) -> Scalar:
+def _clamped(low: Known, x: Known, high: Known) -> Scalar:
     return np.minimum(np.maximum(x, low), high)
 
 
-def _polynomial(x: Any, *coefficients: Any) -> Scalar:
+def _polynomial(x: Scalar, *coefficients: Scalar) -> Scalar:
     if x is not None and x == 0:
         return coefficients[0]
-    if x is None or any(c is None for c in coefficients):
+    known = [c for c in coefficients if c is not None]
+    if x is None or len(known) < len(coefficients):
         return None
     total, power = np.float64(0), np.float64(1)
-    for coefficient in coefficients:
+    for coefficient in known:
         total, power = total + coefficient * power, power * x
     return total
 
 
-def _converted(x: Any, *, new_dtype: Any, **_: Any) -> Scalar:
+def _converted(x: Known, *, new_dtype: np.dtype, **_: object) -> Scalar:
     return np.asarray(x).astype(new_dtype)
 
 
-def _sigmoid(x: Any) -> Scalar:
+def _sigmoid(x: Known) -> Scalar:
     return 1 / (1 + np.exp(-x))
 
 
-def _inverse_root(x: Any) -> Scalar:
+def _inverse_root(x: Known) -> Scalar:
     return 1 / np.sqrt(x)
 
 
-def _log_gamma(x: Any) -> Scalar:
+def _log_gamma(x: Known) -> Scalar:
     x = float(x)
     return inf if x <= 0 and x.is_integer() else math.lgamma(x) if x > -inf else None
 
@@ -725,13 +744,13 @@ TABLE.update((each.name, each) for each in ROWS)
 # Queries.
 
 
-def primitives_where(has: Callable[[Traits], Any]) -> frozenset[Any]:
+def primitives_where(has: Callable[[Traits], object]) -> frozenset[Primitive]:
     """The primitives of the installed JAX whose row has a property."""
-    found = (each for each in TABLE.values() if each.primitive is not None)
-    return frozenset(each.primitive for each in found if has(each))
+    found = (each.primitive for each in TABLE.values() if has(each))
+    return frozenset(primitive for primitive in found if primitive is not None)
 
 
-def names_where(has: Callable[[Traits], Any]) -> frozenset[str]:
+def names_where(has: Callable[[Traits], object]) -> frozenset[str]:
     """The names of the primitives whose row has a property."""
     return frozenset(each.name for each in TABLE.values() if has(each))
 

@@ -2,33 +2,33 @@
 
 Bodies of calls (``jit``, ``custom_jvp_call``, ...) are looked into: each call gets
 fresh values, since two calls of one jitted function share a jaxpr and its variables.
-The graph is one flat list of equations; facts and rules never meet a call.
+The graph is one flat list of equations; what recognises operations never meets a call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import primitives
+from jax.extend.core import Primitive, primitives
 
 from jlrp.ir import jax_compat
 from jlrp.ir.declared import LOOKED_INTO, Declared
+from jlrp.ir.jax_compat import Aval, JaxAtom, Jaxpr, JaxprEqn, Params, SourceInfo
 from jlrp.ir.own_primitives import tag_p
 from jlrp.ir.sharding.program import one_program
-
-Array = jax.Array
+from jlrp.typing import Array, PyTree
 
 
 @dataclass(eq=False, slots=True)
 class Value:
     """One intermediate value of the program; compared by identity."""
 
-    aval: Any
+    aval: Aval
     producer: Equation | None = None
     interval: Any = field(default=None, repr=False)  # once analysis/ has found it
 
@@ -42,7 +42,7 @@ class Value:
         return self.aval.shape
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return self.aval.dtype
 
 
@@ -57,7 +57,7 @@ class Literal:
         return self.number.shape
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return self.number.dtype
 
 
@@ -70,30 +70,30 @@ INDEPENDENT, CHOSEN, DEAD, CARRIED = range(4)
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
+class Checkpoint:
     """One call of ``jax.checkpoint``, and its policy (None: nothing is saved)."""
 
-    policy: Any
+    policy: Callable[..., object] | None
 
 
 @dataclass(eq=False, slots=True)
 class Equation:
     """One application of a primitive."""
 
-    primitive: Any
-    params: dict[str, Any]
+    primitive: Primitive
+    params: Params
     inputs: tuple[Atom, ...]
     outputs: tuple[Value, ...]
     position: int
     scope: str
-    source_infos: tuple[Any, ...]  # of the equation and the calls around it
+    source_infos: tuple[SourceInfo, ...]  # of the equation and the calls around it
     bodies: tuple[Program, ...] = ()  # of a loop or branch
     fresh_bodies: Callable[[], tuple[Program, ...]] = tuple  # with values of their own
-    regions: tuple[Region, ...] = ()  # the checkpoints around it, outermost first
+    regions: tuple[Checkpoint, ...] = ()  # the checkpoints around it, outermost first
     has_effects: bool = False
-    placements: dict[Value, dict[str, Any]] = field(default_factory=dict)
+    placements: dict[Value, Params] = field(default_factory=dict)
 
-    def placed(self, outs: Sequence[Any]) -> Sequence[Any]:
+    def placed(self, outs: Sequence[Array]) -> Sequence[Array]:
         """The outputs, each on the devices that the user asked for."""
         if not self.placements:
             return outs
@@ -119,6 +119,10 @@ class Equation:
         return " ".join(filter(None, [self.scope or "top level", line and f"({line})"]))
 
 
+def unchanged(program: Program) -> None:
+    """A rewriting that rewrites nothing."""
+
+
 @dataclass(eq=False)
 class Program:
     """A flat program; ``sources`` are the inputs that are explained.
@@ -130,12 +134,12 @@ class Program:
     equations: list[Equation]
     inputs: tuple[Value, ...]
     outputs: tuple[Atom, ...]
-    constants: dict[Value, Any]
+    constants: dict[Value, Array]
     tags: dict[str, list[Atom]] = field(default_factory=dict)
     unread: tuple[Equation, ...] = ()
     boundaries: set[Value] = field(default_factory=set)  # no operation spans these
     declared: Declared = LOOKED_INTO  # derivatives that stand for a call's body
-    rewrite: Callable[[Program], None] = lambda program: None  # of bodies too
+    rewrite: Callable[[Program], None] = unchanged  # of bodies too
     parent: Program | None = None  # of a loop's or branch's body
     origins: dict[Value, tuple[Atom, ...]] = field(default_factory=dict)
     sources: tuple[Value, ...] = ()
@@ -146,6 +150,7 @@ class Program:
     uses: dict[Value, list[Equation]] = field(default_factory=dict)
     choosing: dict[Equation, frozenset[Atom]] = field(default_factory=dict)  # keys
     fixed: dict[Value, bool] = field(default_factory=dict)  # made of literals alone?
+    own: list[Equation] = field(default_factory=list)  # as run, if read otherwise
     standing: dict[Value, Equation] = field(default_factory=dict)  # for their makers
     virtual: set[Value] = field(default_factory=set)  # that these alone compute
 
@@ -166,11 +171,10 @@ class Program:
 
     def active_inputs(self, equation: Equation) -> tuple[Value, ...]:
         """The distinct active operands of an equation, in order."""
-        found = (a for a in equation.inputs if a in self.active)
-        active: dict[Any, None] = dict.fromkeys(found)
-        for key in self.choosing.get(equation, ()):
-            active.pop(key, None)
-        return tuple(active)
+        keys = self.choosing.get(equation, ())
+        values = (a for a in equation.inputs if isinstance(a, Value))
+        found = (v for v in values if v in self.active and v not in keys)
+        return tuple(dict.fromkeys(found))
 
     def maker(self, value: Value) -> Equation | None:
         """The equation that a value is explained by: its own, or what stands for it."""
@@ -183,11 +187,11 @@ class Program:
 
 
 def trace(
-    fn: Callable[..., Any],
-    *args: Any,
+    fn: Callable[..., PyTree],
+    *args: PyTree,
     declared: Declared = LOOKED_INTO,
-    rewrite: Callable[[Program], None] = lambda program: None,
-) -> tuple[Program, Any]:
+    rewrite: Callable[[Program], None] = unchanged,
+) -> tuple[Program, PyTree]:
     """Trace ``fn(*args)``; arguments are pytrees of arrays or ``ShapeDtypeStruct``.
 
     A ``custom_vjp`` or ``custom_jvp`` is looked into, but for those of which
@@ -203,93 +207,116 @@ def trace(
 
 def append(
     program: Program,
-    jaxpr: Any,
-    consts: Sequence[Any],
-    env: dict[Any, Atom],
+    jaxpr: Jaxpr,
+    consts: Sequence[Array],
+    env: dict[JaxAtom, Atom],
     scope: str = "",
-    callers: tuple[Any, ...] = (),
-    regions: tuple[Region, ...] = (),
-    known: dict[Any, Equation] | None = None,
+    callers: tuple[SourceInfo, ...] = (),
+    regions: tuple[Checkpoint, ...] = (),
+    known: dict[Hashable, Equation] | None = None,
 ) -> tuple[Atom, ...]:
     """Append the equations of ``jaxpr``, its inputs bound by ``env``; its outputs."""
 
-    def read(atom: Any) -> Atom:
-        return (
-            Literal(jax_compat.literal_value(atom))
-            if jax_compat.is_literal(atom)
-            else env[atom]
-        )
-
     known = {} if known is None else known
-    for var, const in zip(jaxpr.constvars, consts, strict=True):
-        env[var] = Value(var.aval)
-        program.constants[env[var]] = const  # type: ignore[index]
-    for eqn in _one_value_each(jaxpr.eqns):
-        path = "/".join(filter(None, [scope, jax_compat.scope_path(eqn.source_info)]))
-        sources = (eqn.source_info, *callers)
-        inputs = tuple(read(a) for a in eqn.invars)
+    frame = _Frame(program, env, scope, callers, regions, known)
+    return frame.append(jaxpr, consts)
+
+
+@dataclass
+class _Frame:
+    """A jaxpr while it is appended: what its variables are, and where it is called."""
+
+    program: Program
+    env: dict[JaxAtom, Atom]
+    scope: str
+    callers: tuple[SourceInfo, ...]
+    regions: tuple[Checkpoint, ...]
+    known: dict[Hashable, Equation]
+
+    def append(self, jaxpr: Jaxpr, consts: Sequence[Array]) -> tuple[Atom, ...]:
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            value = Value(jax_compat.aval_of(var))
+            self.env[var], self.program.constants[value] = value, const
+        for eqn in _one_value_each(jaxpr.eqns):
+            outputs = self._outputs(eqn, tuple(map(self._read, eqn.invars)))
+            self.env.update(zip(eqn.outvars, outputs, strict=True))
+        return tuple(map(self._read, jaxpr.outvars))
+
+    def _read(self, atom: JaxAtom) -> Atom:
+        if jax_compat.is_literal(atom):
+            return Literal(jax_compat.literal_value(atom))
+        return self.env[atom]
+
+    def _outputs(self, eqn: JaxprEqn, inputs: tuple[Atom, ...]) -> Sequence[Atom]:
         if eqn.primitive in _NAMING:  # a name for a value, not a value of its own
-            env[eqn.outvars[0]] = inputs[0]
-            program.tags.setdefault(eqn.params["name"], []).append(inputs[0])
-            continue
+            self.program.tags.setdefault(eqn.params["name"], []).append(inputs[0])
+            return inputs
         if eqn.primitive is primitives.sharding_constraint_p:  # no value of its own
-            (env[eqn.outvars[0]],) = (value,) = inputs
+            (value,) = inputs
             if isinstance(value, Value) and value.producer is not None:
                 value.producer.placements[value] = eqn.params
-            continue
+            return inputs
         if eqn.primitive.name in _PLACING:
-            env[eqn.outvars[0]] = inputs[0]
-            continue
-        call = jax_compat.call_body(eqn) or one_program(eqn, program.declared)
-        if call is not None and not program.declared.keeps(eqn):
-            body, body_consts = call
-            fresh = dict(zip(body.invars, inputs, strict=True))
-            within = regions
-            if eqn.primitive is primitives.remat_p:
-                within = (*regions, Region(eqn.params["policy"]))
-            outputs = append(
-                program, body, body_consts, fresh, path, sources, within, known
-            )
-            env.update(zip(eqn.outvars, outputs, strict=True))
-            continue
-        key = (eqn.primitive, path, tuple(map(_identity, inputs)))
-        same = known.get(key)
+            return inputs
+        call = jax_compat.call_body(eqn) or one_program(eqn, self.program.declared)
+        if call is not None and not self.program.declared.keeps(eqn):
+            return self._called(eqn, call, inputs)
+        return self._applied(eqn, inputs)
+
+    def _place(self, eqn: JaxprEqn) -> tuple[str, tuple[SourceInfo, ...]]:
+        """The scope of an equation, and its line with those of the calls around it."""
+        scopes = [self.scope, jax_compat.scope_path(eqn.source_info)]
+        return "/".join(filter(None, scopes)), (eqn.source_info, *self.callers)
+
+    def _called(
+        self,
+        eqn: JaxprEqn,
+        call: tuple[Jaxpr, Sequence[Array]],
+        inputs: tuple[Atom, ...],
+    ) -> tuple[Atom, ...]:
+        """The outputs of a call, its body appended."""
+        body, consts = call
+        regions = self.regions
+        if eqn.primitive is primitives.remat_p:
+            regions = (*regions, Checkpoint(eqn.params["policy"]))
+        env: dict[JaxAtom, Atom] = dict(zip(body.invars, inputs, strict=True))
+        frame = _Frame(self.program, env, *self._place(eqn), regions, self.known)
+        return frame.append(body, consts)
+
+    def _applied(self, eqn: JaxprEqn, inputs: tuple[Atom, ...]) -> tuple[Value, ...]:
+        """The outputs of an equation of the program, or of the same one before it."""
+        scope, sources = self._place(eqn)
+        key = (eqn.primitive, scope, tuple(map(_identity, inputs)))
+        same = self.known.get(key)
         if same is not None and same.params == eqn.params:
-            env.update(zip(eqn.outvars, same.outputs, strict=True))
-            continue
-        position = len(program.equations)
-        values = tuple(Value(v.aval) for v in eqn.outvars)
+            return same.outputs
+        program = self.program
+        bodies = jax_compat.bodies(eqn)
         fresh = partial(
-            _bodies,
-            jax_compat.bodies(eqn),
-            path,
-            sources,
-            program.declared,
-            program.rewrite,
+            _bodies, bodies, scope, sources, program.declared, program.rewrite
         )
         equation = Equation(
             eqn.primitive,
             jax_compat.unplaced(eqn.params),
             inputs,
-            values,
-            position,
-            path,
+            tuple(Value(jax_compat.aval_of(v)) for v in eqn.outvars),
+            len(program.equations),
+            scope,
             sources,
             fresh(),
             fresh,
-            regions,
+            self.regions,
             bool(eqn.effects),
         )
-        for value in values:
+        for value in equation.outputs:
             value.producer = equation
         program.equations.append(equation)
         if _may_be_shared(eqn):
-            known[key] = equation
-        env.update(zip(eqn.outvars, values, strict=True))
-    return tuple(read(a) for a in jaxpr.outvars)
+            self.known[key] = equation
+        return equation.outputs
 
 
-def _one_value_each(eqns: Iterable[Any]) -> Iterable[Any]:
+def _one_value_each(eqns: Iterable[JaxprEqn]) -> Iterable[JaxprEqn]:
     """Equations that hand on several values side by side, as one for each.
 
     Otherwise a parameter that is put on a device beside x would carry relevance.
@@ -298,18 +325,18 @@ def _one_value_each(eqns: Iterable[Any]) -> Iterable[Any]:
         if eqn.primitive.name not in _SIDE_BY_SIDE or len(eqn.invars) == 1:
             yield eqn
             continue
-        for i, pair in enumerate(zip(eqn.invars, eqn.outvars, strict=True)):
+        for i, (read, made) in enumerate(zip(eqn.invars, eqn.outvars, strict=True)):
             params = {
                 name: (given[i],) if isinstance(given, tuple) else given
                 for name, given in eqn.params.items()
             }
-            yield eqn.replace(invars=pair[:1], outvars=pair[1:], params=params)
+            yield eqn.replace(invars=[read], outvars=[made], params=params)
 
 
 def _bodies(
-    bodies: Sequence[tuple[Any, Sequence[Any]]],
+    bodies: Sequence[tuple[Jaxpr, Sequence[Array]]],
     scope: str,
-    callers: tuple[Any, ...],
+    callers: tuple[SourceInfo, ...],
     declared: Declared,
     rewrite: Callable[[Program], None],
 ) -> tuple[Program, ...]:
@@ -318,16 +345,16 @@ def _bodies(
 
 
 def _body(
-    jaxpr: Any,
-    consts: Sequence[Any],
+    jaxpr: Jaxpr,
+    consts: Sequence[Array],
     scope: str,
-    callers: tuple[Any, ...],
+    callers: tuple[SourceInfo, ...],
     declared: Declared,
     rewrite: Callable[[Program], None],
 ) -> Program:
     program = Program([], (), (), {}, declared=declared, rewrite=rewrite)
-    program.inputs = tuple(Value(v.aval) for v in jaxpr.invars)
-    env: dict[Any, Atom] = dict(zip(jaxpr.invars, program.inputs, strict=True))
+    program.inputs = tuple(Value(jax_compat.aval_of(v)) for v in jaxpr.invars)
+    env: dict[JaxAtom, Atom] = dict(zip(jaxpr.invars, program.inputs, strict=True))
     program.outputs = append(program, jaxpr, consts, env, scope, callers)
     read = reaching(program.equations, program.outputs)
     unread = set(program.equations).difference(read)
@@ -337,7 +364,7 @@ def _body(
     return program
 
 
-def _may_be_shared(eqn: Any) -> bool:
+def _may_be_shared(eqn: JaxprEqn) -> bool:
     """Whether an equation that was traced twice is one: it moves, or makes integers.
 
     torchax replays a view each time that it is read: a signal and its norm would be
@@ -349,7 +376,7 @@ def _may_be_shared(eqn: Any) -> bool:
     return moves or not any(jax_compat.is_inexact(v.aval) for v in eqn.outvars)
 
 
-def _identity(atom: Atom) -> Any:
+def _identity(atom: Atom) -> Hashable:
     if isinstance(atom, Value) or atom.number.size > 16:
         return atom
     return str(atom.dtype), atom.shape, atom.number.tobytes()
@@ -463,7 +490,7 @@ def between(
 def evaluate(
     equations: Iterable[Equation],
     env: dict[Value, Any],
-    params_of: Callable[[Equation], dict[str, Any]] = lambda e: e.params,
+    params_of: Callable[[Equation], Params] = lambda e: e.params,
 ) -> None:
     """Run equations in ``env``, which holds their operands and gets their outputs."""
     for equation in equations:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,8 +17,10 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
+from jlrp.ir.jax_compat import Aval, JaxAtom
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Program, Value, append, reaching
+from jlrp.typing import Array, DTypeLike, PyTree
 
 
 def computes_numbers(equation: Equation) -> bool:
@@ -33,7 +34,7 @@ def number_operands(equation: Equation) -> list[int]:
     return [i for i in range(len(equation.inputs)) if i not in steering]
 
 
-def is_narrow(atom: Any) -> bool:
+def is_narrow(atom: Aval) -> bool:
     """Whether an atom holds integers, booleans or floats of at most 8 bits."""
     if jax_compat.is_key(atom.dtype):
         return False
@@ -48,7 +49,7 @@ class Rewriting:
       renamed: what is read in place of a value.
     """
 
-    def __init__(self, program: Program, dtype: Any = np.float32):
+    def __init__(self, program: Program, dtype: DTypeLike = np.float32):
         self.program, self.dtype = program, np.dtype(dtype)
         self.new = replace(program, equations=[])
         self.twins: dict[Atom, Value] = {}
@@ -82,12 +83,12 @@ class Rewriting:
         return kept
 
     def insert(
-        self, like: Equation | None, function: Callable[..., Any], *atoms: Atom
+        self, like: Equation | None, function: Callable[..., PyTree], *atoms: Atom
     ) -> tuple[Atom, ...]:
         """Append ``function`` of some atoms, under the name and line of an equation."""
         values = [a for a in atoms if isinstance(a, Value)]
 
-        def of_values(*arrays: Any) -> Any:
+        def of_values(*arrays: Array) -> PyTree:
             given = iter(arrays)
             return function(
                 *(a.number if isinstance(a, Literal) else next(given) for a in atoms)
@@ -95,7 +96,7 @@ class Rewriting:
 
         shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values]
         jaxpr, consts = jax_compat.open_jaxpr(jax.make_jaxpr(of_values)(*shapes))
-        env: dict[Any, Atom] = dict(zip(jaxpr.invars, values, strict=True))
+        env: dict[JaxAtom, Atom] = dict(zip(jaxpr.invars, values, strict=True))
         first = len(self.new.equations)
         outs = append(self.new, jaxpr, consts, env)
         for equation in self.new.equations[first:]:
@@ -104,7 +105,9 @@ class Rewriting:
                 equation.regions = like.regions
         return outs
 
-    def as_float(self, like: Equation | None, atom: Atom, dtype: Any = None) -> Atom:
+    def as_float(
+        self, like: Equation | None, atom: Atom, dtype: np.dtype | None = None
+    ) -> Atom:
         """The float twin of an atom; what has none is converted."""
         dtype = dtype or self.dtype
         atom = self.twins.get(atom, atom)
@@ -137,7 +140,7 @@ class Rewriting:
                 self.renamed[value] = out
         return True
 
-    def _dtype_of(self, kept: Equation, numbers: Iterable[int]) -> Any:
+    def _dtype_of(self, kept: Equation, numbers: Iterable[int]) -> np.dtype:
         """That of a float output, else the widest of the twins."""
         (out, *_) = kept.outputs
         if not is_narrow(out):

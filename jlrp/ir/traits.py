@@ -7,28 +7,42 @@ a primitive of the user's own that is called ``exp`` is none of the table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+from jax.extend.core import Primitive
 
-Scalar = np.ndarray | np.generic | float | bool | None
-Params = Mapping[str, Any]
+from jlrp.ir.jax_compat import Aval, Operand, Params
+
+Known: TypeAlias = np.ndarray | np.number | float
+Scalar: TypeAlias = Known | None
+"""What a scalar is; None where that is not known."""
+
+Degree: TypeAlias = float | Operand  # of homogeneity, of each element in an array
+Degrees: TypeAlias = Degree | tuple[Degree, ...]  # of all outputs, or of each
+
+
+class Applied(Protocol):
+    """An equation, of a program or of JAX."""
+
+    @property
+    def primitive(self) -> Primitive: ...
 
 
 class Application(Protocol):
     """An equation of a program, as far as the columns look at it."""
 
-    primitive: Any
-    params: dict[str, Any]
+    primitive: Primitive
+    params: Params
 
     @property
-    def inputs(self) -> Sequence[Any]: ...
+    def inputs(self) -> Sequence[Aval]: ...
 
     @property
-    def outputs(self) -> Sequence[Any]: ...
+    def outputs(self) -> Sequence[Aval]: ...
 
 
 class Family(NamedTuple):
@@ -67,7 +81,7 @@ class Group(NamedTuple):
     """
 
     operands: tuple[int, ...]
-    degree: Any
+    degree: Degrees | str
     linear: bool = False
 
 
@@ -134,7 +148,7 @@ class Traits:
     """
 
     name: str
-    primitive: Any = None
+    primitive: Primitive | None = None
     internal: bool = False
 
     kind: str = "unsupported"
@@ -250,7 +264,7 @@ class _Table(dict[str, Traits]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[Any, Traits] = {}
+        self.found: dict[Primitive, Traits] = {}
 
     def __setitem__(self, name: str, row: Traits) -> None:
         super().__setitem__(name, row)
@@ -260,7 +274,7 @@ class _Table(dict[str, Traits]):
         super().__delitem__(name)
         self.found.clear()
 
-    def find(self, primitive: Any) -> Traits:
+    def find(self, primitive: Primitive) -> Traits:
         row = self.get(primitive.name, UNKNOWN)
         if row.primitive is not None and row.primitive is not primitive:
             row = UNKNOWN
@@ -271,9 +285,7 @@ class _Table(dict[str, Traits]):
 TABLE = _Table()  # filled by primitives.py
 
 
-def traits(of: Any) -> Traits:
+def traits(of: Applied | Primitive) -> Traits:
     """The row of an equation's primitive, or of one; UNKNOWN if there is none."""
-    try:
-        return TABLE.found[of.primitive]
-    except (AttributeError, KeyError):
-        return TABLE.find(getattr(of, "primitive", of))
+    primitive = of if isinstance(of, Primitive) else of.primitive
+    return TABLE.found.get(primitive) or TABLE.find(primitive)

@@ -106,6 +106,18 @@ def export_artifact(
     if not isinstance(labels, bool):
         raise JobError(f"labels is {shown(labels)}; give True or False.")
     step = Step(explain, reduce, dtype, allow_nan)
+    exported = _exported(step, params, example, labels)
+    return Artifact(exported, _made_by(_written(exported, path)))
+
+
+def _exported(
+    step: Step, params: PyTree, example: PyTree, labels: bool
+) -> export.Exported:
+    """The step for batches of any size.
+
+    Raises:
+      JobError: if it cannot be traced for these arguments, or not for any size.
+    """
     structure = jax.tree.structure(params)
     (size,) = export.symbolic_shape("batch")
 
@@ -119,7 +131,7 @@ def export_artifact(
         axes = (None, 0, *(0 for _ in labels))
         return jax.vmap(one, in_axes=axes)(leaves, x, *labels)
 
-    def shape(leaf: ArrayLike, *lead: Any) -> jax.ShapeDtypeStruct:
+    def shape(leaf: ArrayLike, *lead: object) -> jax.ShapeDtypeStruct:
         dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))
         return jax.ShapeDtypeStruct((*lead, *jnp.shape(leaf)), dtype)
 
@@ -130,7 +142,7 @@ def export_artifact(
     )
     try:
         exporting = export.export(jax.jit(many), platforms=("cpu", "cuda", "tpu"))
-        exported = exporting(*arguments)
+        return exporting(*arguments)
     except JlrpError as error:
         if isinstance(error, InputError) and error.__cause__ is not None:
             raise JobError(f"The function cannot take the example. {error}") from error
@@ -140,8 +152,12 @@ def export_artifact(
             f"The explanation cannot be exported: {reason(error)}. It must take "
             "batches of any size; params and example have the shapes of the arguments."
         ) from error
+
+
+def _written(exported: export.Exported, path: str | Path) -> bytes:
+    """What has been written to a file."""
     try:
-        content = exported.serialize()
+        content = bytes(exported.serialize())
     except ImportError as error:
         raise IntegrationError(
             "To write an artifact, jax.export needs flatbuffers. Install it with: "
@@ -151,7 +167,7 @@ def export_artifact(
         Path(path).write_bytes(content)
     except (OSError, TypeError) as error:
         raise JobError(f"path {path!r} cannot be written: {reason(error)}.") from error
-    return Artifact(exported, _made_by(bytes(content)))
+    return content
 
 
 def load_artifact(path: str | Path) -> Artifact:

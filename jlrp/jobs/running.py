@@ -129,15 +129,9 @@ def run(
     _check(batch, split, resume, progress, part, store)
     for where, leaf in leaves_of("params", params):
         check_array(where, leaf)
-    if buckets is not None and not isinstance(buckets, Buckets):
-        buckets = _as_buckets(buckets)
     part = part or (jax.process_index(), jax.process_count())
     placed = placement(devices, batch)
-    if placed.is_global and buckets is not None:
-        raise JobError(
-            "Processes that share a mesh must compute batches of one shape: leave the "
-            'buckets out, or give each process its own devices, with devices="data".'
-        )
+    buckets = _as_buckets(buckets, placed.is_global)
     opened = open_source(source)
     step, labels = _targeted(
         _step(explain, reduce, dtype, allow_nan), target, split, opened
@@ -156,11 +150,7 @@ def run(
         "example": str(jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", spec)),
         "processes": part[1],
         "devices": placed.devices,
-        **fingerprint.versions(),
-        "params": fingerprint.of_tree(programs.params),
-        "labels": fingerprint.of_tree(labels),
-        "first_example": fingerprint.of_tree(first),
-        "program": fingerprint.digest(programs.text().encode()),
+        **_fingerprints(programs, labels, first),
     }
     shapes = dict(programs.results)
     if buckets is not None:
@@ -173,6 +163,19 @@ def run(
         job = _Job(programs, results, blocks, on_failure == "stop")
         explained = job.work(progress)
     return summary(path).of_run(explained, time.perf_counter() - started)
+
+
+def _fingerprints(
+    programs: Programs, labels: np.ndarray | None, first: PyTree
+) -> dict[str, str]:
+    """What tells the program, its parameters and the data of one job from another's."""
+    return {
+        **fingerprint.versions(),
+        "params": fingerprint.of_tree(programs.params),
+        "labels": fingerprint.of_tree(labels),
+        "first_example": fingerprint.of_tree(first),
+        "program": fingerprint.digest(programs.text().encode()),
+    }
 
 
 _NOTES: dict[str, object] = {
@@ -210,13 +213,22 @@ def _check(
     check_path("store", store)
 
 
-def _as_buckets(buckets: object) -> Buckets:
-    if not isinstance(buckets, tuple | list | range):
+def _as_buckets(buckets: object, share_a_mesh: bool) -> Buckets | None:
+    if buckets is None:
+        return None
+    if isinstance(buckets, tuple | list | range):
+        buckets = Buckets(tuple(buckets))
+    if not isinstance(buckets, Buckets):
         raise JobError(
             f"buckets is {shown(buckets)}; give lengths, such as (32, 128), or "
             "jobs.Buckets(...)."
         )
-    return Buckets(tuple(buckets))
+    if share_a_mesh:
+        raise JobError(
+            "Processes that share a mesh must compute batches of one shape: leave the "
+            'buckets out, or give each process its own devices, with devices="data".'
+        )
+    return buckets
 
 
 def _check_labels(labels: np.ndarray | None, classes: int | None) -> None:

@@ -238,6 +238,9 @@ class Regions:
                 self._is_mapped(start) and _grows(path[0], behind, inverted)
             ):
                 return False
+            while len(path) > 2 and self._shifts(path[-2], path[-3]):
+                path = path[:-1]  # several shifts are one
+            behind = path[-2]
             equations, _ = between([behind], [path[0]], self._inside)
             return _is_monomial(behind, equations) or (
                 not inverted and _is_rectifier(behind, path[0], equations)
@@ -247,6 +250,15 @@ class Regions:
         if made.primitive is p.mul_p:
             return is_mean(self.terms, behind)
         return False
+
+    def _shifts(self, before: Value, behind: Value) -> bool:
+        """Whether a number is added to one value to make another, and that is all."""
+        made = behind.producer
+        if made is None or made.primitive not in (p.add_p, p.sub_p):
+            return False
+        others = [scalar_of(a) for a in made.inputs if a is not before]
+        alone = len(self.program.uses.get(before, ())) == 1
+        return alone and made.inputs[0] is before and None not in others
 
     def _is_mapped(self, value: Value) -> bool:
         """Whether a value comes from a dense or convolution, scaled and shifted."""
@@ -404,6 +416,10 @@ def _is_rectifier(start: Value, end: Value, region: Sequence[Equation]) -> bool:
             found = x[0]
         elif prim in (p.add_p, p.add_jaxvals_p, p.sub_p, p.max_p, p.min_p):
             found = _same_degree(x)
+        elif prim is p.clamp_p:
+            bounds = [scalar_of(equation.inputs[i]) for i in (0, 2)]
+            fixed = all(b is not None and b in (0, -np.inf, np.inf) for b in bounds)
+            found = x[1] if fixed else -1
         elif is_move(equation):
             found = _same_degree(x)
         else:

@@ -332,15 +332,15 @@ def _joined(
         return y if y.shape == tuple(out.shape) else lax.reshape(y, out.shape)
 
     kernels = [part.roots[1] for part in parts]
-    of_kernel, (weights,) = _equations(joined, kernels, like)
-    core, (end,) = _equations(applied, [first.roots[0], weights], like)
+    of_kernel, (weights,) = equations_of(joined, kernels, like)
+    core, (end,) = equations_of(applied, [first.roots[0], weights], like)
     last = core[-1]
     assert end in last.outputs
     standing = [*core[:-1], replace(last, outputs=(out,))]
     return Dot(standing[0], tuple(standing[1:]), tuple(of_kernel))
 
 
-def _equations(
+def equations_of(
     function: Any, operands: Sequence[Value], like: Equation
 ) -> tuple[list[Equation], tuple[Value, ...]]:
     """The equations of a function of some values, and what they make."""

@@ -55,6 +55,7 @@ from jlrp.ops.position import (
 from jlrp.ops.product import products
 from jlrp.ops.softmax import may_be_minus_infinity
 from jlrp.ops.statistic import statistic_of, unscaled
+from jlrp.ops.written_out import read_as_sums
 
 
 class _Builder:
@@ -73,6 +74,8 @@ class _Builder:
         self.embeddings = embeddings
         self.opaque = opaque
         self.view = view
+        if not view.as_differentiated:
+            read_as_sums(program, opaque)
         self.regions = Regions(program, opaque, outer, not view.as_differentiated)
         self.products, self.averages = products(
             program, self.regions, view.find_signals, handed

@@ -150,7 +150,7 @@ class Softmaxes:
             still = self._is_constant_along(shift, function, summed)
             if not still or not isinstance(unshifted, Value):
                 break
-            if made.primitive is not p.sub_p and not self.program.is_active(shift):
+            if made.primitive is not p.sub_p and self.program.is_parameter(shift):
                 break  # a mask or a bias, which is a part of the scores
             scores = unshifted
         return scores
@@ -161,12 +161,27 @@ class Softmaxes:
         operands = {e.inputs[e.primitive is p.pow_p] for e in made}
         if len(operands) == 1:
             (exponent,) = operands
-            return exponent if isinstance(exponent, Value) else None
+            known = isinstance(exponent, Value)
+            return self._in_base_e(exponent, function) if known else None
         roots = {f.root for t in function.argument.terms for f in t.factors}
         if len(roots) != 1:
             return None
         (root,) = roots
         return root if isinstance(root, Value) else None
+
+    def _in_base_e(self, exponent: Value, function: Function) -> Value:
+        """x of ``2 ** (x * log2(e))``."""
+        term, made = function.argument.only, exponent.producer
+        if term is None or made is None or made.primitive not in (p.mul_p, p.div_p):
+            return exponent
+        operands = self.program.active_inputs(made)
+        known = [scalar_of(a) for a in made.inputs if a not in operands]
+        if len(operands) != 1 or len(known) != 1 or known[0] is None:
+            return exponent
+        scale = float(np.real(known[0]))
+        scale = scale if made.primitive is p.mul_p else 1 / scale
+        base_e = np.isclose(term.coefficient * scale, 1.0) and term.coefficient != 1
+        return operands[0] if base_e else exponent
 
     def _is_constant_along(self, shift: Atom, function: Function, summed: Term) -> bool:
         axes = self._summed_axes(function, summed)
@@ -175,7 +190,7 @@ class Softmaxes:
         (out, *others) = (e.outputs[0] for e in function.made_by)
         if others or len(shift.shape) not in (0, len(out.shape)):
             return False
-        views = [f.view for f in factors_of(self.terms.beside(shift, out))]
+        views = [f.view for f in factors_of(self.terms.unmoved(shift)) if f.view.axes]
         return all(not any(s for _, s in view.axes[i]) for view in views for i in axes)
 
     def _summed_axes(self, function: Function, summed: Term) -> list[int] | None:
@@ -183,13 +198,23 @@ class Softmaxes:
         along = [
             (size, abs(f.inner[k]))
             for f in summed.factors
-            if f.root is function
+            if self._is(f.root, function)
             for k, size in enumerate(summed.inner)
         ]
         if not along:  # a sum of what was selected from it
             return None
         (made, *_) = function.made_by
         return self._axes_along(made.outputs[0], function, along)
+
+    def _is(self, root: Root, function: Function) -> bool:
+        """Whether a root is the function, or a value that is it, as it lies there."""
+        if root is function or not isinstance(root, Value):
+            return root is function
+        term = self.terms.read(root).only
+        if term is None or len(term.factors) != 1:
+            return False
+        (factor,) = term.factors
+        return factor.root is function and factor.view == View.whole(function.shape)
 
     def summed_axes(self, weights: Value, summed: Term) -> list[int] | None:
         """The axes along which weights vary that a sum goes along."""

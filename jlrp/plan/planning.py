@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -127,7 +126,9 @@ class _Parameters(Passage):
         self._may_be = lambda v: is_float(v) and v not in active
         super().__init__(lambda _, v: self._may_be(v))
 
-    def forward(self, program: Program, starts: Mapping[Any, bool]) -> dict[Any, bool]:
+    def forward(
+        self, program: Program, starts: Mapping[Value, bool]
+    ) -> dict[Value, bool]:
         starts = {v: flag for v, flag in starts.items() if self._may_be(v)}
         return super().forward(program, starts)
 

@@ -133,7 +133,11 @@ class Activations:
 
 @dataclass(frozen=True, repr=False)
 class OperationRow:
-    """One operation of the inspection, in the program's order."""
+    """One operation of the inspection, in the program's order.
+
+    Attributes:
+      facts: what was recognised of it, in words that select it in a composite.
+    """
 
     kind: str
     scope: str

@@ -19,7 +19,15 @@ CAUSES_OF_DIFFERENCES = ("switch", "statistic", "held", "quadrature")
 
 @dataclass(frozen=True, repr=False)
 class LedgerRow:
-    """Relevance at one operation: ``arrived = handed + sum(causes) + unexplained``."""
+    """Relevance at one operation: ``arrived = handed + sum(causes) + unexplained``.
+
+    Attributes:
+      kind, scope, rule: of the operation, as in ``jlrp.inspect``.
+      arrived: relevance of its outputs, R_out of a rule's formula.
+      handed: relevance of its inputs, R_in.
+      causes: what was absorbed, by cause.
+      unexplained: what no cause accounts for: rounding, or a fault.
+    """
 
     kind: str
     scope: str

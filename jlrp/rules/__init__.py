@@ -92,19 +92,19 @@ class Custom(Rule):
     ) -> Propagation:
         (equation,) = op.equations
         y = [ctx.read(v) for v in equation.outputs]
-        arriving = dict(zip(op.outputs, r, strict=True))
+        r_out = dict(zip(op.outputs, r, strict=True))
         relevance: list[Array] = []
         for out, number in zip(equation.outputs, y, strict=True):
-            promise = arriving.get(out) or Promise()
+            promise = r_out.get(out) or Promise()
             relevance.append(promise.resolve(number))
         x = [ctx.read(a) for a in equation.inputs]
-        handed = self.function(relevance, x, y, **equation.params)
-        if len(handed) != len(x):
+        r_in = self.function(relevance, x, y, **equation.params)
+        if len(r_in) != len(x):
             raise InputError(
-                f"The rule of {equation.primitive.name} returned {len(handed)} "
+                f"The rule of {equation.primitive.name} returned {len(r_in)} "
                 f"relevances for {len(x)} operands; return one each, None for none."
             )
-        by_operand = dict(zip(equation.inputs, handed, strict=True))
+        by_operand = dict(zip(equation.inputs, r_in, strict=True))
         promises: list[Promise | None] = []
         for v in op.inputs:
             share = by_operand.get(v)

@@ -27,7 +27,7 @@ Causes = dict[str, Array]
 
 @dataclass(frozen=True)
 class Propagation:
-    """The promises handed to an operation's inputs, and what did not go on.
+    """The promises of an operation's inputs, and the relevance that they do not hold.
 
     Attributes:
       promises: one per input, None for none.
@@ -35,7 +35,7 @@ class Propagation:
         (``"bias"``, ``"stabilizer"``, ``"taylor"``, ``"constants"``, ``"stopped"``,
         ``"blocked"``); called by ``jlrp.audit`` only.
       shares: relevance per unit of each output, from which the multipliers of constants
-        follow by the chain rule; None: what arrived, over the outputs.
+        follow by the chain rule; None: the promises of the outputs, over these.
       constants: computes the multipliers of some constants, where that is not so;
         called if relevance of parameters is asked for.
       captured: of a loop or branch, by the number of a body: what was captured in it.
@@ -53,8 +53,8 @@ class Propagation:
 class Both:
     """The same at the two points of an explanation from a reference: a pytree."""
 
-    here: Any
-    there: Any
+    here: PyTree
+    there: PyTree
 
 
 class Context(Protocol):
@@ -73,13 +73,16 @@ class Context(Protocol):
         """Whether an atom may be another one at another x."""
         ...
 
-    def with_reference(self, reference: Any) -> Context:
+    def with_reference(self, reference: Context | None) -> Context:
         """The same context with another reference point."""
         ...
 
     @property
     def arrived(self) -> Array | None:
-        """Relevance for which what is made of kept numbers alone should wait."""
+        """Relevance of the outputs: what is made of residuals alone depends on it.
+
+        Else a compiler may make it before the forward pass, and hold it until then.
+        """
         ...
 
     def read(self, atom: Atom) -> Array:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from jlrp.analysis.dataflow import dependent
-from jlrp.ir.jax_compat import Jaxpr
+from jlrp.ir.jax_compat import Jaxpr, Operand
 from jlrp.ir.loops import Body
 from jlrp.ir.program import Atom, Equation, Literal, Value, computing
 from jlrp.ops.base import Operation
@@ -39,6 +39,7 @@ from jlrp.rules.base import (
 )
 from jlrp.typing import PyTree
 
+T = TypeVar("T")
 Promises = list[Promise | None]
 ScanBody = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # as lax.scan takes it
 Recompute = tuple[ScanBody, PyTree]  # what is run again, and the scanned arrays
@@ -89,9 +90,9 @@ class _Bodies(Rule):
     ) -> Propagation:
         (equation,) = op.equations
         by_value = dict(zip(op.outputs, r, strict=True))
-        arriving = [by_value.get(v) for v in equation.outputs]
+        r_out = [by_value.get(v) for v in equation.outputs]
         extra = _Extra(captures=self._captures())
-        found = self._reverse(equation, arriving, ctx, extra)
+        found = self._reverse(equation, r_out, ctx, extra)
         active = set(op.inputs)
         promises = [
             promise
@@ -100,11 +101,11 @@ class _Bodies(Rule):
         ]
 
         def causes() -> Causes:
-            return self._reverse(equation, arriving, ctx, _Extra(causes=True)).causes
+            return self._reverse(equation, r_out, ctx, _Extra(causes=True)).causes
 
         def constants(wanted: Sequence[Value]) -> Sequence[Array]:
             extra = _Extra(wanted=frozenset(wanted))
-            found = self._reverse(equation, arriving, ctx, extra).multipliers
+            found = self._reverse(equation, r_out, ctx, extra).multipliers
             return [found[v] for v in wanted]
 
         return Propagation(
@@ -115,7 +116,7 @@ class _Bodies(Rule):
         return any(plan.captured for plan in self.plans)
 
     def _reverse(
-        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+        self, equation: Equation, r_out: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
         raise NotImplementedError
 
@@ -141,7 +142,7 @@ class _Iteration:
         wanted = [(v, a) for v, a in wanted if a in extra.wanted]
         self.initial = [(v, a) for v, a in wanted if v in body.carries]
         self.wanted = [(v, a) for v, a in wanted if v not in body.carries]
-        self.carried = [  # parameters that the iteration before has made
+        self.carried = [  # made of parameters by the iteration before
             v for v in body.carries if extra.wanted and v in plan.parameters
         ]
 
@@ -158,7 +159,7 @@ class _Iteration:
             if program.is_active(atom):
                 assert isinstance(atom, Value)
                 seeds[atom] = promise + seeds.get(atom)
-                continue  # otherwise it carries relevance in some iteration, not here
+                continue  # else only other iterations' plans have it active
             if self.extra.wanted and atom in self.plan.parameters:
                 multiplier = promise.per_unit(self._number(atom, residuals))
                 if multiplier is not None:
@@ -169,7 +170,7 @@ class _Iteration:
                 causes[cause] = causes.get(cause, 0.0) + amount
         observe = _summing(causes) if self.extra.causes else None
         inputs = [v for v, _ in self.wanted] + self.carried
-        handed, found, captured = self.ctx.reverse_body(
+        r_in, found, captured = self.ctx.reverse_body(
             self.plan,
             residuals,
             seeds,
@@ -180,7 +181,7 @@ class _Iteration:
             self.extra.captures,
         )
         multipliers = dict(zip(inputs, found, strict=True))
-        by_source = dict(zip(program.sources, handed, strict=True))
+        by_source = dict(zip(program.sources, r_in, strict=True))
         by_source |= {v: Promise(multiplier=multipliers[v]) for v in self.carried}
         promises = [by_source.get(v) for v in program.inputs]
         wanted = [multipliers[v] for v, _ in self.wanted]
@@ -195,10 +196,10 @@ class _Iteration:
             zero = jnp.zeros_like(number)
             _added(found, outer, zero if multiplier is None else multiplier)
 
-    def _number(self, atom: Atom, residuals: Residuals | Both) -> Any:
+    def _number(self, atom: Atom, residuals: Residuals | Both) -> Array:
         """What multipliers of the atom are of: from a reference, its change."""
 
-        def at(residuals: Residuals) -> Any:
+        def at(residuals: Residuals) -> Operand:
             return atom.number if isinstance(atom, Literal) else residuals[atom]
 
         found = at_both(at, residuals)
@@ -207,13 +208,13 @@ class _Iteration:
         return found
 
 
-def both_of(ctx: Context, read: Callable[[Context], Any]) -> Any:
+def both_of(ctx: Context, read: Callable[[Context], T]) -> T | Both:
     """What is read at x, and, from a reference, there too."""
     here = read(ctx)
     return here if ctx.reference is None else Both(here, read(ctx.reference))
 
 
-def at_both(function: Callable[..., Any], *args: Any) -> Any:
+def at_both(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """A function of what there may be one of at each point."""
     if not any(isinstance(a, Both) for a in args):
         return function(*args)
@@ -231,9 +232,9 @@ def _by_iteration(plans: Sequence[BodyPlan], ctx: Context) -> Masks:
 
 def _summing(causes: Causes) -> Callable[..., None]:
     def observe(
-        step: object, arriving: object, handed: Propagation, numbers: object
+        step: object, r_out: object, propagated: Propagation, numbers: object
     ) -> None:
-        for name, amount in handed.causes().items():
+        for name, amount in propagated.causes().items():
             amount = jnp.sum(amount)
             causes[name] = causes[name] + amount if name in causes else amount
 
@@ -248,11 +249,11 @@ def _added(found: dict[Value, Array], value: Value, amount: Array) -> None:
 
 
 def _settled(
-    handed: Callable[[Promises], Promises], carried: Promises
+    iteration: Callable[[Promises], Promises], carried: Promises
 ) -> list[Promise | None]:
     """Carried promises with every part that some iteration gives them."""
     while True:
-        shapes = jax.eval_shape(handed, carried)
+        shapes = jax.eval_shape(iteration, carried)
         grown = [_filled(c, s) for c, s in zip(carried, shapes, strict=True)]
         if jax.tree.structure(grown) == jax.tree.structure(carried):
             return grown
@@ -275,10 +276,16 @@ def _filled(promise: Promise | None, like: Promise | None) -> Promise | None:
 
 def _all_like(promises: Promises, like: Promises) -> Promises:
     """Promises with the parts and dtypes of others."""
-    return [
-        jax.tree.map(lambda a, b: a.astype(b.dtype), _filled(p, q), q)
-        for p, q in zip(promises, like, strict=True)
-    ]
+    return [_dtypes_like(_filled(p, q), q) for p, q in zip(promises, like, strict=True)]
+
+
+def _causes_like(causes: Causes, zeros: Causes) -> Causes:
+    """Amounts with the causes and dtypes of others; new ones are zero."""
+    return _dtypes_like({k: causes.get(k, zero) for k, zero in zeros.items()}, zeros)
+
+
+def _dtypes_like(arrays: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), arrays, like)
 
 
 def _zeros(shapes: PyTree) -> PyTree:
@@ -336,7 +343,7 @@ class Scan(_Bodies):
 
     chunked: bool = False
 
-    def _parts(self) -> list[_Part]:
+    def parts(self) -> list[_Part]:
         return [_Part(b, p) for b, p in zip(self.bodies, self.plans, strict=True)]
 
     def needs(self, op: Operation) -> tuple[Value, ...]:
@@ -344,7 +351,7 @@ class Scan(_Bodies):
         if self.chunked:
             return super().needs(op)
         needed: dict[Value, None] = {}
-        for part in self._parts():
+        for part in self.parts():
             operands = part.body.operands(equation)
             for v, a in zip(part.body.program.inputs, operands, strict=True):
                 if v in part.inputs_read and isinstance(a, Value):
@@ -355,7 +362,7 @@ class Scan(_Bodies):
         self, equation: Equation, operands: Sequence[Array], forward: Forward
     ) -> tuple[list[Array], list[PyTree]]:
         """Run the scan; its outputs, and what is kept for the reverse pass."""
-        *peeled, main = self._parts()
+        *peeled, main = self.parts()
         n, c = main.body.n_carries, main.body.n_constants
         constants, carry = operands[:c], list(operands[c : c + n])
         order = _Order(equation, len(peeled))
@@ -375,75 +382,11 @@ class Scan(_Bodies):
         return [*carry, *order.joined(first_ys, order.concatenated(rest_ys))], kept
 
     def _reverse(
-        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+        self, equation: Equation, r_out: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
-        *peeled, main = self._parts()
-        n, c = main.body.n_carries, main.body.n_constants
-        order = _Order(equation, len(peeled))
-        first_ys, rest_ys = order.taken(arriving[n:])
-        recorded = ctx.recorded(equation)
-        if ctx.reference is not None:
-            there = ctx.reference.recorded(equation)
-            recorded = [Both(a, b) for a, b in zip(recorded, there, strict=True)]
-        kept, residuals = recorded[: len(first_ys)], recorded[len(first_ys) :]
-        runs = [_PartInReverse(part, equation, ctx, extra) for part in (*peeled, main)]
-        *first_runs, run = runs
-        masks = self._masks(order, ctx)
-        slices = [order.taken((r.arrays, masks)) for r in runs]
+        return _ScanInReverse(self, equation, r_out, ctx, extra).found()
 
-        again = None
-        if self.chunked:
-
-            def rerun(ctx: Context) -> Any:
-                operands = [ctx.original(a) for a in equation.inputs]
-                constants, xs = operands[:c], order.taken(operands[c + n :])[1]
-                return _iteration(main, constants, ctx.forward_body), xs
-
-            again = _again(both_of(ctx, rerun))
-        spans = order.spans(self.chunked)
-        of_ys, of_slices = _shapes_of_one((rest_ys, slices[-1][1]))
-        one = (of_ys, spans[0].shapes(residuals[0], again), of_slices)
-        carried = _settled(lambda s: run(s, _zeros(one))[0], arriving[:n])
-        totals = _zeros(jax.eval_shape(run, carried, one)[1])
-
-        def step(state: PyTree, xs: PyTree) -> PyTree:
-            carried, totals = state
-            handed, amounts, out = run(carried, xs)
-            return (_all_like(handed, carried), _plus(totals, amounts)), out
-
-        state, outs = (carried, totals), []
-        for span, kept_of_span in zip(
-            reversed(spans), reversed(residuals), strict=True
-        ):
-            arrays = (rest_ys, slices[-1][1])
-            state, out = span.reverse(step, state, arrays, kept_of_span, again)
-            outs.insert(0, out)
-        carried, (constants, causes, multipliers) = state
-        rest_out = order.concatenated(outs)
-        found: dict[Value, Array] = {}
-        first_out = []
-        for i in reversed(range(len(first_ys))):
-            xs = (first_ys[i], kept[i], slices[i][0][i])
-            carried, (more, amounts, of_constants), out = first_runs[i](carried, xs)
-            constants = [_sum(a, b) for a, b in zip(constants, more, strict=True)]
-            causes = {
-                k: causes.get(k, 0) + amounts.get(k, 0) for k in {**causes, **amounts}
-            }
-            for outer, amount in zip(
-                first_runs[i].constants_wanted, of_constants, strict=True
-            ):
-                _added(found, outer, amount)
-            first_out.insert(0, out)
-        of_slices, of_sliced, captured = order.joined_promises(first_out, rest_out)
-        for outer, amount in zip(run.constants_wanted, multipliers, strict=True):
-            _added(found, outer, amount)
-        for outer, amount in zip(run.slices_wanted, of_sliced, strict=True):
-            _added(found, outer, amount)
-        runs[0].iteration.add_initial(found, carried)
-        promises = [*constants, *carried, *of_slices]
-        return _Found(promises, causes, found, {0: captured} if captured else {})
-
-    def _masks(self, order: _Order, ctx: Context) -> Masks:
+    def masks(self, order: _Order, ctx: Context) -> Masks:
         """The masks that differ between iterations, one for each."""
         masks = {
             name: jnp.broadcast_to(mask, (order.length, *mask.shape[1:]))
@@ -468,7 +411,7 @@ def _iteration(part: _Part, constants: Sequence[Array], forward: Forward) -> Sca
 
 
 def _again(rerun: Recompute | Both) -> Recompute:
-    """An iteration that is run again, and the arrays that it slices."""
+    """The same at x, or at both points, as one."""
     if not isinstance(rerun, Both):
         return rerun
     (here, xs), (there, other_xs) = rerun.here, rerun.there
@@ -524,7 +467,9 @@ class _PartInReverse:
         ys, residuals, (slices, masks) = xs
         n, c = self.part.body.n_carries, self.part.body.n_constants
 
-        def numbers_of(constants: Any, residuals: Any, slices: Any) -> Any:
+        def numbers_of(
+            constants: Residuals, residuals: PyTree, slices: Sequence[Array]
+        ) -> Residuals:
             stacked = dict(zip(self.part.stacked, residuals, strict=True))
             return {
                 **constants,
@@ -534,15 +479,129 @@ class _PartInReverse:
 
         numbers = at_both(numbers_of, self.constants, residuals, slices)
         outs = [*carried, *ys]
-        handed, causes, multipliers, captured = self.iteration(numbers, outs, masks)
+        r_in, causes, multipliers, captured = self.iteration(numbers, outs, masks)
         pairs = list(zip(multipliers, self.is_slice, strict=True))
         summed = [m for m, is_slice in pairs if not is_slice]
         sliced = [m for m, is_slice in pairs if is_slice]
         return (
-            handed[c : c + n],
-            (handed[:c], causes, summed),
-            (handed[c + n :], sliced, captured),
+            r_in[c : c + n],
+            (r_in[:c], causes, summed),
+            (r_in[c + n :], sliced, captured),
         )
+
+
+class _ScanInReverse:
+    """The reverse pass of one scan.
+
+    First it goes through the iterations that are stacked, by a scan over each span of
+    them, then one by one through the first, which have plans of their own.
+    """
+
+    def __init__(
+        self,
+        rule: Scan,
+        equation: Equation,
+        r_out: Promises,
+        ctx: Context,
+        extra: _Extra,
+    ):
+        parts = rule.parts()
+        n = parts[-1].body.n_carries
+        self.order = _Order(equation, len(parts) - 1)
+        self.carried = r_out[:n]
+        self.first_ys, self.rest_ys = self.order.taken(r_out[n:])
+        residuals = _recorded_at_both(equation, ctx)
+        n_first = len(self.first_ys)
+        self.residuals, self.of_spans = residuals[:n_first], residuals[n_first:]
+        self.runs = [_PartInReverse(part, equation, ctx, extra) for part in parts]
+        masks = rule.masks(self.order, ctx)
+        slices = [self.order.taken((run.arrays, masks)) for run in self.runs]
+        self.slices = [of_first for of_first, _ in slices]
+        self.arrays = (self.rest_ys, slices[-1][1])
+        self.spans = self.order.spans(rule.chunked)
+        self.again = None
+        if rule.chunked:
+            rerun = partial(_rerun, parts[-1], equation, self.order)
+            self.again = _again(both_of(ctx, rerun))
+
+    def found(self) -> _Found:
+        carried, totals, of_rest = self._through_spans()
+        multipliers: dict[Value, Array] = {}
+        carried, constants, causes, of_first = self._through_first(
+            carried, totals, multipliers
+        )
+        of_slices, of_sliced, captured = self.order.joined_promises(of_first, of_rest)
+        last = self.runs[-1]
+        for outer, amount in zip(last.constants_wanted, totals[2], strict=True):
+            _added(multipliers, outer, amount)
+        for outer, amount in zip(last.slices_wanted, of_sliced, strict=True):
+            _added(multipliers, outer, amount)
+        self.runs[0].iteration.add_initial(multipliers, carried)
+        promises = [*constants, *carried, *of_slices]
+        by_body = {0: captured} if captured else {}
+        return _Found(promises, causes, multipliers, by_body)
+
+    def _through_spans(self) -> tuple[Promises, PyTree, PyTree]:
+        """Promises before the stacked iterations, sums over these, what they stack."""
+        run = self.runs[-1]
+        carried, totals = self._start()
+
+        def step(state: PyTree, xs: PyTree) -> PyTree:
+            carried, totals = state
+            r_in, amounts, out = run(carried, xs)
+            return (_all_like(r_in, carried), _plus(totals, amounts)), out
+
+        state, outs = (carried, totals), []
+        backwards = zip(reversed(self.spans), reversed(self.of_spans), strict=True)
+        for span, residuals in backwards:
+            state, out = span.reverse(step, state, self.arrays, residuals, self.again)
+            outs.insert(0, out)
+        carried, totals = state
+        return carried, totals, self.order.concatenated(outs)
+
+    def _start(self) -> tuple[Promises, PyTree]:
+        """Carried promises with every part that they will have, and sums of zero."""
+        run = self.runs[-1]
+        ys, slices = _shapes_of_one(self.arrays)
+        residuals = self.spans[0].shapes(self.of_spans[0], self.again)
+        xs = (ys, residuals, slices)
+        carried = _settled(lambda s: run(s, _zeros(xs))[0], self.carried)
+        return carried, _zeros(jax.eval_shape(run, carried, xs)[1])
+
+    def _through_first(
+        self, carried: Promises, totals: PyTree, multipliers: dict[Value, Array]
+    ) -> tuple[Promises, Promises, Causes, list[PyTree]]:
+        """The same of the first iterations, whose multipliers are added to others."""
+        constants, causes, _ = totals
+        outs = []
+        for i in reversed(range(len(self.first_ys))):
+            run = self.runs[i]
+            xs = (self.first_ys[i], self.residuals[i], self.slices[i][i])
+            carried, (more, amounts, of_constants), out = run(carried, xs)
+            constants = [_sum(a, b) for a, b in zip(constants, more, strict=True)]
+            names = {**causes, **amounts}
+            causes = {k: causes.get(k, 0) + amounts.get(k, 0) for k in names}
+            for outer, amount in zip(run.constants_wanted, of_constants, strict=True):
+                _added(multipliers, outer, amount)
+            outs.insert(0, out)
+        return carried, constants, causes, outs
+
+
+def _recorded_at_both(equation: Equation, ctx: Context) -> list[PyTree]:
+    """What the forward pass kept of a scan, one entry for each span of iterations."""
+    recorded = ctx.recorded(equation)
+    if ctx.reference is None:
+        return recorded
+    there = ctx.reference.recorded(equation)
+    return [Both(a, b) for a, b in zip(recorded, there, strict=True)]
+
+
+def _rerun(part: _Part, equation: Equation, order: _Order, ctx: Context) -> Recompute:
+    """An iteration that is run again, and the arrays that it slices."""
+    c = part.body.n_constants
+    operands = [ctx.original(a) for a in equation.inputs]
+    _, xs = order.taken(operands[c + part.body.n_carries :])
+    return _iteration(part, operands[:c], ctx.forward_body), xs
 
 
 class _Order:
@@ -765,14 +824,14 @@ class Cond(_Bodies):
     """``lax.cond`` and ``lax.switch``: the branch that ran, run again in reverse."""
 
     def _reverse(
-        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+        self, equation: Equation, r_out: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
         index, operands = self._operands(equation, ctx)
         if ctx.reference is not None and ctx.varies(equation.inputs[0]):
-            return self._of_both(equation, arriving, ctx, extra)
-        return self._of_branch(index, operands, equation, arriving, ctx, extra)
+            return self._of_both(equation, r_out, ctx, extra)
+        return self._of_branch(index, operands, equation, r_out, ctx, extra)
 
-    def _operands(self, equation: Equation, ctx: Context) -> tuple[Array, Any]:
+    def _operands(self, equation: Equation, ctx: Context) -> tuple[Array, PyTree]:
         def read(ctx: Context) -> list[Array]:
             return [ctx.read(a) for a in equation.inputs]
 
@@ -782,23 +841,23 @@ class Cond(_Bodies):
         return index, Both(operands, read(ctx.reference)[1:])
 
     def _of_both(
-        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+        self, equation: Equation, r_out: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
         """Half by the branch of each point; what another branch makes is a switch."""
         assert ctx.reference is not None
         index, operands = self._operands(equation, ctx)
         other = ctx.reference.read(equation.inputs[0])
         first, second = (
-            self._of_branch(i, operands, equation, arriving, ctx, extra)
+            self._of_branch(i, operands, equation, r_out, ctx, extra)
             for i in (index, other)
         )
 
-        def mean(a: Any, b: Any) -> Any:
+        def mean(a: PyTree, b: PyTree) -> PyTree:
             return jax.tree.map(lambda x, y: (x + y) / 2, a, b)
 
         causes = mean(first.causes, second.causes)
         if extra.causes:
-            switch = self._switched(index, other, operands, arriving, ctx)
+            switch = self._switched(index, other, operands, r_out, ctx)
             causes["switch"] = causes.get("switch", 0.0) + switch
         return _Found(
             mean(first.promises, second.promises),
@@ -808,10 +867,10 @@ class Cond(_Bodies):
         )
 
     def _switched(
-        self, index: Array, other: Array, operands: Both, arriving: Promises, ctx: Any
+        self, index: Array, other: Array, operands: Both, r_out: Promises, ctx: Context
     ) -> Array:
         def outputs(index: Array, operands: Sequence[Array]) -> list[Array]:
-            def branch(plan: BodyPlan) -> Callable[..., Any]:
+            def branch(plan: BodyPlan) -> Callable[..., list[Array]]:
                 return lambda *xs: [
                     jnp.asarray(y) for y in ctx.forward_body(plan, xs)[0]
                 ]
@@ -821,7 +880,7 @@ class Cond(_Bodies):
         total = jnp.zeros(())
         for xs in (operands.here, operands.there):
             pairs = zip(outputs(index, xs), outputs(other, xs), strict=True)
-            for promise, (y, y0) in zip(arriving, pairs, strict=True):
+            for promise, (y, y0) in zip(r_out, pairs, strict=True):
                 if promise is not None:
                     total = total + jnp.sum(promise.resolve(difference(y, y0))) / 2
         return total
@@ -829,9 +888,9 @@ class Cond(_Bodies):
     def _of_branch(
         self,
         index: Array,
-        operands: Any,
+        operands: PyTree,
         equation: Equation,
-        arriving: Promises,
+        r_out: Promises,
         ctx: Context,
         extra: _Extra,
     ) -> _Found:
@@ -845,39 +904,38 @@ class Cond(_Bodies):
             def again(operands: Sequence[Array]) -> Residuals:
                 return ctx.forward_body(iteration.plan, operands)[1]
 
-            def run(operands: PyTree, arriving: Promises) -> PyTree:
-                return iteration(at_both(again, operands), arriving, {})
+            def run(operands: PyTree, r_out: Promises) -> PyTree:
+                return iteration(at_both(again, operands), r_out, {})
 
             return run
 
         branches = [branch(iteration) for iteration in iterations]
-        shapes = [jax.eval_shape(b, operands, arriving) for b in branches]
+        shapes = [jax.eval_shape(b, operands, r_out) for b in branches]
         promises: Promises = [None] * n_operands
         causes: Causes = {}
-        for handed, amounts, *_ in shapes:
-            promises = [_filled(p, q) for p, q in zip(promises, handed, strict=True)]
+        for r_in, amounts, *_ in shapes:
+            promises = [_filled(p, q) for p, q in zip(promises, r_in, strict=True)]
             causes |= amounts
         causes = _zeros(causes)
         nothing = [_zeros(captured) for *_, captured in shapes]
 
         def alike(i: int, run: Callable[..., PyTree]) -> Callable[..., PyTree]:
-            def uniform(operands: Sequence[Array], arriving: Promises) -> PyTree:
-                handed, amounts, multipliers, here = run(operands, arriving)
-                amounts = {name: amounts.get(name, causes[name]) for name in causes}
-                amounts = jax.tree.map(lambda a, b: a.astype(b.dtype), amounts, causes)
+            def uniform(operands: Sequence[Array], r_out: Promises) -> PyTree:
+                r_in, amounts, multipliers, here = run(operands, r_out)
+                amounts = _causes_like(amounts, causes)
                 captured = [*nothing[:i], here, *nothing[i + 1 :]]
-                return _all_like(handed, promises), amounts, multipliers, captured
+                return _all_like(r_in, promises), amounts, multipliers, captured
 
             return uniform
 
-        handed, amounts, found, captured = lax.switch(
-            index, [alike(i, b) for i, b in enumerate(branches)], operands, arriving
+        r_in, amounts, found, captured = lax.switch(
+            index, [alike(i, b) for i, b in enumerate(branches)], operands, r_out
         )
         multipliers: dict[Value, Array] = {}
         for (_, outer), amount in zip(iterations[0].wanted, found, strict=True):
             _added(multipliers, outer, amount)
         by_branch = {i: of_branch for i, of_branch in enumerate(captured) if of_branch}
-        return _Found([None, *handed], amounts, multipliers, by_branch)
+        return _Found([None, *r_in], amounts, multipliers, by_branch)
 
 
 _CHECKPOINTS = 64
@@ -917,126 +975,155 @@ class While(_Bodies):
         return outs, count
 
     def _reverse(
-        self, equation: Equation, arriving: Promises, ctx: Context, extra: _Extra
+        self, equation: Equation, r_out: Promises, ctx: Context, extra: _Extra
     ) -> _Found:
-        *_, body = self.bodies
-        c = body.n_constants
-        count = ctx.recorded(equation)
+        return _WhileInReverse(self, equation, r_out, ctx, extra).found()
+
+
+class _Checkpoints:
+    """States of a loop, evenly spaced, from which those between are made again."""
+
+    def __init__(self, advance: Callable[[PyTree], PyTree], start: PyTree, n: Array):
+        self.advance = advance
+        self.spacing = jnp.maximum(1, -(-n // _CHECKPOINTS))
+        states = jax.tree.map(
+            lambda v: jnp.zeros((_CHECKPOINTS, *v.shape), v.dtype), start
+        )
+        self.states, _ = lax.fori_loop(0, n, self._keep, (states, start))
+
+    def _keep(self, i: Array, kept: PyTree) -> PyTree:
+        states, state = kept
+
+        def written(row: Array, v: Array) -> Array:
+            v = jnp.where(i % self.spacing == 0, v, row[i // self.spacing])
+            return lax.dynamic_update_index_in_dim(row, v, i // self.spacing, 0)
+
+        return jax.tree.map(written, states, state), self.advance(state)
+
+    def before(self, i: Array) -> PyTree:
+        """The state before iteration i."""
+        start = jax.tree.map(lambda s: s[i // self.spacing], self.states)
+        return lax.fori_loop(
+            0, i % self.spacing, lambda _, state: self.advance(state), start
+        )
+
+
+class _WhileInReverse:
+    """The reverse pass of one ``while_loop``."""
+
+    def __init__(
+        self,
+        rule: While,
+        equation: Equation,
+        r_out: Promises,
+        ctx: Context,
+        extra: _Extra,
+    ):
+        self.equation, self.r_out = equation, r_out
+        self.ctx, self.extra = ctx, extra
+        self.n_constants = rule.bodies[-1].n_constants
+        self.count = ctx.recorded(equation)
 
         def loop_of(ctx: Context) -> _Loop:
             return _Loop(equation, [ctx.original(a) for a in equation.inputs])
 
-        loops = both_of(ctx, loop_of)
-        loop = loops.here if isinstance(loops, Both) else loops
-        start = at_both(lambda loop: loop.start, loops)
-
-        def advance(state: Any) -> Any:
-            return at_both(lambda loop, state: loop.advance(state), loops, state)
-
-        iterations = [
+        self.loops = both_of(ctx, loop_of)
+        self.start = at_both(lambda loop: loop.start, self.loops)
+        self.iterations = [
             _Iteration(body, plan, equation, ctx, extra)
-            for body, plan in zip(self.bodies, self.plans, strict=True)
+            for body, plan in zip(rule.bodies, rule.plans, strict=True)
         ]
+        self.rows = _Rows(rule.steps or 0)
+        self.masks = _by_iteration(rule.plans, ctx)
 
-        rows = _Rows(self.steps or 0)
-        masks = _by_iteration(self.plans, ctx)
-        spacing = jnp.maximum(1, -(-count // _CHECKPOINTS))
-
-        def keep(i: Array, kept: PyTree) -> PyTree:
-            states, state = kept
-            states = jax.tree.map(
-                lambda s, v: lax.dynamic_update_index_in_dim(
-                    s, jnp.where(i % spacing == 0, v, s[i // spacing]), i // spacing, 0
-                ),
-                states,
-                state,
-            )
-            return states, advance(state)
-
-        states = jax.tree.map(
-            lambda v: jnp.zeros((_CHECKPOINTS, *v.shape), v.dtype), start
-        )
-        states, _ = lax.fori_loop(0, count, keep, (states, start))
-
-        def before(i: Array) -> PyTree:
-            start = jax.tree.map(lambda s: s[i // spacing], states)
-            return lax.fori_loop(0, i % spacing, lambda _, s: advance(s), start)
-
-        def one(
-            iteration: _Iteration, carried: Promises, state: PyTree, i: Array
-        ) -> PyTree:
-            def again(loop: _Loop, state: Sequence[Array]) -> Residuals:
-                inputs = [*loop.constants, *state]
-                return ctx.forward_body(iteration.plan, inputs)[1]
-
-            residuals = at_both(again, loops, state)
-            at_x = state.here if isinstance(state, Both) else state
-            runs, waits = loop.divided(carried, at_x)
-            here = rows.at(masks, i)
-            handed, causes, found, captured = iteration(residuals, runs, here)
-            handed[c:] = [_sum(a, b) for a, b in zip(handed[c:], waits, strict=True)]
-            multipliers: dict[str, Array] = {}
-            for (_, outer), amount in zip(iteration.wanted, found, strict=True):
-                index = str(equation.inputs.index(outer))
-                multipliers[index] = multipliers.get(index, 0.0) + amount
-            return handed[c:], (handed[:c], causes, multipliers), captured
-
-        carried, first = arriving, jnp.int32(0)
-        for iteration in iterations:
-            run_once = partial(one, iteration)
-            carried = _settled(lambda s, f=run_once: f(s, start, first)[0], carried)
-        made = [
-            jax.eval_shape(partial(one, iteration), carried, start, first)
-            for iteration in iterations
-        ]
-        shapes, stacked = [amounts for _, amounts, _ in made], rows.empty(made[-1][2])
-        constants: Promises = [None] * c
-        sums: tuple[Causes, dict[str, Array]] = ({}, {})
-        for promises, *dicts in shapes:
-            constants = [
-                _filled(a, b) for a, b in zip(constants, promises, strict=True)
-            ]
-            for total, amounts in zip(sums, dicts, strict=True):
-                total.update(_zeros(amounts))
-        totals = (constants, *sums)
-
-        def alike(iteration: _Iteration) -> Callable[..., PyTree]:
-            def uniform(carried: Promises, state: PyTree, i: Array) -> PyTree:
-                handed, (promises, *dicts), captured = one(iteration, carried, state, i)
-                dicts = [
-                    {
-                        k: amounts.get(k, zero).astype(zero.dtype)
-                        for k, zero in t.items()
-                    }
-                    for amounts, t in zip(dicts, totals[1:], strict=True)
-                ]
-                return (
-                    _all_like(handed, carried),
-                    (_all_like(promises, totals[0]), *dicts),
-                    captured,
-                )
-
-            return uniform
+    def found(self) -> _Found:
+        checkpoints = _Checkpoints(self._advance, self.start, self.count)
+        start = self._start()
+        _, totals, _ = start
+        runs = [partial(self._alike, it, totals) for it in self.iterations]
 
         def step(k: Array, state: PyTree) -> PyTree:
-            carried, sums, stacked = state
-            i = count - 1 - k
-            part = jnp.minimum(i, len(iterations) - 1)
-            runs = [alike(iteration) for iteration in iterations]
-            handed, amounts, captured = lax.switch(part, runs, carried, before(i), i)
-            return handed, _plus(sums, amounts), rows.written(stacked, captured, i)
+            carried, totals, rows = state
+            i = self.count - 1 - k
+            part = jnp.minimum(i, len(runs) - 1)
+            before = checkpoints.before(i)
+            r_in, amounts, captured = lax.switch(part, runs, carried, before, i)
+            return r_in, _plus(totals, amounts), self.rows.written(rows, captured, i)
 
-        carried, (of_constants, causes, found), stacked = lax.fori_loop(
-            0, count, step, (carried, totals, stacked)
-        )
+        carried, totals, rows = lax.fori_loop(0, self.count, step, start)
+        constants, causes, of_wanted = totals
         multipliers: dict[Value, Array] = {}
-        for index, amount in found.items():
-            _added(multipliers, equation.inputs[int(index)], amount)  # type: ignore
-        iterations[0].add_initial(multipliers, carried)
-        before_body = [None] * equation.params["cond_nconsts"]
-        captured = rows.finished(stacked, count) if extra.captures else {}
-        promises = [*before_body, *of_constants, *carried]
-        return _Found(promises, causes, multipliers, {1: captured} if captured else {})
+        for (_, outer), amount in zip(
+            self.iterations[0].wanted, of_wanted, strict=True
+        ):
+            _added(multipliers, outer, amount)
+        self.iterations[0].add_initial(multipliers, carried)
+        captures = self.extra.captures
+        captured = self.rows.finished(rows, self.count) if captures else {}
+        of_condition = [None] * self.equation.params["cond_nconsts"]
+        promises = [*of_condition, *constants, *carried]
+        by_body = {1: captured} if captured else {}
+        return _Found(promises, causes, multipliers, by_body)
+
+    def _advance(self, state: PyTree) -> PyTree:
+        return at_both(lambda loop, state: loop.advance(state), self.loops, state)
+
+    def _one(
+        self, iteration: _Iteration, carried: Promises, state: PyTree, i: Array
+    ) -> tuple[Promises, PyTree, Captured]:
+        """Iteration i: promises of its carries; amounts to add up; what is captured.
+
+        To add up are promises of constants, causes, and multipliers of parameters.
+        """
+
+        def again(loop: _Loop, state: Sequence[Array]) -> Residuals:
+            inputs = [*loop.constants, *state]
+            return self.ctx.forward_body(iteration.plan, inputs)[1]
+
+        residuals = at_both(again, self.loops, state)
+        at_x = state.here if isinstance(state, Both) else state
+        loop = self.loops.here if isinstance(self.loops, Both) else self.loops
+        running, ended = loop.divided(carried, at_x)
+        masks = self.rows.at(self.masks, i)
+        r_in, causes, multipliers, captured = iteration(residuals, running, masks)
+        constants, carries = r_in[: self.n_constants], r_in[self.n_constants :]
+        carries = [_sum(a, b) for a, b in zip(carries, ended, strict=True)]
+        return carries, (constants, causes, multipliers), captured
+
+    def _alike(
+        self,
+        iteration: _Iteration,
+        zeros: PyTree,
+        carried: Promises,
+        state: PyTree,
+        i: Array,
+    ) -> tuple[Promises, PyTree, Captured]:
+        """As ``_one``, with the same parts and causes whatever the iteration."""
+        r_in, amounts, captured = self._one(iteration, carried, state, i)
+        constants, causes, multipliers = amounts
+        amounts = (
+            _all_like(constants, zeros[0]),
+            _causes_like(causes, zeros[1]),
+            _dtypes_like(multipliers, zeros[2]),
+        )
+        return _all_like(r_in, carried), amounts, captured
+
+    def _start(self) -> tuple[Promises, PyTree, Captured]:
+        """Carried promises with all their parts, sums of zero, and empty rows."""
+        carried, first = self.r_out, jnp.int32(0)
+        runs = [partial(self._one, iteration) for iteration in self.iterations]
+        for run in runs:
+            carried = _settled(lambda s, f=run: f(s, self.start, first)[0], carried)
+        shapes = [jax.eval_shape(run, carried, self.start, first) for run in runs]
+        constants: Promises = [None] * self.n_constants
+        causes: Causes = {}
+        for _, (of_constants, of_causes, _), _ in shapes:
+            pairs = zip(constants, of_constants, strict=True)
+            constants = [_filled(a, b) for a, b in pairs]
+            causes |= _zeros(of_causes)
+        _, (*_, multipliers), captured = shapes[-1]
+        totals = (constants, causes, _zeros(multipliers))
+        return carried, totals, self.rows.empty(captured)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Pass(Rule):
     """Relevance passes: ``R_in = R_out``.
 
     In multipliers ``m f(x) / x``, with f'(0) as the limit at 0; where f(0) is not 0 the
-    relevance itself is handed on. It fits what is elementwise in one active value
+    relevance itself goes on. It fits what is elementwise in one active value
     (activations, scales, shifts, casts, masks, inference batch norms), and a softmax,
     as DynamicLRP has it. Sources: Bach et al. 2015; AttnLRP (arXiv 2402.05602), eq. 9.
     """
@@ -75,12 +75,13 @@ class Pass(Rule):
         if multiplier is None or region is None:
             return Propagation([passing], lambda: _constants(replaced))
         if _is_costly(region):
-            # Or XLA keeps what the forward pass made of x, instead of x alone.
+            # Recomputed from x: else XLA merges this with the same equations of the
+            # forward pass, and keeps their results.
             x = depend_on(lax.optimization_barrier(x), after=ctx.arrived)
         passed = gated(region, x, y, multiplier, ctx)
         if region.may_miss:
             passed = unless_zero(passed, multiplier)
-        handed = Promise(passing.value, passed)
+        r_in = Promise(passing.value, passed)
 
         def causes() -> Causes:
             ratio = gated(region, x, y, jnp.ones_like(x), ctx)
@@ -91,7 +92,7 @@ class Pass(Rule):
             blocked = jnp.sum(jnp.where(jnp.isfinite(y), lost, 0))
             return {"blocked": blocked, **_constants(replaced)}
 
-        return Propagation([handed], causes)
+        return Propagation([r_in], causes)
 
 
 def _without_missing(promise: Promise, x: Array, y: Array) -> tuple[Promise, Array]:
@@ -142,8 +143,8 @@ class NativeGradient(Rule):
             value = unless_zero(value, to_start(op.region, value.shape)(relevance))
 
         def causes() -> Causes:
-            arrived = jnp.sum(jnp.where(jnp.isfinite(relevance), relevance, 0))
-            return {"taylor": arrived.astype(value.dtype) - jnp.sum(value)}
+            r_out = jnp.sum(jnp.where(jnp.isfinite(relevance), relevance, 0))
+            return {"taylor": r_out.astype(value.dtype) - jnp.sum(value)}
 
         return Propagation([Promise(value=value)], causes)
 

@@ -52,14 +52,14 @@ class SumFeatures(Rule):
         carriers, pull = jax.vjp(spread, *ones)
         reached = lax.gt(carriers, jnp.zeros_like(carriers))
         share = relevance / jnp.where(reached, carriers, 1)
-        handed = pull(jnp.where(reached, share, 0))
+        r_in = pull(jnp.where(reached, share, 0))
 
         def causes() -> Causes:
             return {"constants": jnp.sum(jnp.where(reached, 0, relevance))}
 
         values = [
             value.astype(ctx.shape_of(v).dtype) if is_inexact(v) else value
-            for v, value in zip(op.inputs, handed, strict=True)
+            for v, value in zip(op.inputs, r_in, strict=True)
         ]
         promises = [Promise(value=value) for value in values]
         if ctx.reference is None:

@@ -43,20 +43,20 @@ class Gradient(Rule):
         multipliers: list[Array | None] = []
         for out, promise in zip(op.outputs, r, strict=True):
             multipliers.append(promise and promise.per_unit(ctx.read(out)))
-        handed = ctx.vjp(op, multipliers)
+        cotangents = ctx.vjp(op, multipliers)
         # Of 1/y, R / y is minus the derivative by y: what divides has that sign.
         inverted = op.region is not None and op.region.inverted
-        handed = [
+        cotangents = [
             lax.neg(m) if inverted != divides else m
-            for m, divides in zip(handed, _reciprocals(op), strict=True)
+            for m, divides in zip(cotangents, _reciprocals(op), strict=True)
         ]
         if op.region is not None and op.region.may_miss:
-            back = to_start(op.region, handed[0].shape)
-            arrived = zip(handed, multipliers, strict=True)
-            handed = [unless_zero(h, back(m)) for h, m in arrived if m is not None]
+            back = to_start(op.region, cotangents[0].shape)
+            pairs = zip(cotangents, multipliers, strict=True)
+            cotangents = [unless_zero(c, back(m)) for c, m in pairs if m is not None]
 
         if op.primitive is custom_vjp_call_p:  # it has no forward derivative
-            return self._of_backward(op, r, multipliers, handed, ctx)
+            return self._of_backward(op, r, multipliers, cotangents, ctx)
 
         def causes() -> Causes:
             nothing = jnp.asarray(0, jnp.real(ctx.read(op.outputs[0])).dtype)
@@ -78,31 +78,35 @@ class Gradient(Rule):
             causes = {"taylor": total - stopped, "blocked": blocked}
             return causes | {"stopped": stopped} if op.stopped else causes
 
-        return Propagation([Promise(multiplier=m) for m in handed], causes, multipliers)
+        return Propagation(
+            [Promise(multiplier=m) for m in cotangents], causes, multipliers
+        )
 
     def _of_backward(
         self,
         op: Operation,
         r: Sequence[Promise | None],
         multipliers: Sequence[Array | None],
-        handed: Sequence[Array],
+        cotangents: Sequence[Array],
         ctx: Context,
     ) -> Propagation:
         """The remainder is what the user's derivative leaves over."""
 
         def causes() -> Causes:
-            arrived = sum(
+            r_out = sum(
                 jnp.sum(promise.resolve(ctx.read(out)))
                 for out, promise in zip(op.outputs, r, strict=True)
                 if promise is not None
             )
-            gone_on = sum(
+            r_in = sum(
                 jnp.sum(product(m, ctx.read(v)))
-                for v, m in zip(op.inputs, handed, strict=True)
+                for v, m in zip(op.inputs, cotangents, strict=True)
             )
-            return {"taylor": jnp.asarray(arrived - gone_on)}
+            return {"taylor": jnp.asarray(r_out - r_in)}
 
-        return Propagation([Promise(multiplier=m) for m in handed], causes, multipliers)
+        return Propagation(
+            [Promise(multiplier=m) for m in cotangents], causes, multipliers
+        )
 
     def from_reference(self, op: Operation) -> Rule:
         return Taylor()

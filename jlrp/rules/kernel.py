@@ -53,29 +53,29 @@ from jlrp.tactics import any_unbatched, depend_on, first_of
 
 
 class _Layer(NamedTuple):
-    """What a rule sees of a dense or convolution, but for the numbers.
+    """What a rule asks of a dense or convolution, beside its arrays; all of it static.
 
-    Equal layers are traced once.
+    Equal layers of equal shapes are traced once.
     """
 
     linear: LinearMap
     padding: Padding  # of x
-    nonnegative: bool  # x is
-    rectified: bool  # no relevance where z < 0
-    rounded: bool  # z was, in the forward pass
-    blocks: tuple[int, int] | None  # the axes of a large kernel's features
-    products: int  # that an output is the sum of
+    nonnegative: bool  # whether x >= 0 everywhere
+    rectified: bool  # whether relevance is 0 where z < 0: a ReLU follows
+    rounded: bool  # whether the forward pass rounded z to a narrower dtype
+    blocks: tuple[int, int] | None  # of a large kernel: output features, in W and in z
+    products: int  # how many products x w are summed to an output
 
 
-class _Numbers(NamedTuple):
-    """The numbers of a layer, and the promise that arrived."""
+class _Arrays(NamedTuple):
+    """The arrays of a layer, and the promise of its output."""
 
     kernel: Array
     bias: Array | None
     x: Array
     z: Array
     promise: Promise
-    arrived: Array | None  # what is made of the kernel waits for it
+    after: Array | None  # what is made of the kernel alone is to depend on it
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,15 @@ class _KernelRule(Rule):
                 promise.value,
                 None if promise.multiplier is None else lax.neg(promise.multiplier),
             )
-        # One element of it, or equal layers differ by what is behind them.
-        arrived = first_of(ctx.arrived)
-        numbers = _Numbers(found.kernel, found.bias, x, z, promise, arrived)
+        # One element: the whole array has another shape for each position of a layer,
+        # so that equal layers would be traced again.
+        after = first_of(ctx.arrived)
+        numbers = _Arrays(found.kernel, found.bias, x, z, promise, after)
         layer = _Layer(
             found.linear,
             padding_of(op.inputs[0]),
             "nonnegative" in op.facts,
-            # z is another one where there are values, or the bias is split off.
+            # Not where z is divided otherwise: by values, or without its bias.
             "rectified" in op.facts
             and promise.value is None
             and self.option != "split",
@@ -125,7 +126,7 @@ class _KernelRule(Rule):
 
             def shared(*moved: Array) -> Array:
                 by = ctx.replaced(dict(zip(wanted, moved, strict=True))).kernel_map(op)
-                again = layer._replace(rounded=True)  # W x is of the moved kernel
+                again = layer._replace(rounded=True)  # W x is not z - b then
                 split = _Split(self, again, numbers._replace(kernel=by.kernel))
                 if split.bias is not None:
                     split.bias = by.bias
@@ -144,8 +145,8 @@ class _KernelRule(Rule):
             self._distribute(split)
             return summed([absorbed() for absorbed in split.absorbed])
 
-        handed = _traced_once(self, layer, numbers)
-        return Propagation([handed], causes, constants=constants)
+        r_in = _traced_once(self, layer, numbers)
+        return Propagation([r_in], causes, constants=constants)
 
     @property
     def stabilizing(self) -> float:
@@ -156,13 +157,13 @@ class _KernelRule(Rule):
         """What becomes of the bias."""
         return getattr(self, "bias", "absorb")
 
-    def share(self, layer: _Layer, numbers: _Numbers) -> Promise:
-        """What the input of a layer is handed."""
+    def share(self, layer: _Layer, numbers: _Arrays) -> Promise:
+        """The promise of the input of a layer."""
         if layer.blocks is not None:
             return self._by_blocks(layer, numbers)
         return self._distribute(_Split(self, layer, numbers))
 
-    def _by_blocks(self, layer: _Layer, numbers: _Numbers) -> Promise:
+    def _by_blocks(self, layer: _Layer, numbers: _Arrays) -> Promise:
         """The shares of some output features at a time, added up."""
         assert layer.blocks is not None
         of_kernel, of_out = layer.blocks
@@ -177,14 +178,14 @@ class _KernelRule(Rule):
 
             part = None if bias is None else cut(bias)
             of_block = cut(kernel, of_kernel), part, x, cut(z), promise.map(cut), None
-            return self.share(whole, _Numbers(*of_block))
+            return self.share(whole, _Arrays(*of_block))
 
         starts = jnp.arange(features // size) * size
         parts = lax.map(lambda start: block(start, size), starts)
-        handed = parts.map(lambda part: lax.reduce_sum(part, [0]))
+        total = parts.map(lambda part: lax.reduce_sum(part, [0]))
         if rest := features % size:
-            handed = handed + block(features - rest, rest)
-        return handed
+            total = total + block(features - rest, rest)
+        return total
 
     def _distribute(self, split: _Split) -> Promise:
         raise NotImplementedError
@@ -221,15 +222,15 @@ class KernelDifference(Rule):
     ) -> Propagation:
         (m,) = multipliers_of(op, r, ctx)
         assert m is not None
-        parts = [self._handed(op, m, at) for at in settings(self, op, ctx)]
-        handed = sum(parts[1:], parts[0]) / len(parts) if parts[1:] else parts[0]
+        parts = [self._multiplier(op, m, at) for at in settings(self, op, ctx)]
+        multiplier = sum(parts[1:], parts[0]) / len(parts) if parts[1:] else parts[0]
         return Propagation(
-            [Promise(multiplier=handed)],
+            [Promise(multiplier=multiplier)],
             lambda: switched(op, [m], ctx),
             constants=constants_of(op, [m], ctx),
         )
 
-    def _handed(self, op: Operation, m: Array, ctx: Context) -> Array:
+    def _multiplier(self, op: Operation, m: Array, ctx: Context) -> Array:
         found = ctx.kernel_map(op)
         d, z = ctx.difference(op.inputs[0]), ctx.difference(op.outputs[0])
         kernel = depend_on(found.kernel, after=first_of(ctx.arrived))
@@ -242,7 +243,7 @@ class KernelDifference(Rule):
 
 
 class _Changes(NamedTuple):
-    """A layer between two points, and the multiplier that arrived."""
+    """A layer between two points, and the multiplier of its output."""
 
     linear: LinearMap
     kernel: Array
@@ -275,8 +276,8 @@ class _Changes(NamedTuple):
         its = self.m * jnp.where(empty, 0.0, -beta) * safe_divide(self.z, other)
         nothing = lax.eq(self.z, zero(self.z))
         own, its = (lax.select(nothing, zeros_like(s), s) for s in (own, its))
-        handed = self._back(positive, lax.select(is_above, own, its))
-        return handed + self._back(negative, lax.select(is_above, its, own))
+        of_positive = self._back(positive, lax.select(is_above, own, its))
+        return of_positive + self._back(negative, lax.select(is_above, its, own))
 
     def _sum(self, sign: Sign) -> Array:
         """The contributions of one sign, by maps of their own: 0 if there are none."""
@@ -290,7 +291,7 @@ class _Changes(NamedTuple):
         return lax.select(lax.gt(self.d, zero(self.d)), above, below)
 
 
-def _traced_once(rule: _KernelRule, layer: _Layer, numbers: _Numbers) -> Promise:
+def _traced_once(rule: _KernelRule, layer: _Layer, numbers: _Arrays) -> Promise:
     """The shares of a layer; what was traced for an equal layer is called again."""
     try:
         hash(layer)
@@ -300,29 +301,29 @@ def _traced_once(rule: _KernelRule, layer: _Layer, numbers: _Numbers) -> Promise
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _called(rule: _KernelRule, layer: _Layer, numbers: _Numbers) -> Promise:
+def _called(rule: _KernelRule, layer: _Layer, numbers: _Arrays) -> Promise:
     return rule.share(layer, numbers)
 
 
 class _Split:
-    """Shares relevance by parts of the kernel, and remembers what was absorbed.
+    """Divides relevance by sums over parts of the kernel, and notes what is absorbed.
 
     Attributes:
       relevance, z, bias: after the rule's option for the bias; None is no bias.
-      kernel: of this one others are made, when relevance arrives.
+      kernel: W with a control dependency on relevance; of it are made |W|, W+, W-.
     """
 
-    def __init__(self, rule: _KernelRule, layer: _Layer, numbers: _Numbers):
+    def __init__(self, rule: _KernelRule, layer: _Layer, numbers: _Arrays):
         self._map, self.nonnegative = layer.linear, layer.nonnegative
         self.rectified = layer.rectified
         self.stabilizer = rule.stabilizing
         self.absorbed: list[Callable[[], Causes]] = []
-        self.shared: list[tuple[Array, Array]] = []  # per unit, and all that is shared
+        self.shared: list[tuple[Array, Array]] = []  # R / z, and z, of each division
         self.x = numbers.x
-        self.kernel = depend_on(numbers.kernel, after=numbers.arrived)
+        self.kernel = depend_on(numbers.kernel, after=numbers.after)
         self._layer, self._numbers = layer, numbers
         self._linear: Array | None = None
-        self.few: Array | None = None  # whether somewhere few products have a sign
+        self.few: Array | None = None  # whether a sign is rare somewhere, see ``sums``
         self.z, bias = numbers.z, numbers.bias
         self.relevance = numbers.promise.resolve(self.z)
         if rule.option == "split" and bias is not None:
@@ -343,9 +344,9 @@ class _Split:
         return self._map.transpose(kernel, y)
 
     def transpose_whole(self, y: Array) -> Array:
-        """By the kernel as it is, which is there before relevance arrives."""
+        """By W itself, of which nothing has to be made first."""
         numbers = self._numbers
-        return self._map.transpose(numbers.kernel, y, numbers.arrived)
+        return self._map.transpose(numbers.kernel, y, numbers.after)
 
     def sizes(self) -> Array:
         """``|W| |x|``."""
@@ -354,8 +355,8 @@ class _Split:
 
     def transpose_sizes(self, y: Array) -> Array:
         """Of ``|W| |x|`` by x: with the sign of x."""
-        handed = self.transpose(lax.abs(self.kernel), y)
-        return handed if self.nonnegative else lax.mul(lax.sign(self.x), handed)
+        back = self.transpose(lax.abs(self.kernel), y)
+        return back if self.nonnegative else lax.mul(lax.sign(self.x), back)
 
     def linear(self) -> Array:
         """``W x``."""
@@ -423,8 +424,9 @@ class _Split:
     def sums(self, signs: Sequence[Sign]) -> Sequence[Array]:
         """The sums of the positive products ``x w``, and of the negative ones.
 
-        Both may come from ``W x`` and ``|W| |x|``: one map instead of four. They are
-        taken apart if anywhere few products have a sign: its digits would be lost.
+        Both follow from ``W x`` and ``|W| |x|``: one more map instead of four. Where
+        one sign is rare, the difference of these cancels and loses its digits: if that
+        is so anywhere, each sign is summed by itself.
         """
 
         def apart() -> Sequence[Array]:
@@ -453,7 +455,7 @@ class _Split:
         return lax.cond(any_unbatched(small), exact, lambda: rest)
 
     def back(self, signs: Sequence[Sign], shares: Sequence[Array]) -> Array:
-        """What ``sums`` hand back of relevance per unit."""
+        """The transpose of ``sums``, of relevance per unit of each."""
 
         def apart() -> Array:
             parts = [
@@ -467,15 +469,15 @@ class _Split:
 
         def together() -> Array:
             both, odd = lax.add(*shares), lax.sub(*shares)
-            handed = lax.add(self.transpose_whole(both), self.transpose_sizes(odd))
-            return _times(0.5, handed)
+            doubled = lax.add(self.transpose_whole(both), self.transpose_sizes(odd))
+            return _times(0.5, doubled)
 
         return lax.cond(self.few, apart, together)
 
 
 Sign = Callable[[Array], Array]  # ``positive`` or ``negative``
 _SMALL = 1 / 32
-_FEW = 64  # of so few products all may well have one sign: nothing is shared
+_FEW = 64  # of fewer products one sign is often rare: each is summed by itself
 
 # Kernels that are much larger than what goes through them, as that of a language
 # model's logits, are explained by blocks of about so many elements, which fit in a
@@ -650,11 +652,11 @@ class AlphaBeta(_KernelRule):
         for sign, total in zip(signs, split.sums(signs), strict=True):
             b = None if split.bias is None else sign(split.bias)
             weight = self.alpha if sign is positive else -self.beta
-            arrived = (
-                split.relevance if weight == 1 else _times(weight, split.relevance)
-            )
+            relevance = split.relevance
+            if weight != 1:
+                relevance = _times(weight, relevance)
             is_positive = sign is positive
-            shares.append(split.per_unit(arrived, total, b, nonnegative=is_positive))
+            shares.append(split.per_unit(relevance, total, b, nonnegative=is_positive))
         return Promise(multiplier=split.back(signs, shares))
 
 

@@ -16,25 +16,25 @@ from jax.extend.core import primitives as p
 from jlrp.ir.families import groups_of
 from jlrp.ir.homogeneity import body_degree, is_inexact
 from jlrp.ir.program import Value
+from jlrp.ir.traits import Degree, Degrees
 from jlrp.ops.base import Operation
 from jlrp.ops.decompositions import bound, decomposition_of, n_factors
 from jlrp.promise import Promise
 from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
 from jlrp.rules.reference import Difference
 
-Degree = float | Array  # of homogeneity, in one group of operands
-Degrees = Degree | tuple[Degree, ...]  # of all outputs, or of each
-
 
 @dataclass(frozen=True, repr=False)
 class Euler(Rule):
     """``R_i = x_i sum_j df_j/dx_i R_j / (k y_j)`` for f of degree k: conserves exactly.
 
+    Named after Euler's theorem for homogeneous functions, ``sum_i x_i df/dx_i = k f``.
+    Gradient x input divided by the degree; of degree 1 it is what LRP-0 is for layers.
     Where an operation is homogeneous in each of n groups of operands (a solver: of
     degree -1 in the matrix, 1 in the right-hand side), each gets 1/n: the rule of
     products. An output of degree 0 (eigenvectors, the Q of QR) is explained by
-    first-order Taylor, and the ledger holds the remainder. Source: Euler's theorem on
-    homogeneous functions; for products AttnLRP (arXiv 2402.05602), eq. 7.
+    first-order Taylor, and the ledger holds the remainder. Source for products:
+    AttnLRP (arXiv 2402.05602), eq. 7.
 
     Args:
       degree: k of all outputs in all active operands; None: as the table of primitives
@@ -84,13 +84,13 @@ class Euler(Rule):
         parts = self._parts(op, slots, operands)
         found: dict[Value, Array] = {}
         for members, degrees in parts:
-            handed = pull(
+            cotangents = pull(
                 [
                     jnp.zeros_like(number) if m is None else _over(m, degrees, i)
                     for m, number, i in zip(multipliers, y, outs, strict=True)
                 ]
             )
-            for i, m in zip(slots, handed, strict=True):
+            for i, m in zip(slots, cotangents, strict=True):
                 atom = equation.inputs[i]
                 if i in members and isinstance(atom, Value):
                     found[atom] = found[atom] + m if atom in found else m
@@ -130,10 +130,13 @@ class Euler(Rule):
         if self.degree is not None:
             return [(floats, self.degree)]
         groups = [g for g in groups_of(equation) if set(g.operands) & set(slots)]
-        if any(isinstance(g.degree, str) for g in groups):
-            return [(floats, n_factors(equation, slots, operands))]
-        n = len(groups)
-        return [(floats & set(g.operands), _times(g.degree, n)) for g in groups]
+        parts: list[tuple[set[int], Degrees]] = []
+        for group in groups:
+            if isinstance(group.degree, str):
+                return [(floats, n_factors(equation, slots, operands))]
+            degrees = _times(group.degree, len(groups))
+            parts.append((floats & set(group.operands), degrees))
+        return parts
 
     def is_exact(self, op: Operation) -> bool:
         if op.primitive not in (p.reduce_p, p.reduce_window_p):
@@ -159,6 +162,6 @@ def _over(m: Array, degrees: Degrees, output: int) -> Array:
         return m
     if isinstance(degree, int | float):
         return m / degree
-    # No factor of an element is active: nothing is handed on.
+    # No factor of an element is active: nothing goes on.
     degree = jnp.asarray(degree, jnp.real(m).dtype)
     return jnp.where(degree == 0, 0, m / jnp.where(degree == 0, 1, degree))

@@ -55,7 +55,7 @@ class _LinearRule(Rule):
             share, absorbed = self._share(op, promise, ctx.read(out), ctx)
             shares.append(share)
             causes.append(absorbed)
-        handed = ctx.vjp(op, shares)
+        cotangents = ctx.vjp(op, shares)
 
         def without_offset(wanted: Sequence[Value]) -> Sequence[Array]:
             at_zero = ctx.replaced({v: zeros_like(ctx.read(v)) for v in op.inputs})
@@ -64,7 +64,7 @@ class _LinearRule(Rule):
             return [a - b for a, b in zip(whole, offset, strict=True)]
 
         return Propagation(
-            [Promise(multiplier=m) for m in handed],
+            [Promise(multiplier=m) for m in cotangents],
             lambda: summed([absorbed() for absorbed in causes]),
             shares,
             None if self.bias == "absorb" else without_offset,
@@ -139,9 +139,11 @@ class Epsilon(_LinearRule):
 
 @dataclass(frozen=True)
 class Zero(_LinearRule):
-    """LRP-0: ``R_i = sum_j x_i w_ij / z_j R_j``; multipliers pass the plain transpose.
+    """LRP-0: ``R_i = sum_j x_i w_ij / z_j R_j``, the basic rule, with no stabiliser.
 
-    Source: Bach et al. 2015, eq. 56. Divides nowhere (value parts: 0 where z is 0).
+    Source: Bach et al. 2015, eq. 56. A multiplier goes through the transpose, as a
+    cotangent does, and nothing is divided; relevance that is a value is divided by z,
+    and is 0 where z is.
 
     Args:
       bias: as in ``Epsilon``.

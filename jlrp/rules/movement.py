@@ -1,7 +1,8 @@
 """Movement and selection: relevance goes exactly where each number came from.
 
-Reshapes, slices, gathers, concatenation; max pooling, max, sort, top-k. Multipliers and
-values alike take the way back; a constant that was moved in keeps what reaches it.
+Reshapes, slices, gathers, concatenation; max pooling, max, sort, top-k. Both parts of a
+promise, multiplier and value, go through the transpose; a constant among the operands
+(a concatenated token, padding) absorbs what reaches it.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ class Follow(Rule):
     ) -> Propagation:
         values = [p and p.value for p in r]
         multipliers = [p and p.multiplier for p in r]
-        handed_values = _moved_values(op, values, ctx)
-        handed = _moved(op, multipliers, ctx)
-        if rounds(op.equations[0]) and handed[0] is not None:
-            handed = [handed[0] * _rounding(op, ctx)]
+        values_in = _moved_values(op, values, ctx)
+        cotangents = _moved(op, multipliers, ctx)
+        if rounds(op.equations[0]) and cotangents[0] is not None:
+            cotangents = [cotangents[0] * _rounding(op, ctx)]
         promises = [
             None if v is None and m is None else Promise(v, m)
-            for v, m in zip(handed_values, handed, strict=True)
+            for v, m in zip(values_in, cotangents, strict=True)
         ]
         return Propagation(promises, lambda: _kept_by_constants(op, r, ctx))
 
@@ -85,9 +86,9 @@ def _kept_by_constants(
 ) -> Causes:
     """Relevance of the output elements that came from a constant operand."""
     ones = [jnp.ones_like(ctx.read(v)) for v in op.inputs]
-    arrived = ctx.jvp(op, ones)  # 1 where an active element arrived, 0 for constants
+    marks = ctx.jvp(op, ones)  # 1 where an active element was moved to, else 0
     causes: list[Causes] = []
-    for out, promise, mark in zip(op.outputs, r, arrived, strict=True):
+    for out, promise, mark in zip(op.outputs, r, marks, strict=True):
         if promise is not None:
             relevance = promise.resolve(ctx.read(out))
             of_constants = relevance * (1 - jnp.abs(mark))

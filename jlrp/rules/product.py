@@ -38,7 +38,7 @@ class _ProductRule(Rule):
     def from_reference(self, op: Operation) -> Rule:
         return Difference(self._gates)
 
-    _gates: ClassVar[str] = "share"  # what a reference makes of the rule
+    _gates: ClassVar[str] = "share"  # of ``Difference``, which replaces the rule
 
     def _weights(self, op: Operation) -> tuple[float, ...]:
         raise NotImplementedError
@@ -62,8 +62,9 @@ class _ProductRule(Rule):
         for i, cotangent in zip(taking, cotangents, strict=True):
             inverse = op.primitive is p.div_p and i == 1
             weight = -weights[i] if inverse else weights[i]
-            handed = cotangent if weight == 1 else lax.mul(cotangent, number(m, weight))
-            promises[i] = Promise(multiplier=handed)
+            if weight != 1:
+                cotangent = lax.mul(cotangent, number(m, weight))
+            promises[i] = Promise(multiplier=cotangent)
 
         def causes() -> Causes:
             lost = {"stabilizer": m * signed(y, self.stabilizer)}
@@ -79,7 +80,8 @@ class _ProductRule(Rule):
 def _without_nan(weights: Array) -> Array:
     """Softmax weights of a row in which all is masked are no numbers: zeros instead.
 
-    Such a row has no relevance, but would spoil what other rows hand to the values.
+    Such a row has no relevance, but would spoil the multipliers of the values, which
+    other rows read too.
     """
     return jnp.where(jnp.isnan(weights), 0, weights)
 

@@ -2,7 +2,7 @@
 
 Two points, x and x0. A multiplier is of ``D = v - v0``: ``R_v = D m``, so that the
 relevance of x sums to f(x) - f(x0). With M the mean Jacobian of an operation, ``M D =
-f(v) - f(v0)`` (see ``ops.means``), ``m' M`` is handed on: constants and biases cancel,
+f(v) - f(v0)`` (see ``ops.means``), ``m' M`` goes on: constants and biases cancel,
 nothing is absorbed, and swapping the points negates relevance.
 
 What an operation reads beside its inputs may differ between the points too: what x
@@ -93,7 +93,7 @@ class Difference(Rule):
     ) -> Propagation:
         multipliers = multipliers_of(op, r, ctx)
         means, points = means_of(op), settings(self, op, ctx)
-        handed = _averaged([means.mean_vjp(op, multipliers, at) for at in points])
+        cotangents = _averaged([means.mean_vjp(op, multipliers, at) for at in points])
         held = self._held(op)
 
         def causes() -> Causes:
@@ -103,12 +103,13 @@ class Difference(Rule):
             ]
             lost.append(switched(op, multipliers, ctx))
             for i, name in held.items():
-                amount = jnp.sum(product(handed[i], ctx.difference(op.inputs[i])))
+                amount = jnp.sum(product(cotangents[i], ctx.difference(op.inputs[i])))
                 lost.append({name: amount})
             return _added(lost)
 
         promises = [
-            None if i in held else Promise(multiplier=m) for i, m in enumerate(handed)
+            None if i in held else Promise(multiplier=m)
+            for i, m in enumerate(cotangents)
         ]
         return Propagation(
             promises, causes, multipliers, constants_of(op, multipliers, ctx)
@@ -145,18 +146,18 @@ class Taylor(Rule):
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
         multipliers = multipliers_of(op, r, ctx)
-        handed = ctx.vjp(op, multipliers)
+        cotangents = ctx.vjp(op, multipliers)
 
         def causes() -> Causes:
             lost = jnp.zeros(())
             for v, m in zip(op.outputs, multipliers, strict=True):
                 if m is not None:
                     lost = lost + jnp.sum(product(m, ctx.difference(v)))
-            for v, m in zip(op.inputs, handed, strict=True):
+            for v, m in zip(op.inputs, cotangents, strict=True):
                 lost = lost - jnp.sum(product(m, ctx.difference(v)))
             return {"taylor": lost}
 
-        promises = [Promise(multiplier=m) for m in handed]
+        promises = [Promise(multiplier=m) for m in cotangents]
         return Propagation(
             promises, causes, multipliers, constants_of(op, multipliers, ctx)
         )
@@ -190,7 +191,7 @@ class EpsilonDifference(Rule):
             for z, m in zip(map(ctx.difference, op.outputs), multipliers, strict=True)
         ]
         means, points = means_of(op), settings(self, op, ctx)
-        handed = _averaged([means.mean_vjp(op, shares, at) for at in points])
+        cotangents = _averaged([means.mean_vjp(op, shares, at) for at in points])
 
         def causes() -> Causes:
             lost = [switched(op, shares, ctx)]
@@ -204,14 +205,14 @@ class EpsilonDifference(Rule):
                     lost.append({"stabilizer": taken})
             return _added(lost)
 
-        promises = [Promise(multiplier=m) for m in handed]
+        promises = [Promise(multiplier=m) for m in cotangents]
         return Propagation(promises, causes, shares, constants_of(op, shares, ctx))
 
 
 def multipliers_of(
     op: Operation, r: Sequence[Promise | None], ctx: Context
 ) -> list[Array | None]:
-    """What arrived, per unit of the outputs' differences."""
+    """Relevance of the outputs, per unit of their differences."""
     found: list[Array | None] = []
     for v, promise in zip(op.outputs, r, strict=True):
         if promise is None or promise.value is None:
@@ -287,10 +288,10 @@ def constants_of(
     return found
 
 
-def _averaged(handed: list[list[Array]]) -> list[Array]:
-    if len(handed) == 1:
-        return handed[0]
-    return [(a + b) / 2 for a, b in zip(*handed, strict=True)]
+def _averaged(cotangents: list[list[Array]]) -> list[Array]:
+    if len(cotangents) == 1:
+        return cotangents[0]
+    return [(a + b) / 2 for a, b in zip(*cotangents, strict=True)]
 
 
 def _times(factor: float, causes: Causes) -> Causes:

@@ -46,11 +46,11 @@ class StraightThrough(Rule):
                 return here
             return (here + jnp.where(ctx.reference.read(inside), part, 0)) / 2
 
-        handed = promise.map(passed)
+        r_in = promise.map(passed)
 
         def causes() -> Causes:
-            arrived = promise.resolve(ctx.difference(op.outputs[0]))
-            gone_on = handed.resolve(ctx.difference(op.inputs[0]))
-            return {"rounding": jnp.sum(arrived - gone_on)}
+            before = promise.resolve(ctx.difference(op.outputs[0]))
+            behind = r_in.resolve(ctx.difference(op.inputs[0]))
+            return {"rounding": jnp.sum(before - behind)}
 
-        return Propagation([handed], causes)
+        return Propagation([r_in], causes)

@@ -1,4 +1,4 @@
-"""What dead values take of the relevance of an operation that adds them."""
+"""Relevance absorbed by dead values: those that depend on x by a stopped path alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jlrp.rules.base import Array, Causes, Context
 
 
 def divided(share: Array, offset: Array, op: Operation, ctx: Context) -> Causes:
-    """The relevance of an offset, ``share`` for each unit of it.
+    """Relevance absorbed by an offset, ``share * offset``, by cause.
 
-    What the dead values among the operation's constants have of it is ``stopped``, the
-    rest ``bias``: the offset is linear in them.
+    An offset is the sum of parameters, cause ``bias``, and of dead values, cause
+    ``stopped``; it is linear in both.
     """
     if not op.stopped:
         return {"bias": product(share, offset)}
@@ -35,5 +35,5 @@ def dead_part(op: Operation, ctx: Context, marked: bool = False) -> Array:
     (there,) = ctx.replaced(given).apply(op, nothing)
     none = {v: zeros_like(number) for v, number in given.items()}
     (without,) = ctx.replaced(none).apply(op, nothing)
-    # A mask beside them is -inf in both.
+    # Where a mask adds -inf both are -inf, and their difference is NaN.
     return jnp.where(there == without, 0, there - without)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +13,27 @@ from jax.extend.core import primitives as p
 from jlrp.ir import jax_compat
 from jlrp.testing import documented
 from jlrp.testing.movement import ELEMENTWISE
-from jlrp.testing.rewriting import Function, Site, rewriting
+from jlrp.testing.rewriting import Outputs, Site, rewriting, rewriting_of_whole
+from jlrp.typing import Array, Function, PyTree
 
 
-@rewriting("calls", whole=True)
-def jit_around(fn: Function, params: Any, x: Any) -> Function:
+@rewriting_of_whole("calls")
+def jit_around(fn: Function, params: PyTree, x: PyTree) -> Function:
     """The function inside of ``jax.jit``."""
     return jax.jit(fn)
 
 
-@rewriting("calls", whole=True)
-def remat_around(fn: Function, params: Any, x: Any) -> Function:
+@rewriting_of_whole("calls")
+def remat_around(fn: Function, params: PyTree, x: PyTree) -> Function:
     """The function inside of ``jax.checkpoint``."""
     return jax.checkpoint(fn)
 
 
-@rewriting("calls", whole=True)
-def vmap_over_one(fn: Function, params: Any, x: Any) -> Function:
+@rewriting_of_whole("calls")
+def vmap_over_one(fn: Function, params: PyTree, x: PyTree) -> Function:
     """The function mapped over one x."""
 
-    def twin(params: Any, x: Any) -> Any:
+    def twin(params: PyTree, x: PyTree) -> PyTree:
         one = jax.tree.map(lambda leaf: lax.expand_dims(leaf, (0,)), x)
         out = jax.vmap(fn, (None, 0))(params, one)
         return jax.tree.map(lambda leaf: lax.squeeze(leaf, (0,)), out)
@@ -40,12 +41,12 @@ def vmap_over_one(fn: Function, params: Any, x: Any) -> Function:
     return twin
 
 
-@rewriting("calls", whole=True)
-def vmap_over_batch(fn: Function, params: Any, x: Any) -> Function | None:
+@rewriting_of_whole("calls")
+def vmap_over_batch(fn: Function, params: PyTree, x: PyTree) -> Function | None:
     """The function of one example, mapped over the batch."""
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
 
-    def one(params: Any, x: Any) -> Any:
+    def one(params: PyTree, x: PyTree) -> PyTree:
         out = fn(params, jax.tree.map(lambda leaf: lax.expand_dims(leaf, (0,)), x))
         return jax.tree.map(lambda leaf: lax.squeeze(leaf, (0,)), out)
 
@@ -62,11 +63,11 @@ def vmap_over_batch(fn: Function, params: Any, x: Any) -> Function | None:
     return twin if same else None  # examples of some functions see each other
 
 
-@rewriting("calls", whole=True)
-def scan_around(fn: Function, params: Any, x: Any) -> Function:
+@rewriting_of_whole("calls")
+def scan_around(fn: Function, params: PyTree, x: PyTree) -> Function:
     """The function as the body of a scan of one step."""
 
-    def twin(params: Any, x: Any) -> Any:
+    def twin(params: PyTree, x: PyTree) -> PyTree:
         once = jax.tree.map(lambda leaf: lax.expand_dims(leaf, (0,)), x)
         _, out = lax.scan(lambda carry, x: (carry, fn(params, x)), None, once)
         return jax.tree.map(lambda leaf: lax.squeeze(leaf, (0,)), out)
@@ -74,26 +75,26 @@ def scan_around(fn: Function, params: Any, x: Any) -> Function:
     return twin
 
 
-@rewriting("calls", whole=True)
-def branch_around(fn: Function, params: Any, x: Any) -> Function:
+@rewriting_of_whole("calls")
+def branch_around(fn: Function, params: PyTree, x: PyTree) -> Function:
     """The function as a branch of a cond, the one that is taken."""
 
-    def zeros(params: Any, x: Any) -> Any:
+    def zeros(params: PyTree, x: PyTree) -> PyTree:
         out = jax.eval_shape(fn, params, x)
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), out)
 
-    def twin(params: Any, x: Any) -> Any:
+    def twin(params: PyTree, x: PyTree) -> PyTree:
         return lax.cond(jnp.bool_(True), fn, zeros, params, x)
 
     return twin
 
 
-def _all_float(tree: Any) -> bool:
+def _all_float(tree: PyTree) -> bool:
     return all(jax_compat.is_inexact(leaf) for leaf in jax.tree.leaves(tree))
 
 
-@rewriting("calls", whole=True)
-def custom_jvp_around(fn: Function, params: Any, x: Any) -> Function | None:
+@rewriting_of_whole("calls")
+def custom_jvp_around(fn: Function, params: PyTree, x: PyTree) -> Function | None:
     """The function with a ``custom_jvp`` that declares the derivative it has."""
     if not _all_float((params, x)):
         return None
@@ -102,8 +103,8 @@ def custom_jvp_around(fn: Function, params: Any, x: Any) -> Function | None:
     return around
 
 
-@rewriting("calls", whole=True)
-def custom_vjp_around(fn: Function, params: Any, x: Any) -> Function | None:
+@rewriting_of_whole("calls")
+def custom_vjp_around(fn: Function, params: PyTree, x: PyTree) -> Function | None:
     """The function with a ``custom_vjp`` that declares the derivative it has."""
     if not _all_float((params, x)):
         return None
@@ -118,7 +119,7 @@ def custom_vjp_around(fn: Function, params: Any, x: Any) -> Function | None:
 PIECES = (*ELEMENTWISE, p.dot_general_p, p.conv_general_dilated_p, p.reduce_sum_p)
 
 
-def _function(site: Site) -> Any:
+def _function(site: Site) -> Callable[..., Array] | None:
     """An elementwise equation as a function of its operands, if it carries."""
     if not site.carries:
         return None
@@ -128,7 +129,7 @@ def _function(site: Site) -> Any:
 @rewriting(
     "calls", *ELEMENTWISE, p.dot_general_p, p.conv_general_dilated_p, p.reduce_sum_p
 )
-def jit_pieces(site: Site) -> Any:
+def jit_pieces(site: Site) -> Outputs:
     """Every operation in a ``jax.jit`` of its own."""
     f = _function(site)
     return None if f is None else jax.jit(f)(*map(jnp.asarray, site.inputs))
@@ -137,7 +138,7 @@ def jit_pieces(site: Site) -> Any:
 @rewriting(
     "calls", *ELEMENTWISE, p.dot_general_p, p.conv_general_dilated_p, p.reduce_sum_p
 )
-def remat_pieces(site: Site) -> Any:
+def remat_pieces(site: Site) -> Outputs:
     """Every operation in a ``jax.checkpoint`` of its own."""
     f = _function(site)
     return None if f is None else jax.checkpoint(f)(*map(jnp.asarray, site.inputs))
@@ -146,7 +147,7 @@ def remat_pieces(site: Site) -> Any:
 @rewriting(
     "calls", *ELEMENTWISE, p.dot_general_p, p.conv_general_dilated_p, p.reduce_sum_p
 )
-def custom_jvp_pieces(site: Site) -> Any:
+def custom_jvp_pieces(site: Site) -> Outputs:
     """Every operation with a ``custom_jvp`` of the derivative that it has."""
     f = _function(site)
     if f is None or not all(jax_compat.is_inexact(a.aval) for a in site.eqn.invars):
@@ -157,7 +158,7 @@ def custom_jvp_pieces(site: Site) -> Any:
 
 
 @rewriting("calls", p.jit_p, p.remat_p, p.closed_call_p)
-def calls_inlined(site: Site) -> Any:
+def calls_inlined(site: Site) -> Outputs:
     """What a jit or a checkpoint holds, without it."""
     if not any(jax_compat.is_inexact(v.aval) for v in site.eqn.outvars):
         return None
@@ -165,19 +166,19 @@ def calls_inlined(site: Site) -> Any:
 
 
 @rewriting("calls", p.custom_jvp_call_p)
-def custom_jvp_inlined(site: Site) -> Any:
+def custom_jvp_inlined(site: Site) -> Outputs:
     """What a ``custom_jvp`` holds, without the derivative that it declares."""
     return _inlined(site) if site.carries else None
 
 
-def _inlined(site: Site) -> list[Any]:
+def _inlined(site: Site) -> list[Array]:
     body = jax_compat.call_body(site.eqn)
     assert body is not None  # it is a call
     return jax_compat.evaluate(*body, site.inputs)
 
 
 @rewriting("calls", p.scan_p, documented=documented.of_loops)
-def scan_unrolled(site: Site) -> Any:
+def scan_unrolled(site: Site) -> Outputs:
     """A scan of up to 8 steps, step by step."""
     params = site.params
     steps = params["length"]
@@ -187,7 +188,7 @@ def scan_unrolled(site: Site) -> Any:
     fixed, carried = jax_compat.scan_counts(params)
     constants = site.inputs[:fixed]
     carries = site.inputs[fixed : fixed + carried]
-    rows: list[list[Any]] = []
+    rows: list[list[Array]] = []
     order = range(steps)[::-1] if params["reverse"] else range(steps)
     for n in order:
         xs = [

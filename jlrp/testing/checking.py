@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +23,18 @@ from jlrp.testing.evaluating import leaves_of
 from jlrp.testing.points import check_point
 from jlrp.testing.rewriting import (
     REWRITINGS,
-    Function,
     Rewriting,
     Rewritten,
     equations,
     where,
 )
+from jlrp.typing import Function, PyTree, Target
 
 COMPOSITES = (
     *("attnlrp", "auto", "cp_lrp", "dynamic_lrp", "epsilon", "epsilon_plus_flat"),
     *("excitation_backprop", "gradient_input"),
 )
+Composites = Iterable[str | Composite] | Mapping[str, str | Composite]
 Kinds = str | Collection[str] | None
 _NARROW = 1e-4  # the least tolerance for programs that compute in fewer than 64 bits
 _SITES = 64  # of one rewriting that are tried alone, to find where it differs
@@ -54,7 +54,7 @@ class Twin:
     fn: Function
     sites: tuple[tuple[str, str], ...] = ()
 
-    def __call__(self, params: Any, x: Any) -> Any:
+    def __call__(self, params: PyTree, x: PyTree) -> PyTree:
         return self.fn(params, x)
 
     @property
@@ -104,7 +104,9 @@ def chosen(kinds: Kinds) -> list[Rewriting]:
 
 
 @takes()
-def twins(fn: Function, params: Any, x: Any, *, kinds: Kinds = None) -> dict[str, Twin]:
+def twins(
+    fn: Function, params: PyTree, x: PyTree, *, kinds: Kinds = None
+) -> dict[str, Twin]:
     """The same function in other words, once for each rewriting that applies.
 
     Every rewriting is used wherever it can be at once, in calls, loops and branches
@@ -143,8 +145,8 @@ def twins(fn: Function, params: Any, x: Any, *, kinds: Kinds = None) -> dict[str
 
 def _twin(
     fn: Function,
-    params: Any,
-    x: Any,
+    params: PyTree,
+    x: PyTree,
     rewriting: Rewriting,
     only: Sequence[int] | None = None,
 ) -> Twin | None:
@@ -252,11 +254,11 @@ _STATUS = {"differs": "differ", "raises": "raise", "documented": "documented"}
 @takes()
 def check_spellings(
     fn: Function,
-    params: Any,
-    x: Any,
-    target: Any = None,
+    params: PyTree,
+    x: PyTree,
+    target: Target = None,
     *,
-    composites: Iterable[str | Composite] | Mapping[str, str | Composite] = COMPOSITES,
+    composites: Composites = COMPOSITES,
     kinds: Kinds = None,
     tolerance: float = 1e-9,
     margin: float = 1e-3,
@@ -312,19 +314,16 @@ def check_spellings(
     return Spellings(tuple(rows))
 
 
-def _named(composites: Any) -> dict[str, Composite]:
+def _named(composites: Composites) -> dict[str, Composite]:
     if isinstance(composites, str | Composite):
         composites = [composites]
-    if not isinstance(composites, Mapping):
-        names = [
-            c if isinstance(c, str) else f"composite {i}"
-            for i, c in enumerate(composites)
-        ]
-        composites = dict(zip(names, composites, strict=True))
-    return {name: resolve(c) for name, c in composites.items()}
+    if isinstance(composites, Mapping):
+        return {str(name): resolve(c) for name, c in composites.items()}
+    named = enumerate(composites)
+    return {c if isinstance(c, str) else f"composite {i}": resolve(c) for i, c in named}
 
 
-def _widened(leaf: Any) -> Any:
+def _widened(leaf: PyTree) -> PyTree:
     """A float32 array in float64; a function or a name as it is."""
     if not hasattr(leaf, "dtype") or not jax_compat.is_inexact(leaf):
         return leaf
@@ -332,14 +331,15 @@ def _widened(leaf: Any) -> Any:
     return jnp.asarray(leaf, np.complex128 if is_complex else np.float64)
 
 
-def _check_width(fn: Function, params: Any, x: Any, tolerance: float) -> None:
+def _check_width(fn: Function, params: PyTree, x: PyTree, tolerance: float) -> None:
     if tolerance >= _NARROW:
         return
     for eqn in equations(jax.make_jaxpr(fn)(params, x)):
         for var in eqn.outvars:
-            if jax_compat.is_inexact(var.aval) and np.finfo(var.aval.dtype).eps > 1e-15:
+            dtype = jax_compat.shape_of(var).dtype
+            if jnp.issubdtype(dtype, np.inexact) and jnp.finfo(dtype).eps > 1e-15:
                 raise InputError(
-                    f"fn computes in {var.aval.dtype} at {where(eqn)}, whatever it is "
+                    f"fn computes in {dtype} at {where(eqn)}, whatever it is "
                     f"given; spellings are then equal to its rounding at best. Pass "
                     f"tolerance={_NARROW:g} or more, or make fn follow the dtype of x."
                 )
@@ -351,9 +351,9 @@ class _Checker:
     def __init__(
         self,
         fn: Function,
-        params: Any,
-        x: Any,
-        target: Any,
+        params: PyTree,
+        x: PyTree,
+        target: Target,
         composites: Mapping[str, Composite],
         tolerance: float,
         locate: bool,
@@ -367,7 +367,7 @@ class _Checker:
     def explained(self, fn: Function, name: str) -> list[np.ndarray]:
         composite = self.composites[name]
 
-        def relevance(params: Any, x: Any) -> Any:
+        def relevance(params: PyTree, x: PyTree) -> PyTree:
             return api.relevance(fn, params, x, self.target, composite=composite)
 
         with warnings.catch_warnings():  # of the function, where it is explained
@@ -447,7 +447,7 @@ def _listed(readings: Counter[tuple[str, ...]]) -> str:
     return ", ".join(kinds) or "nothing"
 
 
-def _distance(found: Sequence[Any], wanted: Sequence[Any]) -> float:
+def _distance(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
     """The largest difference, as a share of the largest number."""
     largest, off = 0.0, 0.0
     for a, b in zip(found, wanted, strict=True):
@@ -462,5 +462,5 @@ def _distance(found: Sequence[Any], wanted: Sequence[Any]) -> float:
     return off / largest if largest else off
 
 
-def _is_float(array: Any) -> bool:
+def _is_float(array: np.ndarray) -> bool:
     return np.issubdtype(array.dtype, np.inexact)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
+from jlrp.ir.jax_compat import Operand
 from jlrp.testing import documented
 from jlrp.testing.rewriting import Site, rewriting
+from jlrp.typing import Array
 
 
 def _kernel(site: Site) -> int | None:
@@ -35,14 +35,14 @@ def _first_free_in_output(site: Site, i: int, axis: int) -> int:
     return start + rest.index(axis)
 
 
-def _replaced(site: Site, i: int, value: Any) -> Any:
+def _replaced(site: Site, i: int, value: Operand) -> Array:
     inputs = list(site.inputs)
     inputs[i] = value
     return site.bind(*inputs)
 
 
 @rewriting("dense", p.dot_general_p)
-def kernel_split_by_outputs(site: Site) -> Any:
+def kernel_split_by_outputs(site: Site) -> Operand | None:
     """A dense layer as two, which are concatenated along the output features."""
     if (i := _kernel(site)) is None or not (rest := _axes(site, i)[2]):
         return None
@@ -58,7 +58,7 @@ def kernel_split_by_outputs(site: Site) -> Any:
 
 
 @rewriting("dense", p.dot_general_p)
-def kernel_column_by_column(site: Site) -> Any:
+def kernel_column_by_column(site: Site) -> Operand | None:
     """A dense layer as a stack of its output features."""
     if (i := _kernel(site)) is None or not (rest := _axes(site, i)[2]):
         return None
@@ -74,7 +74,7 @@ def kernel_column_by_column(site: Site) -> Any:
 
 
 @rewriting("dense", p.dot_general_p, documented=documented.of_kernels)
-def kernel_split_by_inputs(site: Site) -> Any:
+def kernel_split_by_inputs(site: Site) -> Operand | None:
     """A dense layer as the sum of two, of the halves of its input features."""
     if (i := _kernel(site)) is None or not (along := _axes(site, i)[1]):
         return None
@@ -82,7 +82,7 @@ def kernel_split_by_inputs(site: Site) -> Any:
 
 
 @rewriting("dense", p.dot_general_p)
-def contraction_in_halves(site: Site) -> Any:
+def contraction_in_halves(site: Site) -> Operand | None:
     """A contraction of two active values as the sum of two."""
     if not (site.is_active(0) and site.is_active(1) and site.is_float):
         return None
@@ -90,14 +90,14 @@ def contraction_in_halves(site: Site) -> Any:
     return _halves_added(site, 0, along[0]) if along else None
 
 
-def _halves_added(site: Site, i: int, axis: int) -> Any:
+def _halves_added(site: Site, i: int, axis: int) -> Operand | None:
     contracted, _ = site.params["dimension_numbers"]
     other = contracted[1 - i][contracted[i].index(axis)]
     size = site.inputs[i].shape[axis]
     if size < 2:
         return None
 
-    def part(start: int, stop: int) -> Any:
+    def part(start: int, stop: int) -> Array:
         inputs = list(site.inputs)
         inputs[i] = lax.slice_in_dim(inputs[i], start, stop, axis=axis)
         inputs[1 - i] = lax.slice_in_dim(inputs[1 - i], start, stop, axis=other)
@@ -107,7 +107,7 @@ def _halves_added(site: Site, i: int, axis: int) -> Any:
 
 
 @rewriting("dense", p.dot_general_p)
-def dot_as_product_and_sum(site: Site) -> Any:
+def dot_as_product_and_sum(site: Site) -> Operand | None:
     """A contraction as a broadcast product that is summed."""
     if not site.carries:
         return None
@@ -133,7 +133,7 @@ def dot_as_product_and_sum(site: Site) -> Any:
 
 
 @rewriting("dense", p.dot_general_p)
-def operands_of_dot_swapped(site: Site) -> Any:
+def operands_of_dot_swapped(site: Site) -> Operand | None:
     """``a @ b`` as the transpose of ``b.T @ a.T``."""
     if not site.carries:
         return None
@@ -148,7 +148,7 @@ def operands_of_dot_swapped(site: Site) -> Any:
 
 
 @rewriting("dense", p.dot_general_p)
-def dot_of_transposed_operands(site: Site) -> Any:
+def dot_of_transposed_operands(site: Site) -> Operand | None:
     """A contraction of operands whose axes are in reversed order."""
     if not site.carries:
         return None
@@ -167,7 +167,7 @@ def dot_of_transposed_operands(site: Site) -> Any:
 
 
 @rewriting("dense", p.dot_general_p)
-def dot_of_merged_rows(site: Site) -> Any:
+def dot_of_merged_rows(site: Site) -> Operand | None:
     """A dense layer on several axes as one on their product."""
     if (i := _kernel(site)) is None:
         return None
@@ -178,9 +178,8 @@ def dot_of_merged_rows(site: Site) -> Any:
     x = lax.transpose(x, [*rest, *along])
     sizes = [x.shape[n] for n in range(len(rest))]
     x = lax.reshape(x, (int(np.prod(sizes)), *x.shape[len(rest) :]))
-    contracted: list[Any] = [None, None]
+    contracted = list(site.params["dimension_numbers"][0])
     contracted[1 - i] = tuple(range(1, 1 + len(along)))
-    contracted[i] = site.params["dimension_numbers"][0][i]
     inputs = list(site.inputs)
     inputs[1 - i] = x
     y = site.bind(*inputs, dimension_numbers=(tuple(contracted), ((), ())))
@@ -188,7 +187,7 @@ def dot_of_merged_rows(site: Site) -> Any:
 
 
 @rewriting("dense", p.dot_general_p)
-def rows_computed_apart(site: Site) -> Any:
+def rows_computed_apart(site: Site) -> Operand | None:
     """A dense layer on each row of its input, which are concatenated."""
     if (i := _kernel(site)) is None:
         return None
@@ -204,7 +203,7 @@ def rows_computed_apart(site: Site) -> Any:
 
 
 @rewriting("dense", p.dot_general_p)
-def kernel_scaled_and_back(site: Site) -> Any:
+def kernel_scaled_and_back(site: Site) -> Operand | None:
     """A dense layer of twice the kernel, halved."""
     if (i := _kernel(site)) is None:
         return None
@@ -212,7 +211,7 @@ def kernel_scaled_and_back(site: Site) -> Any:
 
 
 @rewriting("dense", p.dot_general_p)
-def kernel_negated_and_back(site: Site) -> Any:
+def kernel_negated_and_back(site: Site) -> Operand | None:
     """A dense layer of the negative kernel, negated."""
     if (i := _kernel(site)) is None:
         return None
@@ -220,7 +219,7 @@ def kernel_negated_and_back(site: Site) -> Any:
 
 
 @rewriting("dense", p.sub_p)
-def minus_into_kernel(site: Site) -> Any:
+def minus_into_kernel(site: Site) -> Operand | None:
     """``c - x @ w`` as ``c + x @ (-w)``."""
     inner = site.producer(1, p.dot_general_p, p.conv_general_dilated_p)
     if not site.carries or inner is None or not inner.is_read_once():
@@ -231,7 +230,7 @@ def minus_into_kernel(site: Site) -> Any:
 
 
 @rewriting("dense", p.add_p)
-def plus_as_minus_of_negative_kernel(site: Site) -> Any:
+def plus_as_minus_of_negative_kernel(site: Site) -> Operand | None:
     """``c + x @ w`` as ``c - x @ (-w)``."""
     inner = site.producer(1, p.dot_general_p, p.conv_general_dilated_p)
     if not site.carries or inner is None or not inner.is_read_once():
@@ -242,7 +241,7 @@ def plus_as_minus_of_negative_kernel(site: Site) -> Any:
 
 
 @rewriting("dense", p.neg_p)
-def negation_into_kernel(site: Site) -> Any:
+def negation_into_kernel(site: Site) -> Operand | None:
     """``-(x @ w)`` as ``x @ (-w)``."""
     inner = site.producer(0, p.dot_general_p, p.conv_general_dilated_p)
     if not site.carries or inner is None or not inner.is_read_once():
@@ -253,7 +252,7 @@ def negation_into_kernel(site: Site) -> Any:
 
 
 @rewriting("dense", p.add_p)
-def bias_before_concatenation(site: Site) -> Any:
+def bias_before_concatenation(site: Site) -> Operand | None:
     """A dense layer with bias as two with the halves of it, concatenated."""
     for j in range(2):
         wide = site.producer(1 - j, p.broadcast_in_dim_p, p.reshape_p)
@@ -282,7 +281,7 @@ _CONV = p.conv_general_dilated_p
 
 
 @rewriting("dense", _CONV)
-def conv_in_another_layout(site: Site) -> Any:
+def conv_in_another_layout(site: Site) -> Operand | None:
     """A convolution with the axes of all operands and of the output reversed."""
     if not site.carries:
         return None
@@ -295,7 +294,7 @@ def conv_in_another_layout(site: Site) -> Any:
 
 
 @rewriting("dense", _CONV)
-def conv_channels_first(site: Site) -> Any:
+def conv_channels_first(site: Site) -> Operand | None:
     """A convolution with its channels before its spatial axes, or behind them."""
     if not site.carries:
         return None
@@ -314,7 +313,7 @@ def conv_channels_first(site: Site) -> Any:
 
 
 @rewriting("dense", _CONV)
-def conv_split_by_outputs(site: Site) -> Any:
+def conv_split_by_outputs(site: Site) -> Operand | None:
     """A convolution as two, which are concatenated along the output channels."""
     groups = (site.params["feature_group_count"], site.params["batch_group_count"])
     if _kernel(site) != 1 or groups != (1, 1):
@@ -332,7 +331,7 @@ def conv_split_by_outputs(site: Site) -> Any:
 
 
 @rewriting("dense", _CONV)
-def conv_padded_before(site: Site) -> Any:
+def conv_padded_before(site: Site) -> Operand | None:
     """A convolution of what was padded with zeros before."""
     padding = site.params["padding"]
     if not site.carries or not any(n > 0 for pair in padding for n in pair):
@@ -350,7 +349,7 @@ def conv_padded_before(site: Site) -> Any:
 
 
 @rewriting("dense", _CONV)
-def conv_of_one_pixel_as_dot(site: Site) -> Any:
+def conv_of_one_pixel_as_dot(site: Site) -> Operand | None:
     """A convolution with a window of one pixel as a dot."""
     params = site.params
     numbers = params["dimension_numbers"]
@@ -377,7 +376,7 @@ def conv_of_one_pixel_as_dot(site: Site) -> Any:
 
 
 @rewriting("dense", _CONV)
-def conv_with_one_axis_more(site: Site) -> Any:
+def conv_with_one_axis_more(site: Site) -> Operand | None:
     """A convolution with a spatial axis more, of size 1."""
     if not site.carries:
         return None

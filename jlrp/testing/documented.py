@@ -5,8 +5,6 @@ The closed list is in docs/how-to/check-spellings.md. Anything else is a fault.
 
 from __future__ import annotations
 
-from typing import Any
-
 from jlrp.composites import Composite, Depth
 from jlrp.rules import (
     Absolute,
@@ -47,7 +45,7 @@ def of_signs(composite: Composite) -> str | None:
 
 def of_loops(composite: Composite) -> str | None:
     """For a loop that is unrolled."""
-    given: list[Any] = [pair.selector for pair in composite.pairs]
+    given: list[object] = [pair.selector for pair in composite.pairs]
     parts = [part for s in given for part in (s if isinstance(s, tuple) else (s,))]
     if any(isinstance(part, Depth) for part in parts):
         return "the operations of a loop's body have one depth in all iterations"

@@ -7,17 +7,29 @@ equation by equation, in numpy where that computes the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import numpy as np
+from jax import lax
+from jax.extend import core
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
+from jlrp.ir.jax_compat import JaxAtom, Jaxpr, JaxprEqn, Operand
 from jlrp.testing.rewriting import where
+from jlrp.typing import Function, PyTree
+
+InNumpy: TypeAlias = Callable[..., np.ndarray]
+"""A primitive in NumPy, called with its operands, and its parameters as keywords."""
 
 
-def _dot(a: Any, b: Any, dimension_numbers: Any, **_: Any) -> Any:
+def _dot(
+    a: np.ndarray,
+    b: np.ndarray,
+    dimension_numbers: lax.DotDimensionNumbers,
+    **_: object,
+) -> np.ndarray:
     (left, right), (batch_left, batch_right) = dimension_numbers
     letters = iter(range(a.ndim + b.ndim))
     names_a = [next(letters) for _ in range(a.ndim)]
@@ -32,21 +44,32 @@ def _dot(a: Any, b: Any, dimension_numbers: Any, **_: Any) -> Any:
 
 
 def _broadcast(
-    x: Any, *_: Any, shape: Any, broadcast_dimensions: Any, **__: Any
-) -> Any:
+    x: np.ndarray,
+    *_: np.ndarray,
+    shape: Sequence[int],
+    broadcast_dimensions: Sequence[int],
+    **__: object,
+) -> np.ndarray:
     wide = [1] * len(shape)
     for axis, size in zip(broadcast_dimensions, np.shape(x), strict=True):
         wide[axis] = size
     return np.broadcast_to(np.reshape(x, wide), shape)
 
 
-def _slice(x: Any, start_indices: Any, limit_indices: Any, strides: Any) -> Any:
+def _slice(
+    x: np.ndarray,
+    start_indices: Sequence[int],
+    limit_indices: Sequence[int],
+    strides: Sequence[int] | None,
+) -> np.ndarray:
     steps = strides or (1,) * x.ndim
     ends = zip(start_indices, limit_indices, steps, strict=True)
     return x[tuple(slice(*end) for end in ends)]
 
 
-def _pad(x: Any, value: Any, padding_config: Any) -> Any:
+def _pad(
+    x: np.ndarray, value: np.ndarray, padding_config: Sequence[tuple[int, int, int]]
+) -> np.ndarray:
     shape, at = [], []
     for size, (low, high, inside) in zip(x.shape, padding_config, strict=True):
         wide = size + max(size - 1, 0) * inside
@@ -61,35 +84,39 @@ def _pad(x: Any, value: Any, padding_config: Any) -> Any:
     return y[tuple(cut)]
 
 
-def _cumsum(x: Any, axis: int, reverse: bool) -> Any:
+def _cumsum(x: np.ndarray, axis: int, reverse: bool) -> np.ndarray:
     if not reverse:
         return np.cumsum(x, axis, dtype=x.dtype)
     return np.flip(np.cumsum(np.flip(x, axis), axis, dtype=x.dtype), axis)
 
 
-def _starts(x: Any, starts: Any, sizes: Any) -> tuple[slice, ...]:
+def _starts(
+    x: np.ndarray, starts: Sequence[np.ndarray], sizes: Sequence[int]
+) -> tuple[slice, ...]:
     ends = zip(x.shape, starts, sizes, strict=True)
     low = [(min(max(int(start), 0), size - n), n) for size, start, n in ends]
     return tuple(slice(start, start + n) for start, n in low)
 
 
-def _updated(x: Any, update: Any, *starts: Any) -> Any:
+def _updated(x: np.ndarray, update: np.ndarray, *starts: np.ndarray) -> np.ndarray:
     y = np.array(x)
     y[_starts(x, starts, update.shape)] = update
     return y
 
 
-def _iota(dtype: Any, shape: Any, dimension: int, **_: Any) -> Any:
+def _iota(
+    dtype: np.dtype, shape: Sequence[int], dimension: int, **_: object
+) -> np.ndarray:
     along = np.arange(shape[dimension], dtype=dtype)
     wide = [n if i == dimension else 1 for i, n in enumerate(shape)]
     return np.broadcast_to(along.reshape(wide), shape)
 
 
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+def _plain(function: InNumpy) -> InNumpy:
     return lambda *x, **_: function(*x)
 
 
-_NUMPY: dict[Any, Callable[..., Any]] = {
+_NUMPY: dict[core.Primitive, InNumpy] = {
     **{
         prim: _plain(function)
         for prim, function in {
@@ -156,29 +183,30 @@ _NUMPY: dict[Any, Callable[..., Any]] = {
     p.squeeze_p: lambda x, dimensions: np.squeeze(x, dimensions),
     p.transpose_p: lambda x, permutation: np.transpose(x, permutation),
 }
-_BY_NAME: dict[str, Callable[..., Any]] = {  # there are no public objects for these
+_BY_NAME: dict[str, InNumpy] = {  # there are no public objects for these
     "add_any": np.add,
     "stack": lambda *x, axis: np.stack(x, axis),
 }
-Visit = Callable[[Any, list[Any], str], None]
+Visit = Callable[[JaxprEqn, list[Operand], str], None]
+Body = tuple[Jaxpr, Sequence[Operand]]
 
 
 def evaluate(
-    jaxpr: Any,
-    consts: Sequence[Any],
-    args: Sequence[Any],
+    jaxpr: Jaxpr,
+    consts: Sequence[Operand],
+    args: Sequence[Operand],
     visit: Visit | None = None,
     place: str = "",
-) -> list[Any]:
+) -> list[Operand]:
     """The outputs of a jaxpr at some arrays.
 
     ``visit(eqn, operands, place)`` sees each equation, and where it is: its own name
     scope and source line, or those of the call around it.
     """
-    env = dict(zip(jaxpr.constvars, consts, strict=True))
+    env: dict[JaxAtom, Operand] = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
 
-    def read(atom: Any) -> Any:
+    def read(atom: JaxAtom) -> Operand:
         return (
             jax_compat.literal_value(atom) if jax_compat.is_literal(atom) else env[atom]
         )
@@ -195,40 +223,50 @@ def evaluate(
     return [read(a) for a in jaxpr.outvars]
 
 
-def _entered(eqn: Any, inputs: list[Any], *seen: Any) -> list[Any] | None:
+def _entered(
+    eqn: JaxprEqn, inputs: list[Operand], visit: Visit | None, place: str
+) -> list[Operand] | None:
     """The outputs of a call, loop or branch; None for other equations."""
     body = jax_compat.call_body(eqn)
     if body is not None:
-        return evaluate(*body, inputs, *seen)
+        return evaluate(*body, inputs, visit, place)
     bodies = jax_compat.bodies(eqn)
     if eqn.primitive is p.cond_p:
         index = min(max(int(inputs[0]), 0), len(bodies) - 1)
-        return evaluate(*bodies[index], inputs[1:], *seen)
+        return evaluate(*bodies[index], inputs[1:], visit, place)
     if eqn.primitive is p.scan_p:
-        return _scanned(eqn, bodies[0], inputs, *seen)
+        return _scanned(eqn, bodies[0], inputs, visit, place)
     if eqn.primitive is p.while_p:
         first = eqn.params["cond_nconsts"]
         second = first + eqn.params["body_nconsts"]
         carries = inputs[second:]
         while evaluate(*bodies[0], [*inputs[:first], *carries])[0]:
-            carries = evaluate(*bodies[1], [*inputs[first:second], *carries], *seen)
+            carries = evaluate(
+                *bodies[1], [*inputs[first:second], *carries], visit, place
+            )
         return carries
     return None
 
 
-def _scanned(eqn: Any, body: Any, inputs: list[Any], *seen: Any) -> list[Any]:
+def _scanned(
+    eqn: JaxprEqn,
+    body: Body,
+    inputs: list[Operand],
+    visit: Visit | None,
+    place: str,
+) -> list[Operand]:
     jaxpr, consts = body
     fixed, carried = jax_compat.scan_counts(eqn.params)
     carries, steps = inputs[fixed : fixed + carried], eqn.params["length"]
-    rows: list[list[Any]] = [[] for _ in eqn.outvars[carried:]]
+    rows: list[list[np.ndarray]] = [[] for _ in eqn.outvars[carried:]]
     for n in range(steps)[::-1] if eqn.params["reverse"] else range(steps):
         xs = [np.asarray(x)[n] for x in inputs[fixed + carried :]]
-        outs = evaluate(jaxpr, consts, [*inputs[:fixed], *carries, *xs], *seen)
+        outs = evaluate(jaxpr, consts, [*inputs[:fixed], *carries, *xs], visit, place)
         carries = outs[:carried]
         for row, out in zip(rows, outs[carried:], strict=True):
             row.append(np.asarray(out))
     ordered = [row[::-1] if eqn.params["reverse"] else row for row in rows]
-    avals = [v.aval for v in eqn.outvars[carried:]]
+    avals = map(jax_compat.shape_of, eqn.outvars[carried:])
     stacked = [
         np.stack(row) if row else np.zeros(aval.shape, aval.dtype)
         for row, aval in zip(ordered, avals, strict=True)
@@ -236,21 +274,21 @@ def _scanned(eqn: Any, body: Any, inputs: list[Any], *seen: Any) -> list[Any]:
     return [*carries, *stacked]
 
 
-def _outputs(eqn: Any, inputs: list[Any]) -> list[Any]:
+def _outputs(eqn: JaxprEqn, inputs: list[Operand]) -> Sequence[Operand]:
     if eqn.primitive.name == "optimization_barrier":
         return inputs
     function = _NUMPY.get(eqn.primitive) or _BY_NAME.get(eqn.primitive.name)
-    aval: Any = eqn.outvars[0].aval if eqn.outvars else None
-    if function is None or len(eqn.outvars) != 1 or aval.dtype not in _DTYPES:
+    dtypes = [jax_compat.shape_of(v).dtype for v in eqn.outvars]
+    if function is None or len(dtypes) != 1 or dtypes[0] not in _DTYPES:
         return jax_compat.bind(eqn.primitive, eqn.params, inputs)
     out = function(*map(np.asarray, inputs), **eqn.params)
-    return [np.asarray(out, aval.dtype)]
+    return [np.asarray(out, dtypes[0])]
 
 
 _DTYPES = frozenset(map(np.dtype, ("bool", "int32", "int64", "float32", "float64")))
 
 
-def leaves_of(fn: Callable[[Any, Any], Any], params: Any, x: Any) -> list[np.ndarray]:
+def leaves_of(fn: Function, params: PyTree, x: PyTree) -> list[np.ndarray]:
     """The leaves of ``fn(params, x)``, in numpy."""
     jaxpr, consts = jax_compat.open_jaxpr(jax.make_jaxpr(fn)(params, x))
     leaves = jax.tree.leaves((params, x))

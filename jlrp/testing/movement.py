@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,11 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
-from jlrp.testing.rewriting import Site, rewriting
+from jlrp.ir.jax_compat import Operand
+from jlrp.testing.rewriting import OfEquation, Site, rewriting
+from jlrp.typing import Array
+
+Move = Callable[[Operand], Operand]
 
 ELEMENTWISE = frozenset(
     getattr(p, f"{name}_p")
@@ -25,10 +28,10 @@ ELEMENTWISE = frozenset(
 )
 
 
-def round_trip(move: Callable[[Any], Any], least: int = 0) -> Callable[[Site], Any]:
+def round_trip(move: Move, least: int = 0) -> Callable[[Site], Operand | None]:
     """A rewriting of every active value of at least so many axes, by an identity."""
 
-    def after(site: Site) -> Any:
+    def after(site: Site) -> Operand | None:
         if len(site.eqn.outvars) != 1 or not site.carries or len(site.shape) < least:
             return None
         if 0 in site.shape or site.primitive in _BODIES:
@@ -44,12 +47,10 @@ _BODIES = {
 }
 
 
-def round_trips(
-    family: str, least: int = 0
-) -> Callable[[Callable[[Any], Any]], Callable[[Site], Any]]:
+def round_trips(family: str, least: int = 0) -> Callable[[Move], OfEquation]:
     """Register an identity as a rewriting of every active value."""
 
-    def register(move: Callable[[Any], Any]) -> Callable[[Site], Any]:
+    def register(move: Move) -> OfEquation:
         after = round_trip(move, least)
         after.__name__, after.__doc__ = move.__name__, move.__doc__
         return rewriting(family)(after)
@@ -57,38 +58,38 @@ def round_trips(
     return register
 
 
-def index(shape: tuple[int, ...], axis: int = 0) -> Any:
+def index(shape: tuple[int, ...], axis: int = 0) -> Array:
     """0, 1, 2 ... along an axis, made inside."""
     return lax.broadcasted_iota(np.int32, shape, axis)
 
 
 @round_trips("movement", least=1)
-def reshaped_and_back(y):
+def reshaped_and_back(y: Operand) -> Operand:
     """Every value flattened, and back in shape."""
     return lax.reshape(lax.reshape(y, (y.size,)), y.shape)
 
 
 @round_trips("movement", least=2)
-def transposed_and_back(y):
+def transposed_and_back(y: Operand) -> Operand:
     """Every value transposed twice."""
     order = tuple(range(y.ndim))[::-1]
     return lax.transpose(lax.transpose(y, order), order)
 
 
 @round_trips("movement", least=1)
-def reversed_twice(y):
+def reversed_twice(y: Operand) -> Operand:
     """Every value reversed twice along its last axis."""
     return lax.rev(lax.rev(y, (y.ndim - 1,)), (y.ndim - 1,))
 
 
 @round_trips("movement")
-def axis_added_and_dropped(y):
+def axis_added_and_dropped(y: Operand) -> Operand:
     """Every value with an axis more, then without."""
     return lax.squeeze(lax.expand_dims(y, (0,)), (0,))
 
 
 @round_trips("movement", least=1)
-def split_and_joined(y):
+def split_and_joined(y: Operand) -> Operand:
     """Every value cut in two along its last axis, and concatenated."""
     half = y.shape[-1] // 2
     if not half:
@@ -99,7 +100,7 @@ def split_and_joined(y):
 
 
 @round_trips("movement", least=1)
-def unstacked_and_stacked(y):
+def unstacked_and_stacked(y: Operand) -> Operand:
     """Every value taken apart along its first axis, of up to 8, and stacked."""
     if y.shape[0] > 8:
         return lax.concatenate([y], 0)
@@ -107,7 +108,7 @@ def unstacked_and_stacked(y):
 
 
 @round_trips("movement", least=1)
-def rows_concatenated(y):
+def rows_concatenated(y: Operand) -> Operand:
     """Every value cut into rows along its first axis, of up to 8, and concatenated."""
     if y.shape[0] > 8:
         return lax.concatenate([y], 0)
@@ -116,89 +117,89 @@ def rows_concatenated(y):
 
 
 @round_trips("movement")
-def stacked_and_taken(y):
+def stacked_and_taken(y: Operand) -> Operand:
     """Every value stacked on itself; one of the two is read."""
     return lax.index_in_dim(jnp.stack([y, y]), 1, keepdims=False)
 
 
 @round_trips("movement")
-def broadcast_and_taken(y):
+def broadcast_and_taken(y: Operand) -> Operand:
     """Every value broadcast along a new axis; one of the copies is read."""
     copies = lax.broadcast_in_dim(y, (2, *y.shape), tuple(range(1, y.ndim + 1)))
     return lax.squeeze(lax.slice_in_dim(copies, 0, 1), (0,))
 
 
 @round_trips("movement", least=1)
-def padded_and_cut(y):
+def padded_and_cut(y: Operand) -> Operand:
     """Every value padded with zeros that are cut off again."""
     wide = lax.pad(y, np.zeros((), y.dtype), [(1, 2, 0)] * y.ndim)
     return lax.slice(wide, (1,) * y.ndim, tuple(n + 1 for n in y.shape))
 
 
 @round_trips("movement", least=1)
-def zeros_joined_and_cut(y):
+def zeros_joined_and_cut(y: Operand) -> Operand:
     """Every value concatenated with zeros that are cut off again."""
     wide = lax.concatenate([y, lax.full_like(y, 0.0)], 0)
     return lax.slice_in_dim(wide, 0, y.shape[0])
 
 
 @round_trips("movement", least=1)
-def sliced_dynamically(y):
+def sliced_dynamically(y: Operand) -> Operand:
     """Every value by a dynamic slice that starts at 0."""
     return lax.dynamic_slice(y, (0,) * y.ndim, y.shape)
 
 
 @round_trips("movement", least=1)
-def updated_into_zeros(y):
+def updated_into_zeros(y: Operand) -> Operand:
     """Every value written over zeros."""
     return lax.dynamic_update_slice(lax.full_like(y, 0.0), y, (0,) * y.ndim)
 
 
 @round_trips("movement", least=1)
-def gathered_in_order(y):
+def gathered_in_order(y: Operand) -> Operand:
     """Every value gathered by the indices 0, 1, 2 ... of its first axis."""
     return y[index((y.shape[0],))]
 
 
 @round_trips("movement", least=1)
-def gathered_backwards_twice(y):
+def gathered_backwards_twice(y: Operand) -> Operand:
     """Every value gathered in reversed order, twice."""
     backwards = y.shape[-1] - 1 - index((y.shape[-1],))
     return y[..., backwards][..., backwards]
 
 
 @round_trips("movement", least=1)
-def scattered_into_zeros(y):
+def scattered_into_zeros(y: Operand) -> Operand:
     """Every value scattered over zeros, row by row."""
     return lax.full_like(y, 0.0).at[index((y.shape[0],))].set(y)
 
 
 @round_trips("movement")
-def selected_always(y):
+def selected_always(y: Operand) -> Operand:
     """Every value selected by a mask that is always true."""
     mask = lax.full(y.shape, True)
     return lax.select(mask, y, lax.full_like(y, 0.0))
 
 
 @round_trips("movement")
-def behind_a_barrier(y):
+def behind_a_barrier(y: Operand) -> Operand:
     """Every value behind an optimization barrier."""
     return lax.optimization_barrier(y)
 
 
 @round_trips("movement")
-def copied(y):
+def copied(y: Operand) -> Operand:
     """Every value copied."""
     return p.copy_p.bind(y)
 
 
 @round_trips("movement")
-def through_complex(y):
+def through_complex(y: Operand) -> Operand:
     """Every value made complex, and its real part taken."""
     return lax.real(lax.complex(y, lax.full_like(y, 0.0)))
 
 
-def _wide(site: Site) -> list[Any] | None:
+def _wide(site: Site) -> list[Operand] | None:
     """The operands of an elementwise equation that carries, but scalars, in full."""
     if not site.carries or not site.shape or 0 in site.shape:
         return None
@@ -209,7 +210,7 @@ def _wide(site: Site) -> list[Any] | None:
     ]
 
 
-def _moved(site: Site, move: Callable[[Any], Any], back: Callable[[Any], Any]) -> Any:
+def _moved(site: Site, move: Move, back: Move) -> Operand | None:
     """An elementwise equation on moved operands, its output moved back."""
     if (inputs := _wide(site)) is None:
         return None
@@ -217,7 +218,7 @@ def _moved(site: Site, move: Callable[[Any], Any], back: Callable[[Any], Any]) -
 
 
 @rewriting("movement", *ELEMENTWISE)
-def computed_flat(site: Site) -> Any:
+def computed_flat(site: Site) -> Operand | None:
     """Elementwise functions of flattened operands."""
     flat = (int(np.prod(site.shape)),)
     return _moved(
@@ -226,7 +227,7 @@ def computed_flat(site: Site) -> Any:
 
 
 @rewriting("movement", *ELEMENTWISE)
-def computed_transposed(site: Site) -> Any:
+def computed_transposed(site: Site) -> Operand | None:
     """Elementwise functions of transposed operands."""
     if len(site.shape) < 2:
         return None
@@ -237,13 +238,13 @@ def computed_transposed(site: Site) -> Any:
 
 
 @rewriting("movement", *ELEMENTWISE)
-def computed_in_halves(site: Site) -> Any:
+def computed_in_halves(site: Site) -> Operand | None:
     """Elementwise functions of two halves, which are concatenated."""
     if (inputs := _wide(site)) is None or site.shape[-1] < 2:
         return None
     half, axis = site.shape[-1] // 2, len(site.shape) - 1
 
-    def part(start: int, stop: int) -> Any:
+    def part(start: int, stop: int) -> Array:
         ends = (start, stop)
         cut = [lax.slice_in_dim(x, *ends, axis=-1) if np.ndim(x) else x for x in inputs]
         return site.bind(*cut)
@@ -252,7 +253,7 @@ def computed_in_halves(site: Site) -> Any:
 
 
 @rewriting("movement", *ELEMENTWISE)
-def computed_by_vmap(site: Site) -> Any:
+def computed_by_vmap(site: Site) -> Operand | None:
     """Elementwise functions mapped over the last axis."""
     if (inputs := _wide(site)) is None:
         return None
@@ -262,7 +263,7 @@ def computed_by_vmap(site: Site) -> Any:
 
 
 @rewriting("movement", p.slice_p)
-def slice_gathered(site: Site) -> Any:
+def slice_gathered(site: Site) -> Operand | None:
     """A slice as a gather of constant indices."""
     if not site.is_float:
         return None
@@ -279,7 +280,7 @@ def slice_gathered(site: Site) -> Any:
 
 
 @rewriting("movement", p.slice_p)
-def slice_started_dynamically(site: Site) -> Any:
+def slice_started_dynamically(site: Site) -> Operand | None:
     """A slice as a dynamic slice with constant starts."""
     strides = site.params["strides"]
     if not site.is_float or (strides and set(strides) != {1}):
@@ -288,7 +289,7 @@ def slice_started_dynamically(site: Site) -> Any:
 
 
 @rewriting("movement", p.slice_p)
-def slice_split(site: Site) -> Any:
+def slice_split(site: Site) -> Operand | None:
     """A slice as one part of a split."""
     if not site.is_float or site.params["strides"] not in (
         None,
@@ -305,7 +306,7 @@ def slice_split(site: Site) -> Any:
 
 
 @rewriting("movement", p.concatenate_p)
-def concatenate_padded_and_added(site: Site) -> Any:
+def concatenate_padded_and_added(site: Site) -> Operand | None:
     """A concatenation as a sum of padded parts."""
     if not site.carries:
         return None
@@ -321,7 +322,7 @@ def concatenate_padded_and_added(site: Site) -> Any:
 
 
 @rewriting("movement", p.concatenate_p)
-def concatenate_written(site: Site) -> Any:
+def concatenate_written(site: Site) -> Operand | None:
     """A concatenation as parts written over zeros."""
     if not site.carries:
         return None
@@ -335,7 +336,7 @@ def concatenate_written(site: Site) -> Any:
 
 
 @rewriting("movement", p.concatenate_p)
-def concatenate_the_other_way(site: Site) -> Any:
+def concatenate_the_other_way(site: Site) -> Operand | None:
     """A concatenation of reversed parts, reversed."""
     if not site.carries:
         return None
@@ -345,7 +346,7 @@ def concatenate_the_other_way(site: Site) -> Any:
 
 
 @rewriting("movement", p.broadcast_in_dim_p)
-def broadcast_by_reshape_first(site: Site) -> Any:
+def broadcast_by_reshape_first(site: Site) -> Operand | None:
     """A broadcast of what has its axes already, of size 1."""
     if not site.is_float or len(site.inputs) != 1 or not site.shape:
         return None
@@ -358,7 +359,7 @@ def broadcast_by_reshape_first(site: Site) -> Any:
 
 
 @rewriting("movement", p.broadcast_in_dim_p)
-def broadcast_times_ones(site: Site) -> Any:
+def broadcast_times_ones(site: Site) -> Operand | None:
     """A broadcast as an outer product with ones."""
     if not site.carries or len(site.inputs) != 1:
         return None
@@ -366,7 +367,7 @@ def broadcast_times_ones(site: Site) -> Any:
 
 
 @rewriting("movement", p.broadcast_in_dim_p)
-def broadcast_concatenated(site: Site) -> Any:
+def broadcast_concatenated(site: Site) -> Operand | None:
     """A broadcast along one axis as a concatenation of copies."""
     if not site.carries or len(site.inputs) != 1:
         return None
@@ -382,7 +383,7 @@ def broadcast_concatenated(site: Site) -> Any:
 
 
 @rewriting("movement", p.reshape_p)
-def reshape_through_flat(site: Site) -> Any:
+def reshape_through_flat(site: Site) -> Operand | None:
     """A reshape in two steps."""
     if not site.is_float or not site.shape:
         return None
@@ -391,7 +392,7 @@ def reshape_through_flat(site: Site) -> Any:
 
 
 @rewriting("movement", p.transpose_p)
-def transpose_in_steps(site: Site) -> Any:
+def transpose_in_steps(site: Site) -> Operand | None:
     """A transpose of three axes or more as swaps of two, one after the other."""
     order = list(site.params["permutation"])
     if not site.is_float or sum(n != a for n, a in enumerate(order)) < 3:

@@ -6,21 +6,24 @@ sides, and near a zero denominator rounding decides: no spelling is right there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import numpy as np
+from jax.extend import core
 from jax.extend.core import primitives as p
 
 from jlrp.arguments import check_function, takes
 from jlrp.errors import InputError
 from jlrp.ir import jax_compat
+from jlrp.ir.jax_compat import Jaxpr, JaxprEqn, Operand
 from jlrp.testing.evaluating import evaluate
-from jlrp.testing.rewriting import Function
+from jlrp.typing import Function, PyTree
 
-Distance = Callable[..., Any]
+Distance: TypeAlias = Callable[..., np.ndarray | float]
+"""Of an equation's operands and parameters: how far each element is from a kink."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,15 @@ class Kink:
         return f"{self.primitive} at {self.where}: {self.distance:.2g} away"
 
 
-def _between(a: Any, b: Any, **_: Any) -> Any:
+def _between(a: np.ndarray, b: np.ndarray, **_: object) -> np.ndarray:
     return np.abs(a - b)
 
 
-def _from_zero(x: Any, **_: Any) -> Any:
+def _from_zero(x: np.ndarray, **_: object) -> np.ndarray:
     return np.abs(x)
 
 
-def _gap(x: Any, axes: Any, **_: Any) -> Any:
+def _gap(x: np.ndarray, axes: Sequence[int], **_: object) -> np.ndarray | float:
     """Between the largest and the second along axes."""
     rest = [a for a in range(x.ndim) if a not in axes]
     rows = np.transpose(x, [*rest, *axes]).reshape(*(x.shape[a] for a in rest), -1)
@@ -59,33 +62,35 @@ def _gap(x: Any, axes: Any, **_: Any) -> Any:
     return np.abs(ordered[..., -1] - ordered[..., -2])
 
 
-def _gaps(x: Any, *_: Any, dimension: int = -1, **__: Any) -> Any:
+def _gaps(
+    x: np.ndarray, *_: np.ndarray, dimension: int = -1, **__: object
+) -> np.ndarray:
     """Between neighbours in the order along an axis."""
     return np.diff(np.sort(x, axis=dimension), axis=dimension)
 
 
 def _gap_in_windows(
-    x: Any,
-    window_dimensions: Any,
-    window_strides: Any,
-    padding: Any,
-    **_: Any,
-) -> Any:
+    x: np.ndarray,
+    window_dimensions: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **_: object,
+) -> np.ndarray | float:
     padded = np.pad(x, padding, constant_values=-np.inf)
     views = np.lib.stride_tricks.sliding_window_view(padded, window_dimensions)
     views = views[tuple(slice(None, None, s) for s in window_strides)]
     return _gap(views, tuple(range(x.ndim, 2 * x.ndim)))
 
 
-def _to_integer(x: Any, offset: float = 0.0) -> Any:
+def _to_integer(x: np.ndarray, offset: float = 0.0) -> np.ndarray:
     return np.abs(x + offset - np.round(x + offset))
 
 
-def _cast(x: Any, new_dtype: Any, **_: Any) -> Any:
+def _cast(x: np.ndarray, new_dtype: np.dtype, **_: object) -> np.ndarray | float:
     return _to_integer(x) if np.issubdtype(new_dtype, np.integer) else np.inf
 
 
-_DISTANCES: dict[Any, Distance] = {
+_DISTANCES: dict[core.Primitive, Distance] = {
     **dict.fromkeys((p.max_p, p.min_p), _between),
     **dict.fromkeys((p.eq_p, p.ne_p, p.lt_p, p.le_p, p.gt_p, p.ge_p), _between),
     **dict.fromkeys((p.abs_p, p.sign_p, p.log_p, p.sqrt_p, p.rsqrt_p), _from_zero),
@@ -110,7 +115,7 @@ _DISTANCES: dict[Any, Distance] = {
 
 
 @takes()
-def kinks(fn: Function, params: Any, x: Any, margin: float = 1e-3) -> list[Kink]:
+def kinks(fn: Function, params: PyTree, x: PyTree, margin: float = 1e-3) -> list[Kink]:
     """What of ``fn`` is within a margin of a kink or a zero denominator at ``x``.
 
     Looked at are maxima, magnitudes, comparisons, roundings, selections by size,
@@ -143,7 +148,7 @@ def kinks(fn: Function, params: Any, x: Any, margin: float = 1e-3) -> list[Kink]
     live = _live(jaxpr, [True] * len(jaxpr.outvars))
     found: dict[tuple[str, str], float] = {}
 
-    def visit(eqn: Any, inputs: list[Any], place: str) -> None:
+    def visit(eqn: JaxprEqn, inputs: list[Operand], place: str) -> None:
         distance = _DISTANCES.get(eqn.primitive)
         if distance is None or id(eqn) not in live or _is_itself(eqn):
             return
@@ -162,13 +167,13 @@ def kinks(fn: Function, params: Any, x: Any, margin: float = 1e-3) -> list[Kink]
     return sorted(near, key=lambda kink: kink.distance)
 
 
-def _is_itself(eqn: Any) -> bool:
+def _is_itself(eqn: JaxprEqn) -> bool:
     """Whether a value is compared with itself, which asks if it is NaN."""
     first, *others = eqn.invars
     return not jax_compat.is_literal(first) and any(a is first for a in others)
 
 
-def _live(jaxpr: Any, outputs: list[bool]) -> set[int]:
+def _live(jaxpr: Jaxpr, outputs: list[bool]) -> set[int]:
     """The equations that an output depends on but through ``stop_gradient``."""
     needed = {
         a
@@ -190,7 +195,7 @@ def _live(jaxpr: Any, outputs: list[bool]) -> set[int]:
     return found
 
 
-def check_point(fn: Function, params: Any, x: Any, margin: float) -> None:
+def check_point(fn: Function, params: PyTree, x: PyTree, margin: float) -> None:
     """Refuse a point that is near a kink.
 
     Raises:

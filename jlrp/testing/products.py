@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
+from jlrp.ir import jax_compat
+from jlrp.ir.jax_compat import Operand
 from jlrp.testing.rewriting import Site, rewriting
+from jlrp.typing import Array, ArrayLike
 
 
-def product(a: Any, b: Any) -> Any:
+def product(a: ArrayLike, b: ArrayLike) -> Array:
     return lax.mul(a, b)
 
 
 @rewriting("products", p.mul_p)
-def operands_of_mul_swapped(site: Site) -> Any:
+def operands_of_mul_swapped(site: Site) -> Operand | None:
     """``a * b`` as ``b * a``."""
     return site.bind(*site.inputs[::-1]) if site.carries else None
 
 
 @rewriting("products", p.mul_p)
-def mul_associated_right(site: Site) -> Any:
+def mul_associated_right(site: Site) -> Operand | None:
     """``(a * b) * c`` as ``a * (b * c)``."""
     inner = site.producer(0, p.mul_p)
     if not site.carries or inner is None or not inner.is_read_once():
@@ -32,7 +33,7 @@ def mul_associated_right(site: Site) -> Any:
 
 
 @rewriting("products", p.mul_p)
-def mul_associated_left(site: Site) -> Any:
+def mul_associated_left(site: Site) -> Operand | None:
     """``a * (b * c)`` as ``(a * b) * c``."""
     inner = site.producer(1, p.mul_p)
     if not site.carries or inner is None or not inner.is_read_once():
@@ -42,7 +43,7 @@ def mul_associated_left(site: Site) -> Any:
 
 
 @rewriting("products", p.mul_p)
-def mul_as_division_by_reciprocal(site: Site) -> Any:
+def mul_as_division_by_reciprocal(site: Site) -> Operand | None:
     """A product with a literal as a division by its reciprocal."""
     for i in range(2):
         if (number := site.literal(i)) and site.carries:
@@ -51,7 +52,7 @@ def mul_as_division_by_reciprocal(site: Site) -> Any:
 
 
 @rewriting("products", p.mul_p)
-def mul_as_dot(site: Site) -> Any:
+def mul_as_dot(site: Site) -> Operand | None:
     """A product of two active values as a dot that contracts nothing."""
     if not site.is_active(0) or not site.is_active(1) or not site.is_float:
         return None
@@ -61,21 +62,21 @@ def mul_as_dot(site: Site) -> Any:
 
 
 @rewriting("products", p.mul_p)
-def square_as_square(site: Site) -> Any:
+def square_as_square(site: Site) -> Operand | None:
     """``x * x`` as ``square(x)``."""
     a, b = site.eqn.invars
     return lax.square(site.inputs[0]) if a is b and site.carries else None
 
 
 @rewriting("products", p.mul_p)
-def square_as_power(site: Site) -> Any:
+def square_as_power(site: Site) -> Operand | None:
     """``x * x`` as ``x ** 2``."""
     a, b = site.eqn.invars
     return lax.integer_pow(site.inputs[0], 2) if a is b and site.carries else None
 
 
 @rewriting("products", p.square_p, p.integer_pow_p)
-def square_as_product(site: Site) -> Any:
+def square_as_product(site: Site) -> Operand | None:
     """``square(x)`` and ``x ** n`` as products."""
     n = site.params.get("y", 2)
     if not site.carries or not 2 <= n <= 4:
@@ -87,7 +88,7 @@ def square_as_product(site: Site) -> Any:
 
 
 @rewriting("products", p.square_p, p.mul_p)
-def square_of_magnitude(site: Site) -> Any:
+def square_of_magnitude(site: Site) -> Operand | None:
     """``x ** 2`` as ``abs(x) ** 2``."""
     if not site.carries or (
         site.primitive is p.mul_p and site.eqn.invars[0] is not site.eqn.invars[1]
@@ -97,7 +98,7 @@ def square_of_magnitude(site: Site) -> Any:
 
 
 @rewriting("products", p.integer_pow_p)
-def power_with_float_exponent(site: Site) -> Any:
+def power_with_float_exponent(site: Site) -> Operand | None:
     """``x ** n`` of an integer n as a power of a float, where x is positive."""
     x, n = site.inputs[0], site.params["y"]
     if not site.carries or n % 2:
@@ -106,7 +107,7 @@ def power_with_float_exponent(site: Site) -> Any:
 
 
 @rewriting("products", p.integer_pow_p)
-def negative_power_as_quotient(site: Site) -> Any:
+def negative_power_as_quotient(site: Site) -> Operand | None:
     """``x ** -n`` as ``1 / x ** n``."""
     x, n = site.inputs[0], site.params["y"]
     if not site.carries or n >= 0:
@@ -116,7 +117,7 @@ def negative_power_as_quotient(site: Site) -> Any:
 
 
 @rewriting("products", p.div_p)
-def division_by_reciprocal(site: Site) -> Any:
+def division_by_reciprocal(site: Site) -> Operand | None:
     """``a / b`` as ``a * (1 / b)``."""
     a, b = site.inputs
     b = lax.full((), b, site.dtype) if site.literal(1) is not None else b
@@ -128,7 +129,7 @@ def division_by_reciprocal(site: Site) -> Any:
 
 
 @rewriting("products", p.div_p)
-def division_by_power(site: Site) -> Any:
+def division_by_power(site: Site) -> Operand | None:
     """``a / b`` as ``a * b ** -1``."""
     a, b = site.inputs
     if not site.is_active(1) or not site.is_float:
@@ -137,7 +138,7 @@ def division_by_power(site: Site) -> Any:
 
 
 @rewriting("products", p.div_p)
-def division_by_float_power(site: Site) -> Any:
+def division_by_float_power(site: Site) -> Operand | None:
     """``a / b`` as ``a * b ** -1.0``, for a sum, root or exponential b."""
     a, b = site.inputs
     if not site.is_active(1) or not site.is_float or not _is_positive(site, 1):
@@ -164,7 +165,7 @@ _THROUGH = frozenset({p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.reduce_s
 
 
 @rewriting("products", p.div_p)
-def reciprocal_before_broadcast(site: Site) -> Any:
+def reciprocal_before_broadcast(site: Site) -> Operand | None:
     """``a / broadcast(s)`` as ``a * broadcast(1 / s)``."""
     a, b = site.inputs
     if not site.carries or (wide := site.producer(1, p.broadcast_in_dim_p)) is None:
@@ -176,7 +177,7 @@ def reciprocal_before_broadcast(site: Site) -> Any:
 
 
 @rewriting("products", p.div_p)
-def division_twice(site: Site) -> Any:
+def division_twice(site: Site) -> Operand | None:
     """``a / (b * c)`` as ``(a / b) / c``."""
     inner = site.producer(1, p.mul_p)
     if not site.carries or inner is None or not inner.is_read_once():
@@ -186,7 +187,7 @@ def division_twice(site: Site) -> Any:
 
 
 @rewriting("products", p.div_p)
-def division_by_root_as_rsqrt(site: Site) -> Any:
+def division_by_root_as_rsqrt(site: Site) -> Operand | None:
     """``a / sqrt(b)`` as ``a * rsqrt(b)``."""
     inner = site.producer(1, p.sqrt_p)
     if not site.carries:
@@ -201,14 +202,14 @@ def division_by_root_as_rsqrt(site: Site) -> Any:
 
 
 @rewriting("products", p.rsqrt_p)
-def rsqrt_as_quotient(site: Site) -> Any:
+def rsqrt_as_quotient(site: Site) -> Operand | None:
     """``rsqrt(x)`` as ``1 / sqrt(x)``."""
     x = site.inputs[0]
     return lax.full_like(x, 1.0) / lax.sqrt(x) if site.carries else None
 
 
 @rewriting("products", p.rsqrt_p, p.sqrt_p)
-def root_as_power(site: Site) -> Any:
+def root_as_power(site: Site) -> Operand | None:
     """``sqrt(x)`` and ``rsqrt(x)`` as powers."""
     power = 0.5 if site.primitive is p.sqrt_p else -0.5
     return (
@@ -217,7 +218,7 @@ def root_as_power(site: Site) -> Any:
 
 
 @rewriting("products", p.mul_p)
-def mul_by_rsqrt_as_division(site: Site) -> Any:
+def mul_by_rsqrt_as_division(site: Site) -> Operand | None:
     """``a * rsqrt(b)`` as ``a / sqrt(b)``."""
     if not site.carries:
         return None
@@ -233,7 +234,7 @@ def mul_by_rsqrt_as_division(site: Site) -> Any:
 
 
 @rewriting("products", p.exp_p)
-def exp_of_difference_as_quotient(site: Site) -> Any:
+def exp_of_difference_as_quotient(site: Site) -> Operand | None:
     """``exp(a - b)`` as ``exp(a) / exp(b)``."""
     inner = site.producer(0, p.sub_p)
     if not site.carries or inner is None or not inner.is_read_once():
@@ -243,7 +244,7 @@ def exp_of_difference_as_quotient(site: Site) -> Any:
 
 
 @rewriting("products", p.exp_p)
-def exp_without_shift(site: Site) -> Any:
+def exp_without_shift(site: Site) -> Operand | None:
     """``exp(a - stop_gradient(max))`` of a softmax as ``exp(a)``."""
     inner = site.producer(0, p.sub_p)
     if not site.carries or inner is None or not _is_shift(inner, 1):
@@ -289,7 +290,7 @@ def _is_normalised(site: Site) -> bool:
 
 
 @rewriting("products", p.div_p)
-def softmax_in_log_space(site: Site) -> Any:
+def softmax_in_log_space(site: Site) -> Operand | None:
     """``exp(a) / s`` as ``exp(a - log(s))``."""
     inner = site.producer(0, p.exp_p)
     if not site.carries or inner is None or not _is_positive(site, 1):
@@ -302,13 +303,14 @@ def _constant_along(site: Site, i: int, axes: tuple[int, ...]) -> bool:
     wide = site.producer(i, p.broadcast_in_dim_p)
     if wide is None:
         return False
-    small, dims = wide.eqn.invars[0].aval, wide.params["broadcast_dimensions"]
+    small = jax_compat.shape_of(wide.eqn.invars[0])
+    dims = wide.params["broadcast_dimensions"]
     varying = {d for d, n in zip(dims, small.shape, strict=True) if n > 1}
     return not varying.intersection(axes)
 
 
 @rewriting("products", p.dot_general_p)
-def divided_late(site: Site) -> Any:
+def divided_late(site: Site) -> Operand | None:
     """``(e / s) @ v`` as ``(e @ v) / s``."""
     if not site.carries:
         return None
@@ -338,7 +340,7 @@ def divided_late(site: Site) -> Any:
 
 
 @rewriting("products", p.div_p)
-def divided_early(site: Site) -> Any:
+def divided_early(site: Site) -> Operand | None:
     """``(e @ v) / s`` as ``(e / s) @ v``, for an s of the rows of e."""
     inner = site.producer(0, p.dot_general_p)
     if not site.carries or inner is None or not inner.is_read_once():
@@ -359,7 +361,7 @@ def divided_early(site: Site) -> Any:
 
 
 @rewriting("products", p.mul_p, p.div_p)
-def literal_scale_moved_before_dot(site: Site) -> Any:
+def literal_scale_moved_before_dot(site: Site) -> Operand | None:
     """``(a @ b) * c`` of a literal c as ``(a * c) @ b``."""
     inner = site.producer(0, p.dot_general_p)
     if not site.carries or inner is None or not inner.is_read_once():
@@ -372,7 +374,7 @@ def literal_scale_moved_before_dot(site: Site) -> Any:
 
 
 @rewriting("products", p.dot_general_p)
-def literal_scale_moved_behind_dot(site: Site) -> Any:
+def literal_scale_moved_behind_dot(site: Site) -> Operand | None:
     """``(a * c) @ b`` of a literal c as ``(a @ b) * c``."""
     if not site.carries:
         return None
@@ -389,7 +391,7 @@ def literal_scale_moved_behind_dot(site: Site) -> Any:
 
 
 @rewriting("products", p.reduce_sum_p)
-def sum_of_products_as_dot(site: Site) -> Any:
+def sum_of_products_as_dot(site: Site) -> Operand | None:
     """``(a * b).sum(axes)`` as a contraction."""
     inner = site.producer(0, p.mul_p)
     if not site.carries or inner is None or not inner.is_read_once():
@@ -403,7 +405,7 @@ def sum_of_products_as_dot(site: Site) -> Any:
 
 
 @rewriting("products", p.reduce_sum_p)
-def sum_of_squares_as_dot(site: Site) -> Any:
+def sum_of_squares_as_dot(site: Site) -> Operand | None:
     """``square(a).sum(axes)`` as a contraction of a with itself."""
     inner = site.producer(0, p.square_p, p.integer_pow_p)
     if not site.carries or inner is None or inner.params.get("y", 2) != 2:
@@ -416,13 +418,13 @@ def sum_of_squares_as_dot(site: Site) -> Any:
 
 
 @rewriting("products", p.neg_p)
-def negation_as_product(site: Site) -> Any:
+def negation_as_product(site: Site) -> Operand | None:
     """``-x`` as ``-1 * x``."""
     return site.inputs[0] * np.asarray(-1.0, site.dtype) if site.carries else None
 
 
 @rewriting("products", p.neg_p)
-def negation_as_subtraction(site: Site) -> Any:
+def negation_as_subtraction(site: Site) -> Operand | None:
     """``-x`` as ``0 - x``."""
     x = site.inputs[0]
     return lax.full_like(x, 0.0) - x if site.carries else None

@@ -8,10 +8,10 @@ equation keeps the name scope and the source line of the one that it stands for.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,10 @@ import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives as p
 
+from jlrp.composites import Composite
 from jlrp.ir import jax_compat
-
-Function = Callable[[Any, Any], Any]
+from jlrp.ir.jax_compat import JaxAtom, Jaxpr, JaxprEqn, Operand, Params
+from jlrp.typing import Array, ArrayLike, Function, PyTree
 
 
 class Origin(NamedTuple):
@@ -30,7 +31,7 @@ class Origin(NamedTuple):
     x: bool = False
     params: bool = False
 
-    def __or__(self, other: Any) -> Origin:
+    def __or__(self, other: Origin) -> Origin:
         return Origin(self.x or other.x, self.params or other.params)
 
 
@@ -52,11 +53,21 @@ class Rewriting:
     name: str
     family: str
     summary: str
-    equation: Callable[[Site], Any] | None = None
-    whole: Callable[[Function, Any, Any], Function | None] | None = None
-    primitives: frozenset[Any] = frozenset()
-    documented: Callable[[Any], str | None] = lambda composite: None
+    equation: OfEquation | None = None
+    whole: OfWhole | None = None
+    primitives: frozenset[core.Primitive] = frozenset()
+    documented: Reason = lambda composite: None
 
+
+Outputs: TypeAlias = Operand | Sequence[Operand] | None
+"""Of an equation: its only one, or all; None where there is no other spelling."""
+
+OfEquation: TypeAlias = Callable[["Site"], Outputs]
+OfWhole: TypeAlias = Callable[[Function, PyTree, PyTree], Function | None]
+Reason: TypeAlias = Callable[[Composite], str | None]
+
+E = TypeVar("E", bound=OfEquation)
+W = TypeVar("W", bound=OfWhole)
 
 REWRITINGS: dict[str, Rewriting] = {}
 
@@ -64,19 +75,17 @@ REWRITINGS: dict[str, Rewriting] = {}
 def rewriting(
     family: str,
     *primitives: core.Primitive,
-    whole: bool = False,
-    documented: Callable[[Any], str | None] = lambda composite: None,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as the rewriting of its name."""
+    documented: Reason = lambda composite: None,
+) -> Callable[[E], E]:
+    """Register a function of a ``Site`` as the rewriting of its name."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        summary = (function.__doc__ or "").strip().split("\n")[0]
-        REWRITINGS[function.__name__] = Rewriting(
-            function.__name__,
+    def register(function: E) -> E:
+        name, summary = function.__name__, _summary(function.__doc__)
+        REWRITINGS[name] = Rewriting(
+            name,
             family,
             summary,
-            equation=None if whole else function,
-            whole=function if whole else None,
+            equation=function,
             primitives=frozenset(primitives),
             documented=documented,
         )
@@ -85,32 +94,47 @@ def rewriting(
     return register
 
 
+def rewriting_of_whole(family: str) -> Callable[[W], W]:
+    """Register a function of ``fn, params, x`` as the rewriting of its name."""
+
+    def register(function: W) -> W:
+        name, summary = function.__name__, _summary(function.__doc__)
+        REWRITINGS[name] = Rewriting(name, family, summary, whole=function)
+        return function
+
+    return register
+
+
+def _summary(doc: str | None) -> str:
+    return (doc or "").strip().split("\n")[0]
+
+
 @dataclass
 class Body:
     """A jaxpr while it runs: the values so far, and where they come from."""
 
-    jaxpr: Any
-    env: dict[Any, Any]
-    origins: dict[Any, Origin]
+    jaxpr: Jaxpr
+    env: dict[JaxAtom, Operand]
+    origins: dict[JaxAtom, Origin]
 
     @cached_property
-    def producers(self) -> dict[Any, Any]:
+    def producers(self) -> dict[JaxAtom, JaxprEqn]:
         return {v: eqn for eqn in self.jaxpr.eqns for v in eqn.outvars}
 
     @cached_property
-    def uses(self) -> Counter[Any]:
+    def uses(self) -> Counter[JaxAtom]:
         atoms = [a for eqn in self.jaxpr.eqns for a in eqn.invars]
         atoms += self.jaxpr.outvars
         return Counter(a for a in atoms if not jax_compat.is_literal(a))
 
-    def read(self, atom: Any) -> Any:
+    def read(self, atom: JaxAtom) -> Operand:
         return (
             jax_compat.literal_value(atom)
             if jax_compat.is_literal(atom)
             else self.env[atom]
         )
 
-    def origin(self, atom: Any) -> Origin:
+    def origin(self, atom: JaxAtom) -> Origin:
         return Origin() if jax_compat.is_literal(atom) else self.origins[atom]
 
 
@@ -118,7 +142,7 @@ class Body:
 class Site:
     """One equation, where a rewriting may stand in for it."""
 
-    eqn: Any
+    eqn: JaxprEqn
     body: Body
 
     @property
@@ -126,21 +150,21 @@ class Site:
         return self.eqn.primitive
 
     @property
-    def params(self) -> dict[str, Any]:
+    def params(self) -> Params:
         return self.eqn.params
 
     @cached_property
-    def inputs(self) -> list[Any]:
+    def inputs(self) -> list[Operand]:
         return [self.body.read(a) for a in self.eqn.invars]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the first output."""
-        return self.eqn.outvars[0].aval.shape
+        return jax_compat.shape_of(self.eqn.outvars[0]).shape
 
     @property
-    def dtype(self) -> Any:
-        return self.eqn.outvars[0].aval.dtype
+    def dtype(self) -> np.dtype:
+        return jax_compat.shape_of(self.eqn.outvars[0]).dtype
 
     @property
     def is_float(self) -> bool:
@@ -186,11 +210,11 @@ class Site:
         """Whether nothing but one operand reads its only output."""
         return self.body.uses[self.eqn.outvars[0]] == 1
 
-    def bind(self, *inputs: Any, **params: Any) -> Any:
+    def bind(self, *inputs: ArrayLike, **params: object) -> Array:
         """The equation on other operands; its first output."""
         return jax_compat.bind(self.primitive, {**self.params, **params}, inputs)[0]
 
-    def computed(self) -> list[Any]:
+    def computed(self) -> list[Array]:
         """The outputs as the program has them."""
         return jax_compat.bind(self.primitive, self.params, self.inputs)
 
@@ -213,12 +237,12 @@ class Rewriter:
 
     def run(
         self,
-        jaxpr: Any,
-        consts: Sequence[Any],
-        args: Sequence[Any],
+        jaxpr: Jaxpr,
+        consts: Sequence[Operand],
+        args: Sequence[Operand],
         origins: Sequence[Origin],
         place: str = "",
-    ) -> list[Any]:
+    ) -> list[Operand]:
         atoms = [*jaxpr.constvars, *jaxpr.invars]
         known = [*([Origin(params=True)] * len(consts)), *origins]
         body = Body(
@@ -234,14 +258,14 @@ class Rewriter:
             body.env.update(zip(eqn.outvars, outs, strict=True))
         return [body.read(a) for a in jaxpr.outvars]
 
-    def _outputs(self, site: Site, place: str) -> list[Any]:
+    def _outputs(self, site: Site, place: str) -> Sequence[Operand]:
         wanted = self.rewriting
         if wanted.equation and (
             site.primitive in wanted.primitives or not wanted.primitives
         ):
             outs = wanted.equation(site)
             if outs is not None:
-                outs = list(outs) if isinstance(outs, list | tuple) else [outs]
+                outs = [outs] if isinstance(outs, Operand) else outs
                 number = len(self.sites)
                 self.sites.append((site.primitive.name, place))
                 if self.only is None or number in self.only:
@@ -249,7 +273,7 @@ class Rewriter:
                     return outs
         return self._entered(site, place)
 
-    def _entered(self, site: Site, place: str) -> list[Any]:
+    def _entered(self, site: Site, place: str) -> list[Array]:
         """The equation as it is, but for what its bodies hold."""
         eqn, before = site.eqn, len(self.sites)
         places = jax_compat.body_inputs(eqn)
@@ -259,16 +283,16 @@ class Rewriter:
         if eqn.primitive in LOOPS:
             known = _loop_origins(eqn, known)
 
-        def rewrite(index: int, jaxpr: Any, consts: Sequence[Any]) -> Any:
+        def rewrite(
+            index: int, jaxpr: Jaxpr, consts: Sequence[Array]
+        ) -> core.ClosedJaxpr:
             origins = [known[i] for i in places[index]]
 
-            def again(*args: Any) -> list[Any]:
+            def again(*args: Array) -> list[Operand]:
                 return self.run(jaxpr, consts, args, origins, place)
 
-            avals = [
-                jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars
-            ]
-            return pruned(jax.make_jaxpr(again)(*avals))
+            shapes = map(jax_compat.shape_of, jaxpr.invars)
+            return pruned(jax.make_jaxpr(again)(*shapes))
 
         params = jax_compat.with_bodies(eqn, rewrite)
         if len(self.sites) == before:  # nothing to say in there
@@ -279,7 +303,7 @@ class Rewriter:
 LOOPS = frozenset({p.scan_p, p.while_p})
 
 
-def _loop_origins(eqn: Any, known: list[Origin]) -> list[Origin]:
+def _loop_origins(eqn: JaxprEqn, known: list[Origin]) -> list[Origin]:
     """A carry may come from all that the loop reads."""
     anything = Origin()
     for origin in known:
@@ -293,7 +317,7 @@ def _loop_origins(eqn: Any, known: list[Origin]) -> list[Origin]:
     return [anything if i in carried else known[i] for i in range(len(known))]
 
 
-def spread(jaxpr: Any, origins: dict[Any, Origin]) -> dict[Any, Origin]:
+def spread(jaxpr: Jaxpr, origins: dict[JaxAtom, Origin]) -> dict[JaxAtom, Origin]:
     """Where each value of a jaxpr comes from."""
     found = dict(origins)
     for eqn in jaxpr.eqns:
@@ -305,7 +329,7 @@ def spread(jaxpr: Any, origins: dict[Any, Origin]) -> dict[Any, Origin]:
     return found
 
 
-def where(eqn: Any) -> str:
+def where(eqn: JaxprEqn) -> str:
     """Name scope and source line of an equation."""
     scope, line = (
         jax_compat.scope_path(eqn.source_info),
@@ -314,14 +338,14 @@ def where(eqn: Any) -> str:
     return f"{scope} ({line})" if scope and line else scope or line
 
 
-def _check(site: Site, outs: list[Any], name: str) -> None:
+def _check(site: Site, outs: Sequence[Operand], name: str) -> None:
     """A rewriting that returns something else is a fault of ours, not of the user's."""
     for var, out in zip(site.eqn.outvars, outs, strict=True):
-        got = (np.shape(out), out.dtype)
-        assert got == (var.aval.shape, var.aval.dtype), (name, site.eqn, got)
+        aval, got = jax_compat.shape_of(var), (np.shape(out), out.dtype)
+        assert got == (aval.shape, aval.dtype), (name, site.eqn, got)
 
 
-def pruned(closed: Any) -> Any:
+def pruned(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
     """A closed jaxpr without the equations that nothing reads."""
     jaxpr, consts = jax_compat.open_jaxpr(closed)
     needed = {a for a in jaxpr.outvars if not jax_compat.is_literal(a)}
@@ -333,22 +357,30 @@ def pruned(closed: Any) -> Any:
     if len(kept) == len(jaxpr.eqns):
         return closed
 
-    def run(*args: Any) -> list[Any]:
+    def run(*args: Array) -> list[Array]:
         return jax_compat.evaluate(jaxpr.replace(eqns=kept[::-1]), consts, args)
 
-    avals: list[Any] = [v.aval for v in jaxpr.invars]
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
-    return jax.make_jaxpr(run)(*shapes)
+    return jax.make_jaxpr(run)(*map(jax_compat.shape_of, jaxpr.invars))
 
 
-def traced(fn: Function, params: Any, x: Any) -> tuple[Any, Any, list[Origin]]:
-    """The closed jaxpr of ``fn(params, x)``, the output's tree, the inputs' origins."""
+def traced(
+    fn: Function, params: PyTree, x: PyTree
+) -> tuple[core.ClosedJaxpr, PyTree, list[Origin]]:
+    """The jaxpr of ``fn(params, x)``, the output's shapes, the inputs' origins."""
     closed, out = jax.make_jaxpr(fn, return_shape=True)(params, x)
     origins = [
         *[Origin(params=True)] * len(jax.tree.leaves(params)),
         *[Origin(x=True)] * len(jax.tree.leaves(x)),
     ]
-    return closed, jax.tree.structure(out), origins
+    return closed, out, origins
+
+
+class RewrittenProgram(NamedTuple):
+    """The jaxpr, the shapes of its output, and the sites rewritten."""
+
+    closed: core.ClosedJaxpr
+    shapes: PyTree
+    sites: list[tuple[str, str]]
 
 
 class Rewritten:
@@ -361,16 +393,16 @@ class Rewritten:
         self, fn: Function, rewriting: Rewriting, only: Sequence[int] | None = None
     ):
         self.fn, self.rewriting, self.only = fn, rewriting, only
-        self._programs: dict[Any, Any] = {}
+        self._programs: dict[Hashable, RewrittenProgram] = {}
 
-    def __call__(self, params: Any, x: Any) -> Any:
-        program, tree, _ = self.program(params, x)
+    def __call__(self, params: PyTree, x: PyTree) -> PyTree:
+        program, shapes, _ = self.program(params, x)
         jaxpr, consts = jax_compat.open_jaxpr(program)
         outs = jax_compat.evaluate(jaxpr, consts, jax.tree.leaves((params, x)))
-        return jax.tree.unflatten(tree, outs)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outs)
 
-    def program(self, params: Any, x: Any) -> tuple[Any, Any, list[tuple[str, str]]]:
-        """The rewritten jaxpr, the tree of its output, and the sites rewritten."""
+    def program(self, params: PyTree, x: PyTree) -> RewrittenProgram:
+        """As rewritten for arguments of these structures and shapes."""
         leaves, tree = jax.tree.flatten((params, x))
         avals = [jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves]
         key = (tree, tuple((a.shape, a.dtype) for a in avals))
@@ -380,18 +412,18 @@ class Rewritten:
             jaxpr, consts = jax_compat.open_jaxpr(closed)
             rewriter = Rewriter(self.rewriting, self.only)
 
-            def again(*args: Any) -> list[Any]:
+            def again(*args: Array) -> list[Operand]:
                 return rewriter.run(jaxpr, consts, args, origins)
 
             program = pruned(jax.make_jaxpr(again)(*avals))
-            found = program, out, rewriter.sites
+            found = RewrittenProgram(program, out, rewriter.sites)
             if any(map(jax_compat.is_tracer, consts)):  # of the trace around: not kept
                 return found
             self._programs[key] = found
         return self._programs[key]
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
+def equations(jaxpr: Jaxpr | core.ClosedJaxpr) -> Iterator[JaxprEqn]:
     """Those of a jaxpr and of all bodies in it."""
     for eqn in jax_compat.open_jaxpr(jaxpr)[0].eqns:
         yield eqn

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any
+from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
+from jlrp.ir.jax_compat import Operand
 from jlrp.testing.movement import index
 from jlrp.testing.rewriting import Site, rewriting
+from jlrp.typing import Array, DTypeLike
 
 
-def ones(shape: tuple[int, ...], dtype: Any, value: float = 1.0) -> Any:
+def ones(shape: tuple[int, ...], dtype: DTypeLike, value: float = 1.0) -> Array:
     """A constant that is made inside of the function."""
     return lax.full(shape, value, dtype)
 
 
-def _summed(site: Site) -> tuple[Any, tuple[int, ...], list[int]] | None:
+def _summed(site: Site) -> tuple[Operand, tuple[int, ...], list[int]] | None:
     """The operand, the axes summed, and the others, of a sum that carries."""
     if not site.carries or not site.params["axes"] or len(site.inputs) != 1:
         return None
@@ -28,7 +31,7 @@ def _summed(site: Site) -> tuple[Any, tuple[int, ...], list[int]] | None:
 
 
 @rewriting("sums", p.reduce_sum_p)
-def sum_as_dot_with_ones(site: Site) -> Any:
+def sum_as_dot_with_ones(site: Site) -> Operand | None:
     """A sum over axes as a dot with ones made inside."""
     if (found := _summed(site)) is None:
         return None
@@ -39,7 +42,7 @@ def sum_as_dot_with_ones(site: Site) -> Any:
 
 
 @rewriting("sums", p.reduce_sum_p)
-def sum_as_dot_from_the_left(site: Site) -> Any:
+def sum_as_dot_from_the_left(site: Site) -> Operand | None:
     """A sum over axes as a matrix of ones times the value."""
     if (found := _summed(site)) is None:
         return None
@@ -52,7 +55,7 @@ def sum_as_dot_from_the_left(site: Site) -> Any:
 
 
 @rewriting("sums", p.reduce_sum_p)
-def sum_added_up(site: Site) -> Any:
+def sum_added_up(site: Site) -> Operand | None:
     """A sum over a short axis as a chain of additions."""
     if (found := _summed(site)) is None:
         return None
@@ -68,7 +71,7 @@ def sum_added_up(site: Site) -> Any:
 
 
 @rewriting("sums", p.reduce_sum_p)
-def sum_as_a_tree(site: Site) -> Any:
+def sum_as_a_tree(site: Site) -> Operand | None:
     """A sum over an axis of even size as the sum of the sums of its halves."""
     if (found := _summed(site)) is None:
         return None
@@ -85,7 +88,7 @@ def sum_as_a_tree(site: Site) -> Any:
 
 
 @rewriting("sums", p.reduce_sum_p)
-def sum_as_last_of_running_sum(site: Site) -> Any:
+def sum_as_last_of_running_sum(site: Site) -> Operand | None:
     """A sum over an axis as the last element of a cumulative sum."""
     if (found := _summed(site)) is None:
         return None
@@ -93,12 +96,12 @@ def sum_as_last_of_running_sum(site: Site) -> Any:
     for axis in sorted(axes, reverse=True):
         if not y.shape[axis]:
             return None
-        y = lax.index_in_dim(lax.cumsum(y, axis), -1, axis, keepdims=False)
+        y = lax.index_in_dim(lax.cumsum(jnp.asarray(y), axis), -1, axis, keepdims=False)
     return y
 
 
 @rewriting("sums", p.reduce_sum_p)
-def sum_axis_by_axis(site: Site) -> Any:
+def sum_axis_by_axis(site: Site) -> Operand | None:
     """A sum over several axes as one sum after the other."""
     if (found := _summed(site)) is None or len(found[1]) < 2:
         return None
@@ -109,7 +112,7 @@ def sum_axis_by_axis(site: Site) -> Any:
 
 
 @rewriting("sums", p.reduce_sum_p)
-def sum_of_merged_axes(site: Site) -> Any:
+def sum_of_merged_axes(site: Site) -> Operand | None:
     """A sum over several axes as one over their product."""
     if (found := _summed(site)) is None or len(found[1]) < 2:
         return None
@@ -120,7 +123,7 @@ def sum_of_merged_axes(site: Site) -> Any:
 
 
 @rewriting("sums", p.reduce_sum_p)
-def sum_by_windows(site: Site) -> Any:
+def sum_by_windows(site: Site) -> Operand | None:
     """A sum over axes as a sum over one window that covers them."""
     if (found := _summed(site)) is None:
         return None
@@ -132,7 +135,7 @@ def sum_by_windows(site: Site) -> Any:
 
 
 @rewriting("sums", p.reduce_sum_p)
-def sum_scattered(site: Site) -> Any:
+def sum_scattered(site: Site) -> Operand | None:
     """A sum over the first axis as a scatter-add into one place."""
     if (found := _summed(site)) is None or found[1] != (0,):
         return None
@@ -141,11 +144,11 @@ def sum_scattered(site: Site) -> Any:
     return lax.squeeze(zeros.at[index((y.shape[0],)) * np.int32(0)].add(y), (0,))
 
 
-def _count(site: Site, axes: Any, shape: Any) -> int:
+def _count(site: Site, axes: Sequence[int], shape: Sequence[int]) -> int:
     return int(np.prod([shape[a] for a in axes]))
 
 
-def _mean(site: Site) -> tuple[Site, Any, tuple[int, ...]] | None:
+def _mean(site: Site) -> tuple[Site, Operand, tuple[int, ...]] | None:
     """The sum, its operand and axes, of a division of a sum by its count."""
     inner = site.producer(0, p.reduce_sum_p)
     if not site.carries or inner is None or (found := _summed(inner)) is None:
@@ -158,7 +161,7 @@ def _mean(site: Site) -> tuple[Site, Any, tuple[int, ...]] | None:
 
 
 @rewriting("sums", p.div_p)
-def mean_as_dot(site: Site) -> Any:
+def mean_as_dot(site: Site) -> Operand | None:
     """A mean as a dot with a vector of 1/n made inside."""
     if (found := _mean(site)) is None:
         return None
@@ -170,7 +173,7 @@ def mean_as_dot(site: Site) -> Any:
 
 
 @rewriting("sums", p.div_p)
-def mean_times_reciprocal(site: Site) -> Any:
+def mean_times_reciprocal(site: Site) -> Operand | None:
     """A mean as a sum times 1/n."""
     if (found := _mean(site)) is None:
         return None
@@ -179,7 +182,7 @@ def mean_times_reciprocal(site: Site) -> Any:
 
 
 @rewriting("sums", p.div_p)
-def mean_divided_first(site: Site) -> Any:
+def mean_divided_first(site: Site) -> Operand | None:
     """A mean as a sum of what is divided by n."""
     if (found := _mean(site)) is None:
         return None
@@ -188,7 +191,7 @@ def mean_divided_first(site: Site) -> Any:
 
 
 @rewriting("sums", p.div_p)
-def mean_of_means(site: Site) -> Any:
+def mean_of_means(site: Site) -> Operand | None:
     """A mean over several axes as means one after the other."""
     if (found := _mean(site)) is None or len(found[2]) < 2:
         return None
@@ -200,7 +203,7 @@ def mean_of_means(site: Site) -> Any:
 
 
 @rewriting("sums", p.cumsum_p)
-def running_sum_as_dot(site: Site) -> Any:
+def running_sum_as_dot(site: Site) -> Operand | None:
     """A cumulative sum as a dot with a triangle made inside."""
     if not site.carries:
         return None
@@ -215,34 +218,34 @@ def running_sum_as_dot(site: Site) -> Any:
 
 
 @rewriting("sums", p.add_p)
-def operands_of_add_swapped(site: Site) -> Any:
+def operands_of_add_swapped(site: Site) -> Operand | None:
     """``a + b`` as ``b + a``."""
     return site.bind(*site.inputs[::-1]) if site.carries else None
 
 
 @rewriting("sums", p.add_p)
-def add_as_subtraction(site: Site) -> Any:
+def add_as_subtraction(site: Site) -> Operand | None:
     """``a + b`` as ``a - (-b)``."""
     a, b = site.inputs
     return a - lax.neg(b) if site.carries else None
 
 
 @rewriting("sums", p.sub_p)
-def subtraction_as_add(site: Site) -> Any:
+def subtraction_as_add(site: Site) -> Operand | None:
     """``a - b`` as ``a + (-b)``."""
     a, b = site.inputs
     return a + lax.neg(b) if site.carries else None
 
 
 @rewriting("sums", p.sub_p)
-def subtraction_the_other_way(site: Site) -> Any:
+def subtraction_the_other_way(site: Site) -> Operand | None:
     """``a - b`` as ``-(b - a)``."""
     a, b = site.inputs
     return lax.neg(b - a) if site.carries else None
 
 
 @rewriting("sums", p.add_p)
-def add_associated_right(site: Site) -> Any:
+def add_associated_right(site: Site) -> Operand | None:
     """``(a + b) + c`` as ``a + (b + c)``."""
     inner = site.producer(0, p.add_p)
     if not site.carries or inner is None or not inner.is_read_once():
@@ -252,7 +255,7 @@ def add_associated_right(site: Site) -> Any:
 
 
 @rewriting("sums", p.add_p)
-def add_associated_left(site: Site) -> Any:
+def add_associated_left(site: Site) -> Operand | None:
     """``a + (b + c)`` as ``(a + b) + c``."""
     inner = site.producer(1, p.add_p)
     if not site.carries or inner is None or not inner.is_read_once():
@@ -262,7 +265,7 @@ def add_associated_left(site: Site) -> Any:
 
 
 @rewriting("sums", p.add_p)
-def add_as_sum_of_a_stack(site: Site) -> Any:
+def add_as_sum_of_a_stack(site: Site) -> Operand | None:
     """``a + b`` as the sum of the two, stacked."""
     if not site.is_active(0) or not site.is_active(1) or not site.is_float:
         return None
@@ -271,7 +274,7 @@ def add_as_sum_of_a_stack(site: Site) -> Any:
 
 
 @rewriting("sums", p.add_p)
-def parameter_added_in_two_parts(site: Site) -> Any:
+def parameter_added_in_two_parts(site: Site) -> Operand | None:
     """A bias as a quarter and three quarters of it."""
     for i, j in itertools.permutations((0, 1)):
         if site.is_active(i) and site.is_parameter(j) and site.is_float:
@@ -281,7 +284,7 @@ def parameter_added_in_two_parts(site: Site) -> Any:
 
 
 @rewriting("sums", p.add_p, p.sub_p)
-def literal_added_in_two_parts(site: Site) -> Any:
+def literal_added_in_two_parts(site: Site) -> Operand | None:
     """A literal that is added, as two literals."""
     number = site.literal(1)
     if number is None or not site.is_active(0) or not site.is_float:
@@ -290,7 +293,7 @@ def literal_added_in_two_parts(site: Site) -> Any:
 
 
 @rewriting("sums", p.add_p, p.sub_p, p.mul_p, p.div_p)
-def literal_as_an_array(site: Site) -> Any:
+def literal_as_an_array(site: Site) -> Operand | None:
     """A literal operand as an array made inside."""
     if not site.carries or not site.shape:
         return None
@@ -303,7 +306,7 @@ def literal_as_an_array(site: Site) -> Any:
 
 
 @rewriting("sums", p.add_p, p.sub_p, p.mul_p, p.div_p)
-def literal_computed(site: Site) -> Any:
+def literal_computed(site: Site) -> Operand | None:
     """A literal operand as the result of arithmetic, not folded."""
     if not site.carries:
         return None

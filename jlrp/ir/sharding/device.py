@@ -429,7 +429,7 @@ _CONTRACTIONS: dict[Primitive, Callable[..., Array]] = {
 }
 
 
-def _moves_linearly(eqn: Any) -> bool:
+def _moves_linearly(eqn: JaxprEqn) -> bool:
     """Whether a sum over devices may be taken before it instead of behind it."""
     return traits(eqn).view or eqn.primitive is p.neg_p
 

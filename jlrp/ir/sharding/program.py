@@ -3,9 +3,9 @@
 The relevance of a program must not depend on where it runs. So the body of a
 ``shard_map``, which says what each device computes of its shard, is written as what all
 devices compute together: its values get an axis for each mesh axis along which they
-vary, and its collectives become sums, slices and transposes along these axes. The facts
-and rules then see an ordinary program. Its arrays keep their sharding, from which XLA
-makes local work and collectives again.
+vary, and its collectives become sums, slices and transposes along these axes. What
+recognises and explains operations then sees an ordinary program. Its arrays keep their
+sharding, from which XLA makes local work and collectives again.
 """
 
 from __future__ import annotations
