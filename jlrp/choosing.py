@@ -316,19 +316,18 @@ def _parts_of(x: Array | np.ndarray) -> Parts:
 
 
 def _presets(x: Array | np.ndarray) -> dict[str, str | Composite]:
-    """The presets by name, and some by other parameters; the default is among them."""
-    names = sorted(composites.PRESETS)
-    found: dict[str, str | Composite] = {n: n for n in names}
+    """By name, in the order in which they are measured while there is time."""
+    found: dict[str, str | Composite] = {n: n for n in ("attnlrp", "epsilon_plus")}
+    for gammas in _GAMMAS:
+        found[f"gamma_by_depth(0.0, {gammas})"] = gamma_by_depth(0.0, gammas)
     if jnp.issubdtype(x.dtype, jnp.floating):
         low, high = float(np.min(x)), float(np.max(x))
         name = f"epsilon_gamma_box({low:.3g}, {high:.3g})"
         found[name] = composites.epsilon_gamma_box(low, high)
-    del found["epsilon_gamma_box"]
-    for gammas in _GAMMAS:
-        found[f"gamma_by_depth(0.0, {gammas})"] = gamma_by_depth(0.0, gammas)
     found["attnlrp(0.25, 0.05)"] = composites.attnlrp(0.25, 0.05)
     found["cp_lrp(0.25, 0.05)"] = composites.cp_lrp(0.25, 0.05)
-    return found
+    names = sorted(composites.PRESETS)
+    return found | {n: n for n in names if n != "epsilon_gamma_box"}
 
 
 @dataclass(frozen=True)
