@@ -60,10 +60,12 @@ def _written_out(terms: Terms) -> dict[Value, list[Equation]]:
             continue
         starts = [f.root for f in term.factors]
         between_them = between(starts, [out], program.active.__contains__)[0]  # type: ignore
+        if _is_plain(between_them):
+            continue
         if named is None:
             named = set().union(*named_values(program).values())
         made = {v for e in between_them for v in e.outputs} - {out}
-        if not named.isdisjoint(made) or _is_plain(between_them):
+        if not named.isdisjoint(made):
             continue
         standing = _standing(term, equation, out)
         if standing is not None:
@@ -152,7 +154,7 @@ def _adds(program: Program, equation: Equation) -> bool:
 def _term(terms: Terms, out: Value, products: bool) -> Term | None:
     """A value as one sum of another one, or as a product of two."""
     leaves = _leaves(terms, out, products)
-    if leaves is None:
+    if leaves is None or (len(leaves) > 1 and not products):
         return None
     given = {leaf: itself(leaf) for leaf in leaves}
     assumed = terms.assuming(given, through=True)
