@@ -112,17 +112,18 @@ def _is_outer(equation: Equation) -> bool:
 
 def _leaves(terms: Terms, out: Value, products: bool) -> set[Value] | None:
     """What a value adds up, or the factors of ``products`` that it adds up."""
-    program, found, stack = terms.program, set[Value](), [out]
+    program, found, stack = terms.program, set[Value](), [(out, False)]
     while stack:
-        value = stack.pop()
+        value, added = stack.pop()
         made = value.producer
         inside = value is out or program.used_once(value)
         if made is None or made.primitive in terms.opaque:
             found.add(value)
-        elif products and inside and (factors := _factors(terms, made)):
+        elif products and inside and (factors := _factors(terms, made, added)):
             found.update(factors)
         elif is_move(made) or (inside and _adds(program, made)):
-            stack += program.active_inputs(made)
+            added = added or not is_move(made)
+            stack += [(a, added) for a in program.active_inputs(made)]
         else:
             found.add(value)
         if len(found) > 2:
@@ -130,15 +131,19 @@ def _leaves(terms: Terms, out: Value, products: bool) -> set[Value] | None:
     return found
 
 
-def _factors(terms: Terms, equation: Equation) -> list[Value]:
-    """The two factors of a product of active values, or of one and a parameter."""
+def _factors(terms: Terms, equation: Equation, added: bool) -> list[Value]:
+    """The two factors of a product of active values, or of one and a parameter.
+
+    Learned maps that are ``added`` stay several, each with its kernel.
+    """
     if equation.primitive not in (p.mul_p, p.dot_general_p):
         return []
     before = [terms.before_moves(a) for a in equation.inputs]
     roots = [found[0] for found in before if found is not None]
     still = [root for root in roots if not terms.program.is_active(root)]
     learned = all(is_parameter(terms, root) for root in still)
-    return roots if len(roots) == 2 > len(still) and learned else []
+    several = bool(still) and added and equation.primitive is p.dot_general_p
+    return roots if len(roots) == 2 > len(still) and learned and not several else []
 
 
 def _adds(program: Program, equation: Equation) -> bool:
