@@ -560,6 +560,9 @@ class Terms:
         terms = list(map(self.normal, reading.terms))
         if len(terms) > 1:
             terms = _collected(terms)
+        if len(terms) > 1 and (unrolled := _unrolled(terms)):
+            again = _collected(unrolled)  # parts of one sum, of different lengths
+            terms = again if len(again) < len(terms) else terms
         return Reading(reading.shape, tuple(terms), reading.constant)
 
     def function(
@@ -760,6 +763,35 @@ def _collected(terms: Sequence[Term]) -> list[Term]:
     found = []
     for (coefficient, start), offsets in lines.items():
         found += _on_lines(start._replace(coefficient=coefficient), sorted(offsets))
+    return found
+
+
+_UNROLLED = 64  # at most: terms that sums of different lengths are taken apart into
+
+
+def _unrolled(terms: Sequence[Term]) -> list[Term] | None:
+    """Sums that differ in their length alone, and offset, taken apart."""
+
+    def summand(term: Term) -> Any:
+        parts = [(f.root, f.power, f.view.axes) for f in term.factors]
+        return term.coefficient, tuple(parts)
+
+    counts = [math.prod(term.inner) for term in terms]
+    alike = len(set(map(summand, terms))) < len(terms)
+    if not alike or len({t.inner for t in terms}) < 2 or sum(counts) > _UNROLLED:
+        return None
+    found = []
+    for term in terms:
+        for index in np.ndindex(*term.inner):
+            steps = [
+                sum(i * s for i, s in zip(index, f.inner, strict=True))
+                for f in term.factors
+            ]
+            factors = (
+                f._replace(view=f.view._replace(offset=f.view.offset + n), inner=())
+                for f, n in zip(term.factors, steps, strict=True)
+            )
+            found.append(Term(term.coefficient, tuple(factors), ()))
     return found
 
 

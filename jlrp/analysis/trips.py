@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -42,15 +43,23 @@ class _OneValue(Rewriting):
         super().__init__(program)
         self.terms = Terms(self.new, opaque, only_moved=True)
         self._tagged = {a for atoms in program.tags.values() for a in atoms}
-        self._named = self._tagged.union(*named_values(program).values())
-        self._readers: dict[Atom, list[str | None]] = {}  # their scopes; None: outside
-        for equation in program.equations:
-            for atom in set(equation.inputs):
-                self._readers.setdefault(atom, []).append(without_maps(equation.scope))
-        for atom in program.outputs:
-            self._readers.setdefault(atom, []).append(None)
         self._viewed: dict[tuple[Any, View, Any], Value] = {}
         self._joined: dict[tuple[_Part, ...], Atom | None] = {}
+
+    @cached_property
+    def _named(self) -> set[Atom]:
+        return self._tagged.union(*named_values(self.program).values())
+
+    @cached_property
+    def _readers(self) -> dict[Atom, list[str | None]]:
+        """The scopes of what reads each value; None: what is outside does."""
+        readers: dict[Atom, list[str | None]] = {}
+        for equation in self.program.equations:
+            for atom in set(equation.inputs):
+                readers.setdefault(atom, []).append(without_maps(equation.scope))
+        for atom in self.program.outputs:
+            readers.setdefault(atom, []).append(None)
+        return readers
 
     def visit(self, kept: Equation) -> None:
         if kept.primitive in self.terms.opaque:

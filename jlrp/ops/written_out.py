@@ -60,10 +60,12 @@ def _written_out(terms: Terms) -> dict[Value, list[Equation]]:
             continue
         starts = [f.root for f in term.factors]
         between_them = between(starts, [out], program.active.__contains__)[0]  # type: ignore
+        if _is_plain(between_them):
+            continue
         if named is None:
             named = set().union(*named_values(program).values())
         made = {v for e in between_them for v in e.outputs} - {out}
-        if not named.isdisjoint(made) or _is_plain(between_them):
+        if not named.isdisjoint(made):
             continue
         standing = _standing(term, equation, out)
         if standing is not None:
@@ -110,17 +112,18 @@ def _is_outer(equation: Equation) -> bool:
 
 def _leaves(terms: Terms, out: Value, products: bool) -> set[Value] | None:
     """What a value adds up, or the factors of ``products`` that it adds up."""
-    program, found, stack = terms.program, set[Value](), [out]
+    program, found, stack = terms.program, set[Value](), [(out, False)]
     while stack:
-        value = stack.pop()
+        value, added = stack.pop()
         made = value.producer
         inside = value is out or program.used_once(value)
         if made is None or made.primitive in terms.opaque:
             found.add(value)
-        elif products and inside and (factors := _factors(terms, made)):
+        elif products and inside and (factors := _factors(terms, made, added)):
             found.update(factors)
         elif is_move(made) or (inside and _adds(program, made)):
-            stack += program.active_inputs(made)
+            added = added or not is_move(made)
+            stack += [(a, added) for a in program.active_inputs(made)]
         else:
             found.add(value)
         if len(found) > 2:
@@ -128,15 +131,19 @@ def _leaves(terms: Terms, out: Value, products: bool) -> set[Value] | None:
     return found
 
 
-def _factors(terms: Terms, equation: Equation) -> list[Value]:
-    """The two factors of a product of active values, or of one and a parameter."""
+def _factors(terms: Terms, equation: Equation, added: bool) -> list[Value]:
+    """The two factors of a product of active values, or of one and a parameter.
+
+    Learned maps that are ``added`` stay several, each with its kernel.
+    """
     if equation.primitive not in (p.mul_p, p.dot_general_p):
         return []
     before = [terms.before_moves(a) for a in equation.inputs]
     roots = [found[0] for found in before if found is not None]
     still = [root for root in roots if not terms.program.is_active(root)]
     learned = all(is_parameter(terms, root) for root in still)
-    return roots if len(roots) == 2 > len(still) and learned else []
+    several = bool(still) and added and equation.primitive is p.dot_general_p
+    return roots if len(roots) == 2 > len(still) and learned and not several else []
 
 
 def _adds(program: Program, equation: Equation) -> bool:
@@ -152,7 +159,7 @@ def _adds(program: Program, equation: Equation) -> bool:
 def _term(terms: Terms, out: Value, products: bool) -> Term | None:
     """A value as one sum of another one, or as a product of two."""
     leaves = _leaves(terms, out, products)
-    if leaves is None:
+    if leaves is None or (len(leaves) > 1 and not products):
         return None
     given = {leaf: itself(leaf) for leaf in leaves}
     assumed = terms.assuming(given, through=True)
