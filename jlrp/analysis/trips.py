@@ -8,7 +8,7 @@ by a bit: recognisers then meet each array once, in whatever words it was moved.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ from jlrp.ir.jax_compat import is_key, with_shape
 from jlrp.ir.names import is_inside, named_values, without_maps
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value, between
-from jlrp.ir.rewriting import Rewriting
+from jlrp.ir.rewriting import Rewriting, number_operands
 
 _Part = tuple[Atom, View]  # a value, and how it is seen
 
@@ -34,13 +34,74 @@ def without_trips(program: Program, opaque: Iterable[Any] = ()) -> None:
 
     ``opaque`` are primitives with a rule of their own, which stay where they are.
     """
-    if any(is_move(e) or e.primitive in _IDENTITIES for e in program.equations):
-        _OneValue(program, frozenset(opaque)).run()
+    candidates = _may_repeat(program)
+    if candidates:
+        _OneValue(program, frozenset(opaque), candidates).run()
+
+
+def _may_repeat(program: Program) -> set[Value]:
+    """What is moved and may equal another value: found without looking at views.
+
+    These are values of one shape that were moved from one root, what has the shape of
+    its root, and what joins several. Views are costly, and most movement (of heads, of
+    a batch) has nothing like it.
+    """
+    roots: dict[Atom, frozenset[Value]] = {}
+    parts: dict[Value, Hashable] = {}  # which part of its root a value is of
+    alike: dict[Hashable, list[Value]] = {}
+    found: set[Value] = set()
+    for equation in program.equations:
+        if not is_move(equation) and equation.primitive not in _IDENTITIES:
+            continue
+        operands = [equation.inputs[i] for i in number_operands(equation)]
+        each = [roots.get(a, _root(a)) for a in operands]
+        apart = len(each) == len(equation.outputs)
+        if equation.primitive.name in _PARTS:  # their functions may be joined again
+            found.update(a for a in operands if a in roots)  # type: ignore[arg-type]
+        for i, value in enumerate(equation.outputs):
+            roots[value] = each[i] if apart else _NO_ROOT.union(*each)
+            if equation.primitive.name in _PARTS:
+                parts[value] = _part_of(equation, i, parts)
+            elif len(operands) == 1 and operands[0] in parts:
+                parts[value] = parts[operands[0]]  # type: ignore[index]
+            for root in roots[value]:
+                whole = (root.shape, root.dtype) == (value.shape, value.dtype)
+                key = (root, parts.get(value), value.shape, value.dtype)
+                alike.setdefault(key, [root] if whole else []).append(value)
+            if len(roots[value]) > 1:
+                found.add(value)
+    for values in alike.values():
+        if len(values) > 1:
+            found.update(values)
+    return found
+
+
+def _root(atom: Atom) -> frozenset[Value]:
+    return frozenset((atom,)) if isinstance(atom, Value) else _NO_ROOT
+
+
+def _part_of(
+    equation: Equation, output: int, parts: Mapping[Value, Hashable]
+) -> Hashable:
+    """A name of the part that is cut out; None where it may be all after all, since
+    what it is cut from was joined."""
+    source = equation.inputs[0]
+    made = source.producer if isinstance(source, Value) else None
+    if made is not None and is_move(made) and not moves_all(made):
+        return parts.get(source)  # type: ignore[arg-type]
+    params = equation.params
+    if equation.primitive.name == "split":
+        return source, params["axis"], tuple(params["sizes"]), output
+    at = params["start_indices"], params["limit_indices"], params["strides"]
+    return source, *at
 
 
 class _OneValue(Rewriting):
-    def __init__(self, program: Program, opaque: frozenset[Any]):
+    def __init__(
+        self, program: Program, opaque: frozenset[Any], candidates: set[Value]
+    ):
         super().__init__(program)
+        self.candidates = candidates
         self.terms = Terms(self.new, opaque, only_moved=True)
         self._tagged = {a for atoms in program.tags.values() for a in atoms}
         self._viewed: dict[tuple[Any, View, Any], Value] = {}
@@ -66,7 +127,7 @@ class _OneValue(Rewriting):
             return
         if not is_move(kept) and kept.primitive not in _IDENTITIES:
             return
-        for value in kept.outputs:
+        for value in (v for v in kept.outputs if v in self.candidates):
             same = self._same_as(kept, value)
             if same is not None and self._may_stand_for(same, value):
                 self.renamed[value] = same
@@ -255,4 +316,9 @@ def _is_function(equation: Equation) -> bool:
     return plain and traits(equation).elementwise and len(equation.outputs) == 1
 
 
-_IDENTITIES = {p.copy_p, p.convert_element_type_p, p.real_p, p.select_n_p, p.imag_p}
+_NO_ROOT: frozenset[Value] = frozenset()
+_PARTS = {"slice", "split"}
+_IDENTITIES = {
+    *(p.complex_p, p.convert_element_type_p, p.copy_p, p.imag_p, p.real_p),
+    p.select_n_p,
+}
