@@ -406,7 +406,7 @@ def residual_sum(scan):
     """A sum over the iterations: every one adds to what was carried."""
 
     def model(p, x):
-        step = lambda a, x: (lax.optimization_barrier(a) + x @ p["w"], None)  # noqa: E731
+        step = lambda a, x: (a + x @ p["w"], None)  # noqa: E731
         return scan(step, jnp.zeros((2, H)), time_first(x))[0] @ p["out"]
 
     return model
@@ -489,7 +489,6 @@ MORE = {
     "checkpoint": checkpointed,
     "inside vmap": inside_vmap,
     "vmap inside": vmap_inside,
-    "sum": residual_sum,
     "ignoring": ignoring,
 }
 LATE = {f"active after {n}": functools.partial(late, after=n) for n in range(6)}
@@ -558,6 +557,13 @@ def test_scan_is_the_unrolled_loop_for_every_composite(case):
 def test_scan_is_the_unrolled_loop_in_every_use(half):
     names = list(MORE)[half::2]
     assert_as_unrolled({k: MORE[k] for k in names}, "dynamic_lrp", [lax.scan])
+
+
+def test_a_sum_over_iterations():
+    """Unrolled it is one sum of all, whose shares are those of sums of two unless they
+    are absolute or stabilised."""
+    cases = {"sum": residual_sum}
+    assert_as_unrolled(cases, jlrp.composites.epsilon(epsilon=0.0), [lax.scan, whiled])
 
 
 @pytest.mark.parametrize("composite", ["epsilon_plus", "dynamic_lrp"])

@@ -163,7 +163,7 @@ def conserves(fn, primitive, tolerance=1e-10):
     target = jnp.asarray(np.random.default_rng(0).normal(size=y.shape), y.dtype)
     ledger = jlrp.audit(fn, (), X, target, seed="one", composite="epsilon")
     assert np.isfinite(ledger.relevance)
-    scale = max(abs(ledger.seed), *(abs(row.arrived) for row in ledger.rows))
+    scale = max([abs(ledger.seed), *(abs(row.arrived) for row in ledger.rows)])
     for row in ledger.rows:
         assert abs(row.unexplained) <= tolerance * scale, row.kind
     found = jlrp.inspect(fn, (), X, target, composite="epsilon")

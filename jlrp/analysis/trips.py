@@ -128,6 +128,8 @@ class _OneValue(Rewriting):
         if not is_move(kept) and kept.primitive not in _IDENTITIES:
             return
         for value in (v for v in kept.outputs if v in self.candidates):
+            if kept.primitive in _IDENTITIES and value in self.program.outputs:
+                continue  # nothing reads it: it may as well be shown as it is
             same = self._same_as(kept, value)
             if same is not None and self._may_stand_for(same, value):
                 self.renamed[value] = same

@@ -79,6 +79,8 @@ def family_at(equation: Equation, active: Collection[Atom]) -> Family | None:
     family = row.family
     if family is None or why_missing(equation, active) is not None:
         return None
+    if _adds_one_number(equation):
+        return family._replace(kind="movement", nature="movement")
     operands = positions(equation.inputs, active)
     if family.nature == "product" and len(operands) == 1:
         if equation.primitive is p.div_p and operands[0] == 1:
@@ -92,6 +94,14 @@ def family_at(equation: Equation, active: Collection[Atom]) -> Family | None:
             kind = "linear" if family.kind == "function" else family.kind
             return family._replace(kind=kind, nature="linear")
     return family
+
+
+def _adds_one_number(equation: Equation) -> bool:
+    """Whether it is a sum over axes of size 1, which puts numbers elsewhere."""
+    if traits(equation).reduction != "sum" or "axes" not in equation.params:
+        return False
+    shape = equation.inputs[0].shape
+    return all(shape[axis] == 1 for axis in equation.params["axes"])
 
 
 # What only chooses.
