@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import jlrp
 from jlrp.analysis.activity import Levels, activate
 from jlrp.analysis.terms import Terms, View, merged
 from jlrp.ir.program import trace
@@ -301,3 +302,18 @@ def test_a_softmax_is_one_whatever_its_spelling(name):
 @pytest.mark.parametrize("name", DECOYS)
 def test_decoys_of_softmax(name):
     assert not is_softmax(DECOYS[name])
+
+
+def test_an_outer_product_of_a_mask_of_integers():
+    """A dot that contracts nothing may mix dtypes, which a product may not."""
+
+    def fn(w, x):
+        mask = jnp.array([1, 0, 1])
+        numbers = (((), ()), ((), ()))
+        outer = lax.dot_general(mask, x @ w, numbers, preferred_element_type=x.dtype)
+        return outer.sum((0, 1))
+
+    w, x = jnp.ones((4, 5)), jnp.arange(8.0).reshape(2, 4)
+    found = jlrp.relevance(fn, w, x, composite="epsilon")
+    want = jlrp.relevance(lambda w, x: 2 * (x @ w).sum(0), w, x, composite="epsilon")
+    np.testing.assert_allclose(found, want, rtol=1e-4)

@@ -107,7 +107,8 @@ def _is_outer(equation: Equation) -> bool:
     if equation.primitive is not p.dot_general_p:
         return False
     (contracting, _), _ = equation.params["dimension_numbers"]
-    return not contracting
+    dtypes = {a.dtype for a in (*equation.inputs, *equation.outputs)}
+    return not contracting and len(dtypes) == 1
 
 
 def _leaves(terms: Terms, out: Value, products: bool) -> set[Value] | None:
