@@ -89,7 +89,7 @@ def conserves(fn, x, tolerance=1e-10, seed="one"):
     """Arrived, handed and named causes add up at every operation; the ledger."""
     m = jnp.asarray(np.random.default_rng(1).normal(size=jax.eval_shape(fn, x).shape))
     ledger = jlrp.audit(lambda _, x: fn(x), (), x, m, seed=seed, composite=EXACT)
-    scale = max(abs(ledger.seed), *(abs(row.arrived) for row in ledger.rows))
+    scale = max([abs(ledger.seed), *(abs(row.arrived) for row in ledger.rows)])
     assert ledger.unexplained <= tolerance * scale
     return ledger
 

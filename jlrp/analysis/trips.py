@@ -8,6 +8,7 @@ by a bit: recognisers then meet each array once, in whatever words it was moved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -140,7 +141,8 @@ class _OneValue(Rewriting):
         if (factor := self._seen(value, View.whole(value.shape))) is not None:
             same = self._found(factor, value)
             if same is None:
-                self._viewed[factor.root, factor.view, value.dtype] = value
+                if not _is_part_of_input(factor, value):
+                    self._viewed[factor.root, factor.view, value.dtype] = value
                 return None
             if same is not value and factor.root is not value:
                 return same
@@ -287,6 +289,14 @@ class _OneValue(Rewriting):
         readers = self._readers.get(same, ())
         alone = sum(same in e.inputs for e in on_the_way) == len(readers)
         return alone and scope == _scope(value)
+
+
+def _is_part_of_input(factor: Factor, value: Value) -> bool:
+    """Such as one layer's weights among those of all: what reads these later is to cut
+    them out again, or they would be kept meanwhile."""
+    root = factor.root
+    cut = math.prod(value.shape) < math.prod(root.shape)
+    return isinstance(root, Value) and root.producer is None and cut
 
 
 def _scope(value: Value) -> str:
