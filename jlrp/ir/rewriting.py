@@ -72,13 +72,15 @@ class Rewriting:
 
     def keep(self, equation: Equation) -> Equation:
         """The equation in the new program, reading what is read now."""
-        kept = replace(
-            equation,
-            inputs=tuple(map(self.now, equation.inputs)),
-            position=len(self.new.equations),
-        )
+        inputs = tuple(map(self.now, equation.inputs))
+        kept = equation
+        if any(now is not a for now, a in zip(inputs, equation.inputs, strict=True)):
+            kept = replace(equation, inputs=inputs)
+            for value in kept.outputs:
+                value.producer = kept
+        kept.position = len(self.new.equations)
         for value in kept.outputs:
-            value.producer, value.interval = kept, None
+            value.interval = None
         self.new.equations.append(kept)
         return kept
 
