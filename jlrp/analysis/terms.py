@@ -140,11 +140,11 @@ class View(NamedTuple):
         axes = []
         for size in reversed(shape):
             axis: list[Digit] = []
-            while size > 1:
+            while not isinstance(size, int) or size > 1:
                 if not left:
                     return None
                 whole, stride = left.pop()
-                taken = math.gcd(whole, size)
+                taken = _common(whole, size)
                 if taken == 1 or (taken < whole and taken < size):
                     return None
                 if taken < whole:
@@ -245,6 +245,13 @@ class View(NamedTuple):
 
 
 # Readings.
+
+
+def _common(a: int, b: int) -> int:
+    """The greatest common divisor; of sizes that are symbols, if they are the same."""
+    if isinstance(a, int) and isinstance(b, int):
+        return math.gcd(a, b)
+    return a if a == b else 1
 
 
 class Factor(NamedTuple):
