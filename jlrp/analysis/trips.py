@@ -55,14 +55,14 @@ def _may_repeat(program: Program) -> set[Value]:
         if not is_move(equation) and equation.primitive not in _IDENTITIES:
             continue
         operands = [equation.inputs[i] for i in number_operands(equation)]
-        each = [roots.get(a, _root(a)) for a in operands]
+        each = [roots[a] if a in roots else _root(a) for a in operands]
         apart = len(each) == len(equation.outputs)
         if equation.primitive.name in _PARTS:  # their functions may be joined again
             found.update(a for a in operands if a in roots)  # type: ignore[arg-type]
         for i, value in enumerate(equation.outputs):
             roots[value] = each[i] if apart else _NO_ROOT.union(*each)
             if equation.primitive.name in _PARTS:
-                parts[value] = _part_of(equation, i, parts)
+                parts[value] = _cut_out(equation, i, parts)
             elif len(operands) == 1 and operands[0] in parts:
                 parts[value] = parts[operands[0]]  # type: ignore[index]
             for root in roots[value]:
@@ -81,7 +81,7 @@ def _root(atom: Atom) -> frozenset[Value]:
     return frozenset((atom,)) if isinstance(atom, Value) else _NO_ROOT
 
 
-def _part_of(
+def _cut_out(
     equation: Equation, output: int, parts: Mapping[Value, Hashable]
 ) -> Hashable:
     """A name of the part that is cut out; None where it may be all after all, since

@@ -132,7 +132,8 @@ def _reciprocals(op: Operation) -> tuple[bool, ...]:
 def _tangents(
     op: Operation, ctx: Context, reciprocals: tuple[bool, ...]
 ) -> Sequence[Array] | None:
-    """Inputs but for those that are infinite: of a masked score the derivative is 0."""
+    """Where not the inputs themselves: zeros for what is infinite, since by a masked
+    score the derivative is 0; minus what divides and is read as one over it."""
     masked = op.region is not None or op.kind == "softmax"
     if not masked and not any(reciprocals):
         return None
