@@ -38,9 +38,9 @@ test: $(VENV)/.test
 # Rules, facts, loops and transformations are traced by JAX, and so is Flax; jobs,
 # metrics, pictures and the comparisons with peers know no version of it.
 TESTS_312 = $(addprefix tests/test_,$(addsuffix .py, \
-  api captures_in_loops control_flow declared facts families float8 freeze integers \
+  api control_flow declared facts families float8 freeze integers \
   integrations_flax keys layout linalg primitive_table primitives quantised raw \
-  residuals same_program sharding stale stopped transformations transposes waiting))
+  same_program sharding stale stopped transformations transposes waiting))
 
 test-312:
 	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv312 \

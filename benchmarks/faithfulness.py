@@ -3,6 +3,7 @@
     python benchmarks/faithfulness.py gather     # the photographs to choose on
     python benchmarks/faithfulness.py choose     # composites, on these
     python benchmarks/faithfulness.py report     # the methods, on seven others
+    python benchmarks/faithfulness.py baseline   # relative to what the removal leaves
     python benchmarks/faithfulness.py rate       # many steps are one program: its rate
     python benchmarks/faithfulness.py pictures   # docs/images
 
@@ -42,12 +43,13 @@ from cost import machine
 from PIL import Image
 
 import jlrp
-from jlrp import composites, metrics, plotting
+from jlrp import baselines, composites, metrics, plotting, rules
 from jlrp.integrations import torchax
 
 ROOT = Path(__file__).parents[1]
 PATCH = 16
 BLUR = metrics.Blur(51, 20.0, axes=(2, 3))
+REMOVALS = {"blur": BLUR, "zero": metrics.Constant(0.0)}
 POOLS = ("sum", "max")
 
 _SKIMAGE = Path(skimage.__file__).parent / "data"
@@ -229,8 +231,8 @@ def called_back(net):
 class Case:
     """One network with its images."""
 
-    def __init__(self, number, photographs, count, in_torch=False):
-        self.number = number
+    def __init__(self, number, photographs, count, in_torch=False, removal=BLUR):
+        self.number, self.removal = number, removal
         self.side = RESIZED.get(number, SIDES[number])
         self.images = np.concatenate(
             [views(path, self.side, count) for path in photographs]
@@ -271,7 +273,7 @@ class Case:
                 r,
                 target=t,
                 parts=self.parts,
-                removal=BLUR,
+                removal=self.removal,
                 steps=self.side // PATCH,
                 pool=pool,
             )
@@ -289,9 +291,9 @@ class Case:
 CURVES = ("morf", "lerf")
 
 
-def ours(composite):
+def ours(composite, **options):
     def method(case, x, target):
-        explain = jlrp.explain(case.fn, composite=composite)
+        explain = jlrp.explain(case.fn, composite=composite, **options)
         return explain(case.params, x, target).relevance
 
     return method
@@ -430,6 +432,44 @@ METHODS = {
 }
 
 
+def on_differences(near, far):
+    """Gamma on differences that falls from x to the output, the rest `deep_lift`."""
+    falling = composites.gamma_by_depth(0.0, (near, far)).pairs
+    pairs = [(p.selector, p.rule) for p in falling if isinstance(p.rule, rules.Gamma)]
+    return jlrp.Composite([composites.Pair(*p, True) for p in pairs], "deep_lift")
+
+
+def integrated(steps, baseline):
+    def method(case, x, target):
+        x = jnp.asarray(x)
+        options = {"baseline": baseline(x), "steps": steps}
+        called = case.fn, case.params, x, target
+        return baselines.integrated_gradients(*called, **options)
+
+    return method
+
+
+DIFFERENCES = (
+    (0.03, 0.003),
+    (0.2, 0.2),
+    (0.6, 0.01),
+    (0.6, 0.03),
+    (0.6, 0.6),
+    (1.5, 0.1),
+)
+
+
+def relative(baseline):
+    """`auto` without a baseline, and what is relative to one."""
+    found = {"auto": ours("auto")}
+    for name in ("auto", "deep_lift", "epsilon_plus"):
+        found[f"{name}, baseline"] = ours(name, baseline=baseline)
+    for near, far in DIFFERENCES:
+        composite = on_differences(near, far)
+        found[f"Gamma {near} to {far}, baseline"] = ours(composite, baseline=baseline)
+    return {**found, "integrated gradients": integrated(16, baseline)}
+
+
 def table(case, methods, reference, file=None):
     """Print a line per method, and keep what was measured in a file."""
     print(f"\n{'method':30} {'ABPC, sum pooled':22} {'ABPC, max pooled':22} seconds")
@@ -564,10 +604,12 @@ def pictures(case):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("what", choices=["gather", "choose", "report", "rate", "pictures"])
+    add("what", choices=["gather", "choose", "report", "baseline", "rate", "pictures"])
     add("--photographs", type=Path, default=ROOT / "build" / "photographs")
     add("--number", type=int, choices=SIDES, help="of EfficientNet-Lite; default 0")
+    add("--to-choose-on", action="store_true", help="`baseline` on those of `choose`")
     add("--views", type=int, default=1, help="of each photograph, 1 to 6")
+    add("--removal", choices=REMOVALS, default="blur", help="and what `baseline` is")
     add("--methods", nargs="+", help="names, for a part of the table")
     add("--in-torch", action="store_true", help="forward passes of the curves: faster")
     add(
@@ -587,14 +629,17 @@ def main():
         return rate(fn, params, shape, options.steps, options.examples)
     options.number = options.number or 0
     photographs = REPORTED
-    if options.what == "choose":
+    if options.what == "choose" or options.to_choose_on:
         photographs = [*sorted(options.photographs.iterdir()), *ALSO_CHOSEN_ON]
-    case = Case(options.number, photographs, options.views, options.in_torch)
+    removal = REMOVALS[options.removal]
+    case = Case(options.number, photographs, options.views, options.in_torch, removal)
     if options.what == "pictures":
         return pictures(case)
     every = METHODS
     if options.what == "choose":
         every = {name: ours(c) for name, c in CANDIDATES.items()}
+    if options.what == "baseline":
+        every = relative(removal)
     chosen = {name: every[name] for name in options.methods or every}
     print(
         f"EfficientNet-Lite{options.number}, {len(photographs)} photographs x "

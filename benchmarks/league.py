@@ -1,8 +1,10 @@
-"""All methods on two dozen small networks, beside each other: docs/league.md.
+"""All methods on 39 small networks, beside each other: docs/league.md.
 
     python benchmarks/league.py run                  # goes on where it was
     python benchmarks/league.py run --half choosing --seeds 3 --examples 400
     python benchmarks/league.py page                 # writes docs/league.md
+    python benchmarks/league.py run --for-cells --half held-out --seeds 3 --examples 500
+    python benchmarks/league.py cells --examples 500 # where `auto` loses: the same page
 
 Networks of every kind that `auto` tells apart are trained here, on data that packages
 ship or that is made here. Parts (a pixel with its channels, a step of time, a word, a
@@ -34,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import small_networks as small
 from cost import machine
+from scipy import stats
 
 import jlrp
 from jlrp import Composite, baselines, composites, metrics, rules
@@ -85,6 +88,20 @@ def sentences(seed, size=3000, length=12):
     return small.split(vectors[ids], labels, seed)
 
 
+TESTS = 500  # examples that take no part in the training; tables are all of both
+
+
+@functools.cache
+def data_of(name, seed):
+    """An entry's data, so many of its first rows for the test."""
+    data = ENTRIES[name].data(seed)
+    more = TESTS - len(data.test)
+    if data.test is data.x or more <= 0:
+        return data
+    test = np.concatenate([data.test, data.x[:more]])
+    return small.Data(data.x[more:], data.labels[more:], test)
+
+
 # Networks
 
 
@@ -96,6 +113,12 @@ class Entry:
     data: Any
     model: nn.Module
     steps: int = 300
+    read: Any = staticmethod(lambda scores: scores)  # what is explained of its output
+
+
+def middle(logits):
+    """Of logits by pixel those of the pixel in the middle."""
+    return logits[:, logits.shape[1] // 2, logits.shape[2] // 2]
 
 
 def convolutions(count, width=12):
@@ -105,6 +128,7 @@ def convolutions(count, width=12):
 
 Stack, Residual, Transformer = small.Stack, small.Residual, small.Transformer
 Mixer, Recurrent, Dense = small.Mixer, small.Recurrent, small.Dense
+large_shapes = functools.partial(small.shapes, side=32)
 CHOOSING = {
     "CNN of 2, digits": Entry("convolutions", small.digits, Stack((16, 32), (1,))),
     "CNN of 4, digits at 16": Entry(
@@ -164,6 +188,41 @@ HELD_OUT = {
     "MLP of ReLU, cancer": Entry("dense", small.cancer, Dense((32, 32))),
     "MLP of tanh, digits": Entry("dense", small.digits, Dense((64, 64), nn.tanh)),
     "MLP of GELU, diabetes": Entry("dense", small.diabetes, Dense((32, 32), nn.gelu)),
+}
+# Kinds that were added later, to both halves, when what `auto` does had been decided.
+CHOOSING |= {
+    "CNN of 6, shapes at 32": Entry(
+        "convolutions",
+        large_shapes,
+        Stack(convolutions(6), (1, 3), True, True),
+        400,
+    ),
+    "U-Net, middle of a scene": Entry(
+        "convolutions", small.scenes, small.UNet(), 300, middle
+    ),
+    "Mamba, signals": Entry("selective", small.signals, small.Mamba(), 500),
+    "graph network by its matrix": Entry("graph", small.graphs, small.Graph(), 800),
+}
+HELD_OUT |= {
+    "ResNet of 9, shapes at 32": Entry(
+        "convolutions", large_shapes, Residual(1, 12), 400
+    ),
+    "U-Net of transposed, middle of a scene": Entry(
+        *("convolutions", small.scenes, small.UNet(16, 1, True, False), 300, middle)
+    ),
+    "Mamba, rows of digits": Entry("selective", small.digits, small.Mamba(24, 1), 500),
+    "graph network by edges": Entry(
+        "graph", small.graphs, small.Graph(layers=3, by_edges=True), 800
+    ),
+}
+# Added to the first half alone: is the U-Net there one of its kind?
+CHOOSING |= {
+    "CNN of 7, middle of a scene": Entry(
+        "convolutions", small.scenes, small.Places(), 400, middle
+    ),
+    "U-Net, middle of a dark scene": Entry(
+        "convolutions", small.dark_scenes, small.UNet(), 300, middle
+    ),
 }
 HALVES = {"choosing": CHOOSING, "held-out": HELD_OUT}
 ENTRIES = {**CHOOSING, **HELD_OUT}
@@ -257,6 +316,19 @@ ON_DIFFERENCES = ((1.5, 0.1), (0.6, 0.03), (0.1, 0.01), (0.03, 0.003))
 FIRST = ("attnlrp", "auto", "cp_lrp", "dynamic_lrp", "epsilon_plus", "mamba_lrp")
 
 
+# Presets that may be relative to a baseline; some refuse one on some networks.
+FROM_A_BASELINE = (
+    "attnlrp",
+    "cp_lrp",
+    "dynamic_lrp",
+    "epsilon",
+    "epsilon_alpha2_beta1",
+    "epsilon_plus",
+    "gradient_input",
+    "mamba_lrp",
+)
+
+
 def falling(near, far):
     return f"Gamma {near:g} to {far:g}"
 
@@ -273,14 +345,12 @@ def methods(kind, low, high):
             found[f"{falling(*gammas)}, differences"] = ByRules(composite, True)
     for name in ("auto", "deep_lift"):
         found[f"{name}, differences"] = ByRules(name, True)
-    if kind in ("attention", "recurrence"):
-        found["cp_lrp, differences"] = ByRules("cp_lrp", True)
     found["gradient x input"] = gradients("gradient_input")
     found["integrated gradients"] = integrated
     found["occlusion, 4 windows"] = occluded
     rest = (name for name in PRESETS if name not in found)
     found |= {name: ByRules(bounded.get(name, name)) for name in rest}
-    found["epsilon_plus, differences"] = ByRules("epsilon_plus", True)
+    found |= {f"{name}, differences": ByRules(name, True) for name in FROM_A_BASELINE}
     found["gradient"] = gradients("gradient")
     found["SmoothGrad"] = gradients("smoothgrad", samples=16)
     return found
@@ -289,16 +359,31 @@ def methods(kind, low, high):
 RELATIVE = ("integrated gradients", "occlusion, 4 windows")
 
 
+def in_cells(method, removal):
+    """Whether a cell compares it: presets without a baseline where 0 is put alone."""
+    name = method.removesuffix(", differences")
+    if name in (*PRESETS, *FROM_A_BASELINE, "deep_lift"):
+        return name != method or removal == "zero"
+    return method in RELATIVE
+
+
 # Running
+
+
+@functools.cache
+def function_of(name):
+    """What is explained: one for all seeds, so that it is compiled once."""
+    model, read = ENTRIES[name].model, ENTRIES[name].read
+    return lambda variables, x: read(model.apply(variables, x))
 
 
 class Case:
     """A trained network with the examples that are explained."""
 
     def __init__(self, name, seed, examples, folder):
-        self.entry, data = ENTRIES[name], ENTRIES[name].data(seed)
+        self.entry, data = ENTRIES[name], data_of(name, seed)
         model = self.entry.model
-        self.fn = lambda variables, x: model.apply(variables, x)
+        self.fn = function_of(name)
         self.variables = trained(
             folder / "weights" / slug(name, seed),
             *((model, data, self.entry.steps, seed)),
@@ -307,14 +392,18 @@ class Case:
         self.called = self.fn, self.variables, self.x
         scores = jax.nn.softmax(self.fn(self.variables, self.x))
         self.sure = float(scores.max(-1).mean())
-        self.known = {}
+        self.known, self.keys = {}, {}
+
+    def key(self, name, method, removal):
+        """What methods have in common that are one here; rules are of no removal."""
+        if name not in self.keys:
+            of_rules = isinstance(method, ByRules)
+            self.keys[name] = method.key(self, removal) if of_rules else name
+        return self.keys[name]
 
     def relevance(self, name, method, removal):
         """One relevance for all methods and removals that make no difference to it."""
-        if isinstance(method, ByRules):
-            key = method.key(self, removal)
-        else:
-            key = name
+        key = self.key(name, method, removal)
         relative = getattr(method, "relative", name in RELATIVE)
         key = (key, removal) if relative else key
         if key not in self.known:
@@ -381,16 +470,16 @@ class Rows:
             file.write("\n" + json.dumps(row))  # behind what may have been cut off
 
 
-def measure(name, seed, examples, rows, folder, only=None):
-    """What lacks of one network."""
-    data = ENTRIES[name].data(seed)
+def measure(name, seed, examples, rows, folder, only):
+    """What lacks of one network; `only`: whether a method and removal are wanted."""
+    data = data_of(name, seed)
     low, high = min(0.0, float(data.test.min())), max(0.0, float(data.test.max()))
     every, hows = methods(ENTRIES[name].kind, low, high), removals(data.test.shape[1:])
     wanted = [
         (method, removal)
         for method in every
         for removal in hows
-        if only is None or method in only
+        if only(method, removal)
         if (name, seed, examples, removal, method) not in rows.found
     ]
     if not wanted:
@@ -399,14 +488,138 @@ def measure(name, seed, examples, rows, folder, only=None):
     case, known = Case(name, seed, examples, folder), {}
     for method, removal in wanted:
         how = hows[removal]
-        key, relevance = case.relevance(method, every[method], how)
+        row = dict(network=name, seed=seed, examples=examples, removal=removal)
+        row |= {"method": method, "sure": round(case.sure, 3)}
+        try:
+            key, relevance = case.relevance(method, every[method], how)
+        except jlrp.errors.JlrpError as error:  # a rule that knows no baseline
+            rows.add({**row, "abpc": [], "refused": str(error).split("\n")[0]})
+            continue
         if (key, removal) not in known:
             known[key, removal] = case.abpc(relevance, how)
-        abpc = [round(float(v), 4) for v in known[key, removal]]
-        row = dict(network=name, seed=seed, examples=examples, removal=removal)
-        rows.add({**row, "method": method, "sure": round(case.sure, 3), "abpc": abpc})
-    jax.clear_caches()
+        rows.add({**row, "abpc": [round(float(v), 4) for v in known[key, removal]]})
     print(f"{name}, seed {seed}: {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+# Cells: does the default lose more than may be lost?
+
+LOST = 0.03  # of ABPC
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The default beside its best rival on one network, one removal.
+
+    The rival is the best on one half of the examples, and compared on the other.
+    """
+
+    network: str
+    question: str  # "zero", or "zero, baseline"
+    ours: float  # mean on the half that took no part in the choice
+    rival: str
+    theirs: float
+    gaps: np.ndarray  # of each example of that half
+
+    @property
+    def gap(self):
+        return float(self.gaps.mean())
+
+    @functools.cached_property
+    def chance(self):
+        """How likely so low a mean is, had the default lost no more than LOST.
+
+        By Student's t of one side.
+        """
+        spread = self.gaps.std(ddof=1) / np.sqrt(self.gaps.size)
+        if spread == 0.0:
+            return float(self.gap >= -LOST)
+        return float(stats.t.cdf((self.gap + LOST) / spread, self.gaps.size - 1))
+
+    def interval(self, level):
+        """What two sides of Student's t leave outside is 1 - level."""
+        spread = self.gaps.std(ddof=1) / np.sqrt(self.gaps.size)
+        reach = spread * stats.t.ppf((1 + level) / 2, self.gaps.size - 1)
+        return metrics.Interval(self.gap, self.gap - reach, self.gap + reach, level)
+
+
+def compared(network, question, ours, rivals):
+    """A cell of the default's ABPC and that of its rivals, by name."""
+    best = max(rivals, key=lambda name: rivals[name][::2].mean())
+    mine, theirs = ours[1::2], rivals[best][1::2]
+    gaps = mine - theirs
+    return Cell(network, question, float(mine.mean()), best, float(theirs.mean()), gaps)
+
+
+def judged(cells, level=0.95):
+    """Of each cell its interval, and whether its upper end is below -LOST: a failure.
+
+    Holm over all cells: of m cells the least likely has the level 1 - 0.05 / m, the
+    next 1 - 0.05 / (m - 1), until one does not fail; it and all behind it hold.
+    """
+    order = sorted(range(len(cells)), key=lambda i: cells[i].chance)
+    found, failing = {}, True
+    for place, i in enumerate(order):
+        share = (1 - level) / (len(cells) - place)
+        interval = cells[i].interval(1 - share)
+        failing &= interval.high < -LOST
+        found[i] = interval, failing
+    return [found[i] for i in range(len(cells))]
+
+
+def cells_of(figures, half):
+    """Without a baseline where 0 is put; from what the removal leaves, at each."""
+    found = []
+    for network in HALVES[half]:
+        for removal in ("zero", "mean", "blur"):
+            for question, default, wanted in questions(removal):
+                every = figures.of(network, removal, wanted)
+                if len(every) > 1 and default in every:
+                    ours = every.pop(default)
+                    found.append(compared(network, question, ours, every))
+    return found
+
+
+def questions(removal):
+    """What is asked of a removal: its name, the default, what is compared."""
+    if removal == "zero":
+        yield "zero", "auto", lambda m: m in PRESETS
+
+    def relative(method):
+        return method not in PRESETS and in_cells(method, removal)
+
+    yield f"{removal}, baseline", "auto, differences", relative
+
+
+def of_cells(cells):
+    """A line for each cell."""
+    yield ["network", "removed by", "`auto`", "best rival", "`auto` more by", "verdict"]
+    for cell, (interval, fails) in zip(cells, judged(cells), strict=True):
+        said = "**fails**" if fails else "holds"
+        said += ", below chance" if cell.ours < 0 else ""
+        theirs = f"{cell.theirs:.3f} ({cell.rival})"
+        mine = f"{cell.ours:.3f}"
+        yield [cell.network, cell.question, mine, theirs, str(interval), said]
+
+
+def named(cells):
+    return "; ".join(f"{c.network} ({c.question})" for c in cells) or "none"
+
+
+def in_a_word(cells):
+    """How many cells hold, the means, and which fail: among all, and by themselves."""
+    verdicts = judged(cells)
+    failing = [c for c, (_, fails) in zip(cells, verdicts, strict=True) if fails]
+    alone = [c for c in cells if judged([c])[0][1]]
+    lower = [c for c in cells if c.gap < -LOST]
+    chance = [c for c in cells if c.ours < 0]
+    ours, theirs = (np.mean([getattr(c, n) for c in cells]) for n in ("ours", "theirs"))
+    return (
+        f"{len(cells) - len(failing)} of {len(cells)} cells hold. Failing: "
+        f"{named(failing)}. {len(alone)} would fail if each were the only one, "
+        f"by 95 %: {named(alone)}. {len(lower)} have a mean more than {LOST:g} below "
+        f"the rival's: {named(lower)}. {len(chance)} are below chance. `auto` has "
+        f"{ours:.3f} in the mean, the rivals {theirs:.3f}."
+    )
 
 
 # The page
@@ -414,26 +627,48 @@ def measure(name, seed, examples, rows, folder, only=None):
 
 OURS = set(PRESETS) - {"auto"}
 MARK = "<!-- What follows is written by benchmarks/league.py -->"
+CELLS = "<!-- cells, by benchmarks/league.py -->", "<!-- end of cells -->"
 
 
 class Figures:
     """ABPC of each example by network, removal and method; of all seeds."""
 
     def __init__(self, rows, examples):
-        self.values = {}
+        self.values = {}  # (network, removal) -> method -> seed -> (examples,)
         for row in rows:
-            if row["examples"] == examples:
-                place = row["network"], row["removal"], row["method"]
-                self.values.setdefault(place, []).append(row["abpc"])
-        self.values = {k: np.concatenate(v) for k, v in self.values.items()}
+            if row["examples"] == examples and row["abpc"]:
+                of = self.values.setdefault((row["network"], row["removal"]), {})
+                of.setdefault(row["method"], {})[row["seed"]] = row["abpc"]
 
-    def of(self, network, removal):
-        """By method."""
+    def of(self, network, removal, wanted=lambda method: True):
+        """By method, of the seeds that all of them have: the same examples."""
+        found = self.values.get((network, removal), {})
+        found = {method: by for method, by in found.items() if wanted(method)}
+        common = sorted(set.intersection(*map(set, found.values()))) if found else []
         return {
-            method: values
-            for (name, how, method), values in self.values.items()
-            if (name, how) == (network, removal)
+            method: np.concatenate([by[seed] for seed in common])
+            for method, by in found.items()
+            if common
         }
+
+    def curves(self):
+        """How many pairs of curves there are."""
+        return sum(
+            len(abpc)
+            for of in self.values.values()
+            for by in of.values()
+            for abpc in by.values()
+        )
+
+    def seeds(self, networks):
+        """Of some networks, how many seeds: from, to."""
+        counts = [
+            len(by)
+            for (network, _), of in self.values.items()
+            for by in of.values()
+            if network in networks
+        ]
+        return min(counts), max(counts)
 
 
 def mean_of(found, method):
@@ -512,8 +747,7 @@ def table(lines):
 
 def page(figures, examples):
     """Write the figures behind the text of the page."""
-    counts = sum(len(v) for v in figures.values.values())
-    said = f"Up to {examples} examples of each network, {counts} pairs of curves."
+    said = f"Up to {examples} examples of each network, {figures.curves()} curve pairs."
     parts = [MARK, "", "## Figures", "", f"{said} {machine()}."]
     parts += ["", "## Convolutions: means over networks, and the least of one"]
     for half in HALVES:
@@ -534,29 +768,53 @@ def page(figures, examples):
     PAGE.write_text(text + "\n".join(parts) + "\n")
 
 
+def cells_page(figures, half, examples):
+    """Write the cells between their marks."""
+    cells = cells_of(figures, half)
+    if not cells:
+        raise SystemExit(f"{half}: no rows; make them with `run --for-cells`")
+    least, most = figures.seeds(HALVES[half])
+    seeds = f"seeds: {most}" if least == most else f"seeds: {least} to {most}"
+    before, mark, rest = PAGE.read_text().partition(CELLS[0])
+    _, end, behind = rest.partition(CELLS[1])
+    if not (mark and end):
+        raise SystemExit(f"{PAGE}: the marks {CELLS} are not in it")
+    said = f"{half.capitalize()} half; {seeds}, up to {examples} examples each"
+    parts = [mark, "", f"{said}. {machine()}.", "", in_a_word(cells), ""]
+    parts += [table(of_cells(cells)), "", end]
+    PAGE.write_text(before + "\n".join(parts) + behind)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("what", choices=["run", "page"])
+    add("what", choices=["run", "page", "cells"])
     add("names", nargs="*", help="of networks; all, if none")
     add("--half", choices=HALVES, help="both, if not given")
     add("--seeds", type=int, default=1, help="networks and data of each kind")
     add("--examples", type=int, default=200, help="at most, of each network")
     add("--methods", nargs="+", help="names, for a part of the rows")
+    add("--for-cells", action="store_true", help="the rows of which cells are made")
     add("--folder", type=Path, default=ROOT / "build" / "league")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     rows = Rows(options.folder / "rows.jsonl")
+    figures = Figures(rows.found.values(), options.examples)
     if options.what == "page":
-        return page(Figures(rows.found.values(), options.examples), options.examples)
+        return page(figures, options.examples)
+    if options.what == "cells":
+        return cells_page(figures, options.half or "held-out", options.examples)
     print(machine())
     chosen = options.names or HALVES.get(options.half, ENTRIES)
-    for seed in range(options.seeds):
-        for name in chosen:
-            measure(
-                *(name, seed, options.examples, rows, options.folder),
-                only=options.methods,
-            )
+
+    def only(method, removal):
+        named = not options.methods or method in options.methods
+        return named and (not options.for_cells or in_cells(method, removal))
+
+    for name in chosen:
+        for seed in range(options.seeds):
+            measure(name, seed, options.examples, rows, options.folder, only)
+        jax.clear_caches()
 
 
 if __name__ == "__main__":

@@ -141,6 +141,74 @@ def signals(seed, size=3000, length=32):
     return split(x, labels, seed)
 
 
+NODES, KINDS = 16, 3
+
+
+@functools.cache
+def neighbours():
+    """One graph for all examples: a ring with chords, three neighbours each."""
+    near = np.zeros((NODES, NODES), np.float32)
+    for node in range(NODES):
+        for other in (node + 1, node + (5 if node % 2 else -5)):
+            near[node, other % NODES] = near[other % NODES, node] = 1
+    return near
+
+
+@functools.cache
+def graphs(seed, size=3000):
+    """Nodes of three kinds, one each; two of them are neighbours: which?
+
+    A kind is a channel. The third stands apart from both, and all else is noise.
+    """
+    rng, near = np.random.default_rng(seed), neighbours()
+    labels = rng.integers(0, KINDS, size)  # of the kind that stands apart
+    x = rng.normal(0, 0.15, (size, NODES, KINDS))
+    for one, label in zip(x, labels, strict=True):
+        first = rng.integers(NODES)
+        second = rng.choice(np.flatnonzero(near[first]))
+        apart = (near[first] + near[second] == 0).nonzero()[0]
+        apart = [n for n in apart if n not in (first, second)]
+        places = first, second, rng.choice(apart)
+        kinds = [k for k in range(KINDS) if k != label]
+        for place, kind in zip(places, (*kinds, label), strict=True):
+            one[place, kind] += rng.uniform(0.8, 1.2)
+    return split(x, labels, seed)
+
+
+@functools.cache
+def scenes(seed, size=3000, side=16):
+    """Filled things of four kinds on a darker ground, of which one is in the middle.
+
+    The label of a pixel is the kind of what covers it, and 0 of the ground.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((size, side, side), int)
+    images = rng.normal(0.15, 0.1, (size, side, side, 1))
+    y, x = np.mgrid[:side, :side]
+    for image, label in zip(images, labels, strict=True):
+        corner = rng.choice([2.5, side - 3.5], 2)
+        for centre in (corner, side / 2 - 0.5 + rng.uniform(-1, 1, 2)):
+            dy, dx = abs(y - centre[0]), abs(x - centre[1])
+            kind, radius = rng.integers(1, 5), rng.uniform(2.4, 3.4)
+            drawn = [
+                np.hypot(dy, dx) <= radius,
+                np.maximum(dy, dx) <= 0.8 * radius,
+                dy + dx <= radius,
+                (np.minimum(dy, dx) <= 0.8) & (np.maximum(dy, dx) <= radius),
+            ][kind - 1]
+            image[drawn] += rng.uniform(0.5, 1.0)
+            label[drawn] = kind
+    return split(images, labels, seed)
+
+
+@functools.cache
+def dark_scenes(seed):
+    """The same things on a ground of 0, which is then what stands for absent."""
+    data = scenes(seed)
+    x, test = (np.where(v > 0.45, v, 0).astype(np.float32) for v in (data.x, data.test))
+    return Data(x, data.labels, test)
+
+
 @functools.cache
 def table(name, seed):
     """Standardised columns; all rows are explained, those of the training too.
@@ -409,10 +477,76 @@ class Mamba(nn.Module):
     def __call__(self, h, train=False):
         import known_tasks
 
-        h = nn.Dense(self.width)(h)
+        h = nn.Dense(self.width)(h.reshape(*h.shape[:2], -1))
         for _ in range(self.layers):
             h = h + known_tasks.MambaBlock(self.width)(h)
         return nn.Dense(10)(nn.RMSNorm()(h).mean(1))
+
+
+class Graph(nn.Module):
+    """Messages along the edges of one graph: by its matrix, or fetched edge by edge."""
+
+    width: int = 32
+    layers: int = 2
+    by_edges: bool = False
+
+    @nn.compact
+    def __call__(self, h, train=False):
+        near = neighbours()
+        source, target = near.nonzero()
+        for _ in range(self.layers):
+            if self.by_edges:
+                sent = jnp.zeros_like(h).at[:, target].add(h[:, source])
+                h = nn.relu(nn.Dense(self.width)(jnp.concatenate([h, sent], -1)))
+                h = nn.relu(nn.Dense(self.width)(h))
+            else:
+                sent = near @ nn.Dense(self.width, use_bias=False)(h)
+                h = nn.relu(nn.Dense(self.width)(h) + sent)
+        return nn.Dense(10)(h.max(1) if self.by_edges else h.mean(1))
+
+
+class UNet(nn.Module):
+    """Logits of every pixel: down, up, and beside each level a skip."""
+
+    width: int = 12
+    levels: int = 2
+    transposed: bool = False  # or enlarged by its nearest pixel
+    norm: bool = True
+
+    @nn.compact
+    def __call__(self, h, train=False):
+        def convolved(h, width):
+            for _ in range(2):
+                h = nn.Conv(width, (3, 3))(h)
+                h = nn.relu(nn.BatchNorm(not train)(h) if self.norm else h)
+            return h
+
+        beside = []
+        for level in range(self.levels):
+            beside.append(convolved(h, self.width * 2**level))
+            h = nn.max_pool(beside[-1], (2, 2), (2, 2))
+        h = convolved(h, self.width * 2**self.levels)
+        for level in reversed(range(self.levels)):
+            width = self.width * 2**level
+            if self.transposed:
+                h = nn.ConvTranspose(width, (2, 2), (2, 2))(h)
+            else:
+                h = nn.Conv(width, (3, 3))(h.repeat(2, 1).repeat(2, 2))
+            h = convolved(jnp.concatenate([h, beside[level]], -1), width)
+        return nn.Conv(10, (1, 1))(h)
+
+
+class Places(nn.Module):
+    """Logits of every pixel by convolutions alone, every second one dilated."""
+
+    widths: tuple[int, ...] = (12, 12, 16, 16, 24, 24)
+
+    @nn.compact
+    def __call__(self, h, train=False):
+        for i, width in enumerate(self.widths):
+            h = nn.Conv(width, (3, 3), kernel_dilation=1 + i % 2)(h)
+            h = nn.relu(nn.BatchNorm(not train)(h))
+        return nn.Conv(10, (1, 1))(h)
 
 
 class Dense(nn.Module):

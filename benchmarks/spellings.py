@@ -2,12 +2,14 @@
 
     python benchmarks/spellings.py                              # the zoo
     python benchmarks/spellings.py --generated 1000 --seed 0    # random programs
+    python benchmarks/spellings.py --residues 1-6               # a quarter of the zoo's
     python benchmarks/spellings.py --report                     # what was found
 
 A line of JSON for each program goes to --out. A run that was stopped goes on where it
 was; delete the file to begin again. Several may run at once, each with its own --share,
-such as 0/4. Random programs are the same for the same number: to see one again,
-`--generated 1 --seed N`.
+such as 0/4. With --residues each pair of program and rewriting is checked under one
+composite only, and of the pairs those whose hash modulo 24 is one of these. Random
+programs are the same for the same number: to see one again, `--generated 1 --seed N`.
 """
 
 import argparse
@@ -39,6 +41,7 @@ class Generator:
     """A program of so many layers; the same for the same seed."""
 
     def __init__(self, seed):
+        self.wide = seed >= WIDE
         self.random = np.random.default_rng(seed)
         self.params = []
 
@@ -138,9 +141,115 @@ class Generator:
         w = self.weights(PLACES, PLACES)
         return lambda p, h: (h.swapaxes(1, 2) @ p[w]).swapaxes(1, 2)
 
+    def heads(self, width):
+        """Attention in two heads, by einsum or by reshapes."""
+        q, k, v, o = (self.weights(width, width) for _ in "qkvo")
+        by_einsum = self.pick([True, False])
+
+        def split(h):
+            return h.reshape(*h.shape[:2], 2, width // 2)
+
+        def layer(p, h):
+            a, b, c = (split(h @ p[w]) for w in (q, k, v))
+            if by_einsum:
+                s = jnp.einsum("bnhd,bmhd->bhnm", a, b) / (width / 2) ** 0.5
+                out = jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(s), c)
+            else:
+                a, b, c = (t.transpose(0, 2, 1, 3) for t in (a, b, c))
+                s = a @ b.transpose(0, 1, 3, 2) * (2 / width) ** 0.5
+                out = (jax.nn.softmax(s) @ c).transpose(0, 2, 1, 3)
+            return out.reshape(h.shape) @ p[o]
+
+        return layer
+
+    def conv(self, width):
+        """Along the places: plain, or of each feature by itself."""
+        groups = self.pick([1, width])
+        w, b = self.weights(3, width // groups, width), self.weights(width)
+
+        def layer(p, h):
+            numbers = ("NHC", "HIO", "NHC")
+            y = lax.conv_general_dilated(
+                *(h, p[w], (1,), "SAME"),
+                dimension_numbers=numbers,
+                feature_group_count=groups,
+            )
+            return y + p[b]
+
+        return layer
+
+    def batch_norm(self, width):
+        gain, var = (self.weights(width, positive=True) for _ in "gv")
+        bias, mean = self.weights(width), self.weights(width)
+        dense, form = self.dense(width), self.pick([0, 1, 2])
+
+        def layer(p, h):
+            h = dense(p, h)
+            if form == 0:
+                return (h - p[mean]) / jnp.sqrt(p[var] + 1e-3) * p[gain] + p[bias]
+            scale = p[gain] * lax.rsqrt(p[var] + 1e-3)
+            if form == 1:
+                return h * scale + (p[bias] - p[mean] * scale)
+            return (h - p[mean]) * scale + p[bias]
+
+        return layer
+
+    def pool(self, width):
+        """Over a place and its neighbours."""
+        window, pads = (1, 3, 1), ((0, 0), (1, 1), (0, 0))
+
+        def mean(p, h):
+            return lax.reduce_window(h, 0.0, lax.add, window, (1, 1, 1), pads) / 3
+
+        def largest(p, h):
+            return lax.reduce_window(h, -jnp.inf, lax.max, window, (1, 1, 1), pads)
+
+        return self.pick([mean, largest])
+
+    def swiglu(self, width):
+        main, gate = (self.dense(width, 2 * width) for _ in "mg")
+        down = self.weights(2 * width, width)
+        return lambda p, h: (jax.nn.silu(gate(p, h)) * main(p, h)) @ p[down]
+
+    def excitation(self, width):
+        inner, outer = self.dense(width, 3), self.dense(3, width)
+
+        def layer(p, h):
+            pooled = h.mean(1, keepdims=True)
+            return h * jax.nn.sigmoid(outer(p, jax.nn.relu(inner(p, pooled))))
+
+        return layer
+
+    def recurrence(self, width):
+        """Along the places, by a scan or unrolled."""
+        gate, value = self.dense(width), self.dense(width)
+        unrolled = self.pick([True, False])
+
+        def layer(p, h):
+            z, v = jax.nn.sigmoid(gate(p, h)), jnp.tanh(value(p, h))
+
+            def step(c, zv):
+                c = zv[0] * c + (1 - zv[0]) * zv[1]
+                return c, c
+
+            rows = z.swapaxes(0, 1), v.swapaxes(0, 1)
+            start = jnp.zeros_like(h[:, 0])
+            if not unrolled:
+                return lax.scan(step, start, rows)[1].swapaxes(0, 1)
+            found = []
+            for i in range(PLACES):
+                start, _ = step(start, (rows[0][i], rows[1][i]))
+                found.append(start)
+            return jnp.stack(found, 1)
+
+        return layer
+
     def layer(self, width):
         kinds = ["dense", "activation", "norm", "softmax", "attention", "gate"]
         kinds += ["dense", "activation", "concatenation", "residual", "scan", "mixing"]
+        if self.wide:
+            kinds += ["heads", "conv", "batch_norm", "pool", "swiglu", "excitation"]
+            kinds += ["recurrence"]
         kind = self.pick(kinds)
         if kind == "activation":
             f, dense = self.activation(), self.dense(width)
@@ -165,6 +274,8 @@ ACTIVATIONS = [
     lambda h: (h + jnp.sqrt(h * h + 1)) / 2,
 ]
 PLACES = 3
+WIDE = 5000  # from this seed on, programs have more kinds of layers
+RESIDUES = 24
 
 
 def generated(seed):
@@ -197,41 +308,62 @@ def programs(args):
             yield name, build
 
 
-def check(build, args):
-    """A line about one program."""
+def check(name, build, residue, args):
+    """A line about one program, under all composites or some cases of it."""
     program = build()
     if program is None:
         return {"skipped": "no point away from kinks"}
     names = args.composites or COMPOSITES
-    table = testing.check_spellings(
-        *program,
-        composites={name: COMPOSITES[name] for name in names},
-        kinds=args.kinds,
-        locate=not args.quick,
-    )
-    rows = [vars(row) for row in table.rows if row.status != "equal"]
-    return {"checked": len(table.rows), "rows": rows}
+    cases = {"all": args.kinds}
+    if residue is not None:
+        names = zoo.COMPOSITES
+        cases = zoo.cases(name, testing.kinds(), residue, RESIDUES)
+    checked, rows = 0, []
+    for case, kinds in cases.items():
+        table = testing.check_spellings(
+            *program,
+            composites={n: COMPOSITES[n] for n in names if case in ("all", n)},
+            kinds=kinds,
+            locate=not args.quick,
+        )
+        checked += len(table.rows)
+        rows += [vars(row) for row in table.rows if row.status != "equal"]
+    return {"checked": checked, "rows": rows}
 
 
 def run(args):
     path = Path(args.out)
     lines = path.read_text().splitlines() if path.exists() else []
-    done = {json.loads(line)["program"] for line in lines}
+    done = {(line["program"], line.get("residue")) for line in map(json.loads, lines)}
     share, of = map(int, args.share.split("/"))
     with path.open("a") as out:
-        for number, (name, build) in enumerate(programs(args)):
-            if name in done or number % of != share:
-                continue
-            start = time.perf_counter()
-            try:
-                found = check(build, args)
-            except Exception as error:  # said, and the next one tried
-                found = {"error": f"{type(error).__name__}: {error}"[:500]}
-            found = {"program": name, **found, "s": round(time.perf_counter() - start)}
-            print(json.dumps(found), file=out, flush=True)
-            counts = Counter(row["status"] for row in found.get("rows", ()))
-            print(name, found.get("checked", found), dict(counts), flush=True)
-            jax.clear_caches()
+        for residue in args.residues or [None]:
+            for number, (name, build) in enumerate(programs(args)):
+                if (name, residue) in done or number % of != share:
+                    continue
+                start = time.perf_counter()
+                try:
+                    found = check(name, build, residue, args)
+                except Exception as error:  # said, and the next one tried
+                    found = {"error": f"{type(error).__name__}: {error}"[:500]}
+                seconds = round(time.perf_counter() - start)
+                found = {"program": name, "residue": residue, **found, "s": seconds}
+                print(json.dumps(found), file=out, flush=True)
+                show(found)
+                jax.clear_caches()
+
+
+def show(found):
+    counts = Counter(row["status"] for row in found.get("rows", ()))
+    print(found["program"], found.get("checked", found), dict(counts), flush=True)
+    for row in found.get("rows", ()):
+        if row["status"] != "documented":
+            print("  ", row["twin"], row["composite"], row["why"] or row["error"])
+
+
+def residues(text):
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
 
 
 def report(path):
@@ -265,6 +397,7 @@ def main():
     parser.add_argument("--generated", type=int, default=0, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", default="0/1", help="which part of the programs")
+    parser.add_argument("--residues", type=residues, metavar="FIRST-LAST")
     parser.add_argument("--quick", action="store_true", help="without places")
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()

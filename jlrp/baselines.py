@@ -20,6 +20,7 @@ from jlrp.metrics.parts import PARTS, Parts
 from jlrp.metrics.removal import REMOVAL, Constant, Removal
 from jlrp.metrics.scoring import Callee, Score, split_target
 from jlrp.plan import targets
+from jlrp.tactics.looping import for_a_loop
 from jlrp.typing import Array, Function, PyTree, Target
 
 __all__ = [
@@ -276,12 +277,11 @@ def _integrated(
 ) -> PyTree:
     way = jax.tree.map(jnp.subtract, x, baseline)
 
-    def gradient_at(share: Array) -> PyTree:
-        point = jax.tree.map(lambda b, w: b + share.astype(w.dtype) * w, baseline, way)
-        return _gradient(score, point)
+    def point_at(share: Array) -> PyTree:
+        return jax.tree.map(lambda b, w: b + share.astype(w.dtype) * w, baseline, way)
 
     shares = jnp.asarray((np.arange(steps) + 0.5) / steps)
-    return jax.tree.map(jnp.multiply, way, _mean_over(gradient_at, shares))
+    return jax.tree.map(jnp.multiply, way, _mean_gradient(score, point_at, shares))
 
 
 def _smoothed(
@@ -295,24 +295,27 @@ def _smoothed(
         random = jax.random.normal(key, leaf.shape, leaf.dtype)
         return leaf + jnp.asarray(noise, leaf.dtype) * span * random
 
-    def gradient_at(key: Array) -> PyTree:
+    def point_at(key: Array) -> PyTree:
         keys = jax.random.split(key, len(leaves))
         point = [noisy(leaf, k) for leaf, k in zip(leaves, keys, strict=True)]
-        return _gradient(score, jax.tree.unflatten(tree, point))
+        return jax.tree.unflatten(tree, point)
 
-    return _mean_over(gradient_at, jax.random.split(key, samples))
+    return _mean_gradient(score, point_at, jax.random.split(key, samples))
 
 
-def _mean_over(gradient_at: Callable[[Array], PyTree], points: Array) -> PyTree:
-    """The mean over points, whose gradients are never all kept at once."""
-    shapes = jax.eval_shape(gradient_at, points[0])
+def _mean_gradient(
+    score: Callable[[PyTree], Array], point_at: Callable[[Array], PyTree], keys: Array
+) -> PyTree:
+    """The mean over points, one for each key; never are all gradients kept at once."""
+    shapes = jax.eval_shape(point_at, keys[0])
+    gradient = for_a_loop(lambda _, x: _gradient(score, x), (), shapes)
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def add(total: PyTree, point: Array) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, gradient_at(point)), None
+    def add(total: PyTree, key: Array) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, gradient((), point_at(key))), None
 
-    total, _ = jax.lax.scan(add, start, points)
-    return jax.tree.map(lambda t: t / points.shape[0], total)
+    total, _ = jax.lax.scan(add, start, keys)
+    return jax.tree.map(lambda t: t / keys.shape[0], total)
 
 
 def _occluded(
@@ -324,9 +327,10 @@ def _occluded(
 ) -> Array:
     before = score(x)
     replacement = arguments.result_of("removal", removal.fn, x)
+    looped = for_a_loop(lambda _, x: score(x), (), x)
 
     def fall(part: Array) -> Array:
-        return before - score(jnp.where(labels == part, replacement, x))
+        return before - looped((), jnp.where(labels == part, replacement, x))
 
     falls = jax.lax.map(fall, jnp.arange(count, dtype=labels.dtype)).T  # batch, parts
     place = jnp.broadcast_to(labels, (x.shape[0], *labels.shape[1:]))

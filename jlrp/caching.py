@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jlrp import references
+from jlrp import references, tactics
 from jlrp.arguments import output_of
 from jlrp.fields import options_of
 from jlrp.ir import jax_compat
@@ -60,6 +60,7 @@ class Key:
       target: the static part of it.
       masked: the names that have masks.
       rules: those of registered primitives.
+      tactics: whether they are used.
     """
 
     fn: HeldFunction
@@ -67,6 +68,7 @@ class Key:
     target: StaticTarget
     masked: tuple[str, ...]
     rules: tuple[object, ...]
+    tactics: bool
 
     def request(
         self, params: PyTree, x: PyTree, traced: PyTree, reference: list[Array] | None
@@ -112,7 +114,7 @@ def call_of(
     kept = all_options(
         options, target=None, condition=None, memory_limit=None, baseline=baseline
     )
-    key = Key(function, kept, static, tuple(masks), rules)
+    key = Key(function, kept, static, tuple(masks), rules, tactics.enabled())
     return Call(key, params, x, traced, masks, reference)
 
 

@@ -27,11 +27,14 @@ from jlrp.errors import (
     UnsupportedPrimitiveError,
 )
 from jlrp.ir.families import why_missing
-from jlrp.ir.loops import Body
 from jlrp.ir.primitives import KINDS, traits
 from jlrp.ir.program import Program, Value
 from jlrp.ops.base import Operation, View, with_inner
 from jlrp.ops.captures import Asked
+from jlrp.ops.kinds.affine import AffineOp
+from jlrp.ops.kinds.embedding import EmbeddingOp
+from jlrp.ops.kinds.generic import RoundingOp, UnsupportedOp
+from jlrp.ops.kinds.loop import LoopOp
 from jlrp.plan.networks import Network, network_of
 from jlrp.plan.planning import Plan, Step, parameters_inside, plan_body
 from jlrp.plan.residuals import Policy, in_chunks, keep, within
@@ -54,8 +57,8 @@ from jlrp.rules import (
     ZPlus,
     default_rule,
 )
-from jlrp.rules.control_flow import CONTROL_FLOW
 from jlrp.rules.kernel import Bound
+from jlrp.rules.loops import CONTROL_FLOW
 
 __all__ = [
     "PRESETS",
@@ -110,7 +113,7 @@ class Depth:
         arguments.number()("high", self.high)
 
     def __call__(self, op: Operation) -> bool:
-        if op.depth is None:
+        if not isinstance(op, AffineOp):
             return False
         return self.low <= op.depth < self.high or op.depth == self.high == 1.0
 
@@ -494,6 +497,8 @@ def auto() -> Composite:
     """The default: each part of a program by what it is, in any spelling.
 
     1. *Convolutions*: ``Gamma(0.2)``, on images below 96 pixels, signals and volumes.
+       ``ZPlus`` where the output is a map of such an image (a U-Net's logits at one
+       place): neither a mean over places nor a dense layer is behind a convolution.
     2. *Of large images*: ``Gamma``, 0.6 near x, falling by equal factors with depth to
        ``0.1 * 0.3 ** min(1, (n / 49) ** 2)`` at the output, of n convolutions: 0.03
        from 49 on. ``Flat`` on those of which an output sees at most a 32nd of the
@@ -512,11 +517,12 @@ def auto() -> Composite:
 
     With a ``baseline`` it is ``deep_lift``; in networks of at least 8 convolutions
     these have ``Gamma`` on differences, 0.03 near x to 0.003 at the output, which
-    absorbs nothing either.
+    absorbs nothing either; 0.1 to 0.01 in maps, 0.6 to 0.01 of large images.
 
     Several clauses may hold for one program; ``jlrp.inspect`` says in a line which were
     taken, and why. 0.2, 8, 0.03 and 0.003 were chosen on seven small networks of 2 to
-    20 convolutions and checked on six others (``docs/league.md``). Clause 2 rests on
+    20 convolutions and checked on six others, what maps have on a U-Net and a stack of
+    convolutions (``docs/league.md``). Clause 2 rests on
     one network alone, EfficientNet-Lite0 with ImageNet's weights; clause 4 on small
     LSTMs and GRUs of ours. ``docs/choosing-a-composite.md`` has what was measured, and
     ``jlrp.choose`` measures on a model of one's own.
@@ -535,13 +541,16 @@ def auto() -> Composite:
 def _from_a_baseline(operations: Sequence[Operation]) -> Choice:
     """``deep_lift``, and small gammas on differences where convolutions are many."""
     network = network_of(operations)
-    if network.count < _MANY or network.selective:
+    is_map, is_many = _is_small_map(network), network.count >= _MANY
+    if network.selective or not (is_map or is_many):
         return Choice(deep_lift(), "from a baseline: deep_lift")
-    near, far = _ON_DIFFERENCES
+    is_large = network.side >= _LARGE
+    near, far = _OF_A_MAP if is_map else _OF_LARGE if is_large else _ON_DIFFERENCES
+    of_what = " of a map" if is_map else ""
     pairs = _on_convolutions(network, (near, far), Difference())
     why = (
-        f"from a baseline: deep_lift, on convolutions ({network.count}) Gamma {near:g} "
-        f"to {far:g}"
+        f"from a baseline: deep_lift, on convolutions ({network.count}){of_what} Gamma "
+        f"{near:g} to {far:g}"
     )
     return Choice(_preset(*pairs, ("*", Difference()), relative=True), why)
 
@@ -570,6 +579,8 @@ _LARGE = 96  # pixels of a side: from here on as EfficientNet was measured
 _NEAR, _FAR = 0.6, 0.1  # there, at x and at the output
 _DEEP, _FURTHER = 49, 0.3  # in networks as deep as this, the latter is less
 _MANY, _ON_DIFFERENCES = 8, (0.03, 0.003)  # convolutions; gammas from a baseline
+_OF_A_MAP = 0.1, 0.01  # gammas from a baseline where the output is of one place
+_OF_LARGE = 0.6, 0.01  # and where these are so many, of large images
 _SMALL = 1 / 32  # of a side: Flat claims nothing below this
 
 
@@ -596,11 +607,15 @@ def _convolutional(network: Network) -> Iterator[_Clause]:
         for op, c in network.convolutions.items()
         if not c.dense and c.field is not None and c.field <= c.side * _SMALL
     )
-    side = max(c.side for c in network.convolutions.values())
-    near, far = _GAMMA, _GAMMA
+    pairs: list[tuple[Selector, Rule]]
+    if _is_small_map(network):
+        pairs = [(_dense_ones(network), Zero()), ("conv", ZPlus())]
+        yield pairs, f"convolutions ({count}) of which a map is the output: z+"
+        return
+    side, near, far = network.side, _GAMMA, _GAMMA
     if side >= _LARGE:
         near, far = _NEAR, _FAR * _FURTHER ** min(1.0, (count / _DEEP) ** 2)
-    pairs: list[tuple[Selector, Rule]] = [(flat.__contains__, Flat())] if flat else []
+    pairs = [(flat.__contains__, Flat())] if flat else []
     pairs += _on_convolutions(network, (near, far), Zero())
     if flat:
         seen = f"Flat on {len(flat)} that see at most 1/32 of {side:g}"
@@ -616,8 +631,18 @@ def _on_convolutions(
     network: Network, gammas: tuple[float, float], dense: Rule
 ) -> list[tuple[Selector, Rule]]:
     """Falling gammas, and a rule for those that are dense layers."""
-    apart = frozenset(op for op, c in network.convolutions.items() if c.dense)
-    return [(apart.__contains__, dense), *_falling_gammas(0.0, gammas, 8, 1e-6)]
+    falling = _falling_gammas(0.0, gammas, 8, 1e-6)
+    return [(_dense_ones(network), dense), *falling]
+
+
+def _is_small_map(network: Network) -> bool:
+    return network.is_map and network.side < _LARGE
+
+
+def _dense_ones(network: Network) -> Selector:
+    """The convolutions that are dense layers."""
+    found = (op for op, c in network.convolutions.items() if c.dense)
+    return frozenset(found).__contains__
 
 
 def _patched(network: Network) -> Iterator[_Clause]:
@@ -770,7 +795,7 @@ def matches(selector: Selector, op: Operation) -> bool:
     if selector in op.facts or selector == op.kind:
         return True
     if selector == "*":  # integers are summed, rounding passes, whatever the composite
-        return op.nature not in ("embedding", "rounding")
+        return not isinstance(op, EmbeddingOp | RoundingOp)
     if selector in KINDS or selector in _POSITIONS:
         return False
     if any(e.primitive.name == selector for e in op.equations):
@@ -837,30 +862,26 @@ def assign(
                 return _from_reference(whole)
             if relative:
                 _check_trip_count(program, op)
+            assert isinstance(op, LoopOp)
             return whole or _by_its_bodies(op, parameters, inside)
 
         return [step(op) for op in operations]
 
-    def _by_its_bodies(
-        op: Operation, parameters: frozenset[Value], asked: Asked
-    ) -> Step:
+    def _by_its_bodies(op: LoopOp, parameters: frozenset[Value], asked: Asked) -> Step:
         (equation,) = op.equations
         bodies = tuple(body for body, _ in op.bodies)
-
-        def policy_of(op: Operation, body: Body) -> Policy | None:
-            return within(policy, body) if policy and op.kind == "scan" else policy
 
         free = parameters_inside(bodies, equation, parameters)
         plans: list[Plan] = []  # the last first: the others follow its captures
         for (body, inner), inside in zip(op.bodies[::-1], free[::-1], strict=True):
             steps = assigned(body.program, inner, inside, asked)
-            following = plans[0] if plans and op.kind != "cond" else None
-            kept = policy_of(op, body)
+            following = plans[0] if plans and not op.is_branch else None
+            kept = within(policy, body) if policy and op.has_length else policy
             plans.insert(0, plan_body(body, steps, inside, kept, asked, following))
         options: dict[str, Any] = {}
-        if op.kind == "scan":
+        if op.has_length:
             options = {"chunked": in_chunks(policy, equation)}
-        elif op.kind == "while":
+        elif not op.is_branch:
             options = {"steps": asked.steps if asked.counts(equation) else None}
         return Step(op, CONTROL_FLOW[op.kind](bodies, tuple(plans), **options))
 
@@ -904,7 +925,7 @@ def _as_a_whole(pairs: Sequence[Pair], op: Operation) -> Step | None:
             (equation,) = op.equations
             read = [a for a in equation.inputs if isinstance(a, Value)]
             constants = tuple(dict.fromkeys(a for a in read if a not in op.inputs))
-            op = replace(op, bodies=(), constants=constants)
+            op = LoopOp(op.kind, op.inputs, op.outputs, op.equations, constants)
             pair.rule.check(op)
             return Step(op, pair.rule, fallback=not pair.rule.is_exact(op))
     return None
@@ -918,7 +939,7 @@ def _assigned(
     relative: bool,
 ) -> Step:
     for pair in pairs:
-        if matches(pair.selector, op) and op.kind != "unsupported":
+        if matches(pair.selector, op) and not isinstance(op, UnsupportedOp):
             if pair.optional and not _fits(pair.rule, op):
                 continue
             pair.rule.check(op)

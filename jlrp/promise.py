@@ -8,6 +8,7 @@ pass relevance on without an activation or a division.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -84,6 +85,23 @@ class Promise:
         )
 
 
+class Parts(enum.Flag):
+    """Which parts a promise has; ``NONE``: there is no promise."""
+
+    NONE = 0
+    VALUE = enum.auto()
+    MULTIPLIER = enum.auto()
+    BOTH = VALUE | MULTIPLIER
+
+    @staticmethod
+    def of(promise: Promise | None) -> Parts:
+        has_value = promise is not None and promise.value is not None
+        has_multiplier = promise is not None and promise.multiplier is not None
+        return (Parts.VALUE if has_value else Parts.NONE) | (
+            Parts.MULTIPLIER if has_multiplier else Parts.NONE
+        )
+
+
 class HasDtype(Protocol):
     @property
     def dtype(self) -> np.dtype: ...
@@ -91,7 +109,7 @@ class HasDtype(Protocol):
 
 def is_complex(v: HasDtype) -> bool:
     """Whether an array, or a value of the program, is complex."""
-    return jnp.issubdtype(v.dtype, jnp.complexfloating)
+    return getattr(v.dtype, "kind", "") == "c"  # the dtypes of keys have no kind
 
 
 def lax_real(v: Array) -> Array:

@@ -15,6 +15,7 @@ from jlrp import arguments
 from jlrp.arguments import check_array, leaves_of, shown
 from jlrp.errors import InputError
 from jlrp.ir import jax_compat
+from jlrp.tactics.looping import for_a_loop
 from jlrp.typing import Array, ArrayLike, PyTree
 
 
@@ -167,11 +168,13 @@ def mean_over(
 
     whole = count - count % size
     chunks = [r[:whole].reshape(-1, size, *r.shape[1:]) for r in rows]
-    shapes = jax.eval_shape(summed, [c[0] for c in chunks])
+    first = [c[0] for c in chunks]
+    shapes = jax.eval_shape(summed, first)
     total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    looped = for_a_loop(lambda _, rows: summed(rows), (), first)
 
     def step(total: PyTree, rows: Sequence[Array]) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, summed(rows)), None
+        return jax.tree.map(jnp.add, total, looped((), rows)), None
 
     total, _ = lax.scan(step, total, chunks)
     if count > whole:

@@ -14,26 +14,21 @@ import numpy as np
 from jlrp.analysis.activity import Levels, activate
 from jlrp.analysis.dataflow import dependent
 from jlrp.analysis.integers import with_numbers
+from jlrp.analysis.plain_moves import with_plain_moves
 from jlrp.analysis.quantised import straighten
 from jlrp.analysis.trips import without_trips
 from jlrp.arguments import check_array, leaves_of
 from jlrp.composites import assign
+from jlrp.context import context_of
+from jlrp.delivered import Delivered, captured, resolved, to_inputs
 from jlrp.errors import InputError, NoRelevanceError, SelectorError
-from jlrp.interpreter import (
-    Delivered,
-    EvalContext,
-    Observer,
-    captured,
-    forward,
-    resolved,
-    reverse,
-    to_inputs,
-)
+from jlrp.interpreter import Observer, forward, reverse
 from jlrp.ir import jax_compat, names
 from jlrp.ir.declared import Declared
 from jlrp.ir.primitives import names_where, primitives_where, traits
 from jlrp.ir.program import Equation, Program, Value, trace, unchanged
 from jlrp.ops import captures
+from jlrp.ops.context import Context
 from jlrp.ops.embedding import embeddings
 from jlrp.ops.lower import find_operations, stops
 from jlrp.options import Options
@@ -207,14 +202,14 @@ class Request:
     ) -> Explained:
         """The reverse pass; with the forward pass at a reference, if there is one."""
         plan, outputs = at_x.plan, at_x.outputs
-        ctx = EvalContext(plan, at_x.kept, at_x.masks)
+        ctx = context_of(plan, at_x.kept, at_x.masks)
         if reference is not None:
             ctx = ctx.with_reference(self._at_reference(at_x, reference))
         seeds = self._seeds(outputs)
         delivered = reverse(plan, ctx, seeds, observe)
         return Explained(self, plan, ctx, outputs, seeds, delivered)
 
-    def _at_reference(self, at_x: AtX, reference: Sequence[Array]) -> EvalContext:
+    def _at_reference(self, at_x: AtX, reference: Sequence[Array]) -> Context:
         """The context of the program at the reference point."""
         n_params = self.params_tree.num_leaves
         leaves = [
@@ -222,7 +217,7 @@ class Request:
             for number, v in zip(reference, self.sources, strict=True)
         ]
         _, kept = forward(at_x.plan, [*at_x.arguments[:n_params], *leaves])
-        return EvalContext(at_x.plan, kept, at_x.masks)
+        return context_of(at_x.plan, kept, at_x.masks)
 
     def _seeds(self, outputs: Sequence[Array]) -> dict[Value, Promise]:
         scores = [jax_compat.at_least_float32(out) for out in outputs[: self.n_scores]]
@@ -252,7 +247,7 @@ class Explained:
 
     request: Request
     plan: Plan
-    ctx: EvalContext
+    ctx: Context
     outputs: Sequence[Array]
     seeds: Mapping[Value, Promise]
     delivered: Delivered
@@ -308,6 +303,7 @@ class Explained:
 
 def _rewritten(program: Program) -> None:
     straighten(program)
+    with_plain_moves(program, registered())
     without_trips(program, registered())
 
 

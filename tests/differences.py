@@ -94,6 +94,18 @@ def conserves(fn, x, tolerance=1e-10, seed="one"):
     return ledger
 
 
+def spelled(forms, params, x, composite):
+    """By name of a form: its values, and relevance's distance from the first form's."""
+    first, want = next(iter(forms)), None
+    for name, fn in forms.items():
+        found = jlrp.relevance(
+            lambda p, x, fn=fn: fn(p, x).sum(-1), params, x, composite=composite
+        )
+        want = found if name == first else want
+        error = jnp.abs(found - want).max() / jnp.abs(want).max()
+        yield name, fn(params, x), float(error)
+
+
 def same(one, other, x, tolerance=1e-10, **options):
     """Two spellings of one function get one relevance."""
     ours, theirs = explained(one, x, **options)[0], explained(other, x, **options)[0]

@@ -162,6 +162,54 @@ def test_gammas_fall_in_large_images(count):
     assert set(small) == {"Gamma(gamma=0.2, bias='absorb', stabilizer=1e-06)"}
 
 
+def upwards(kernels, h):
+    """Down by a pooling, up by a convolution with gaps in its input, and a skip."""
+    first, second = kernels
+    beside = jax.nn.relu(conv(h, first))
+    h = jax.nn.relu(conv(nn.max_pool(beside, (2, 2), (2, 2)), second))
+    return beside + conv(h, second, lhs_dilation=(2, 2), padding=((1, 2), (1, 2)))
+
+
+def by_channels(kernels, h):
+    """A dense layer on the channels of each place."""
+    return stack(kernels, h) @ jnp.arange(20.0).reshape(4, 5)
+
+
+MAP = "auto: convolutions ({}) of which a map is the output: z+"
+PLACES = SPELLINGS | {"up and down": upwards, "dense on channels": by_channels}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_map_is_read_at_one_place(name):
+    fn = lambda k, h: PLACES[name](k, h)[:, 3, 5]  # noqa: E731
+    report = jlrp.inspect(fn, KERNELS, IMAGE, 1)
+    assert report.why == MAP.format(3 if name == "up and down" else 2)
+    kernels = [row.rule for row in report.operations if row.kind == "conv"]
+    assert all(rule.startswith("ZPlus") for rule in kernels)
+
+
+POOLED = {
+    "mean": lambda h, w: h.mean((1, 2)),
+    "average pooling": lambda h, w: nn.avg_pool(h, (16, 16))[:, 0, 0],
+    "max pooling": lambda h, w: nn.max_pool(h, (16, 16)).reshape(2, -1),
+    "dense": lambda h, w: h.reshape(2, -1) @ w.reshape(1024, 5),
+    "convolution": lambda h, w: conv(h, w, padding="VALID")[:, 0, 0],
+    "weighted": lambda h, w: (h * jax.nn.softmax(h, (1, 2))).sum((1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_what_gathers_all_places_is_no_map(name):
+    fn = lambda k, h: POOLED[name](stack(k[:2], h), k[2])  # noqa: E731
+    params = [*KERNELS, shaped(16, 16, 4, 5)]
+    assert "Gamma 0.2" in jlrp.inspect(fn, params, IMAGE, 1).why
+
+
+def test_a_map_of_a_large_image_has_gammas():
+    fn = lambda k, h: stack(k, h)[:, 3, 5]  # noqa: E731
+    assert "Gamma 0.6" in jlrp.inspect(fn, KERNELS, shaped(1, 96, 96, 3), 1).why
+
+
 # From a baseline
 
 
@@ -185,6 +233,20 @@ def test_many_convolutions_from_a_baseline(count):
         assert all(rule.startswith("Difference(Gamma(gamma=0.0") for rule in rules)
     others = {row.rule for row in report.operations if row.kind != "conv"}
     assert others == {"Difference()"}
+
+
+def test_a_map_from_a_baseline():
+    fn = lambda k, h: stack(k, h)[:, 3, 5]  # noqa: E731
+    report = jlrp.inspect(fn, KERNELS, IMAGE, 1, baseline=0.0)
+    assert report.why.endswith("on convolutions (2) of a map Gamma 0.1 to 0.01")
+
+
+def test_many_convolutions_of_a_large_image_from_a_baseline():
+    kernels = [shaped(3, 3, 3, 4), *[shaped(3, 3, 4, 4)] * 7]
+    fn = lambda k, h: stack(k, h, (2, 2, *[1] * 6)).mean((1, 2))  # noqa: E731
+    for side, gammas in ((95, "0.03 to 0.003"), (96, "0.6 to 0.01")):
+        report = relative_to_zero(fn, kernels, shaped(1, side, side, 3))
+        assert report.why.endswith(f"on convolutions (8) Gamma {gammas}")
 
 
 def test_many_convolutions_are_complete_from_a_baseline():

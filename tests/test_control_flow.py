@@ -19,6 +19,7 @@ from jax.interpreters import ad, mlir
 
 import jlrp
 from jlrp import rules
+from jlrp.context import EvalContext
 from jlrp.errors import SelectorError, UnsupportedPrimitiveError
 
 pytestmark = pytest.mark.relaxed  # models promote dtypes and ranks as users write them
@@ -632,6 +633,103 @@ def test_low_precision_is_accumulated_in_float32():
             assert_same(other, first, 2e-2)
 
 
+# Carries whose promises differ: in parts, in dtype, between iterations and branches.
+
+
+def complex_state(scan, use="carry"):
+    """A linear recurrence with complex eigenvalues, as state-space models have."""
+
+    def model(p, x):
+        decay = p["decay"] * jnp.exp(1j * jnp.arange(1.0, H + 1))
+
+        def step(h, x):
+            h = decay * h + x @ p["w"]
+            return h, (h * (1 + 2j)).real
+
+        h, ys = scan(step, jnp.zeros((2, H), complex), time_first(x))
+        return (h.real + h.imag if use == "carry" else ys[1] + ys[3]) @ p["out"]
+
+    return model
+
+
+def two_precisions(scan):
+    """A state in float32 beside one in float64."""
+
+    def model(p, x):
+        def step(state, x):
+            h, c = state
+            z = x @ p["w"] + h.astype(x.dtype) @ p["u"]
+            return (jnp.tanh(z.astype(jnp.float32)), jnp.tanh(c @ p["u"] + z)), h
+
+        zero = jnp.zeros((2, H))
+        (h, c), ys = scan(step, (zero.astype(jnp.float32), zero), time_first(x))
+        return (c + h.astype(x.dtype) + ys[1].astype(x.dtype)) @ p["out"]
+
+    return model
+
+
+def branch_of_loops(scan):
+    """Branches that hand back other parts: a loop, a map, the state itself."""
+
+    def model(p, x):
+        def step(h, xs):
+            x, t = xs
+            z = x @ p["w"] + h @ p["u"]
+
+            def deeper(z):
+                inner = lambda g, k: (jnp.tanh(g @ k + z), g)  # noqa: E731
+                g, ys = scan(inner, z, p["layers"][:2])
+                return g + ys[1]
+
+            cases = (deeper, lambda z: relu(z + p["b"]), lambda z: h)
+            if scan is unrolled:
+                h = cases[t % 3](z)
+            else:
+                h = lax.switch(t % 3, cases, z)
+            return h, h
+
+        times = np.arange(T) if scan is unrolled else jnp.arange(T)
+        h, ys = scan(step, p["h0"], (time_first(x), times))
+        return (h + ys[1]) @ p["out"]
+
+    return model
+
+
+@pytest.mark.parametrize("name", ["attnlrp", "cp_lrp", "gradient_input"])
+def test_complex_states(name):
+    cases = {"carry": complex_state, "ys": functools.partial(complex_state, use="ys")}
+    assert_as_unrolled(cases, name, [lax.scan, whiled])
+
+
+def test_states_of_two_precisions():
+    for composite in FEW:
+        first, *others = explained(
+            [two_precisions(loop) for loop in (unrolled, lax.scan, whiled)], composite
+        )
+        for other in others:
+            assert other.dtype == first.dtype
+            assert_same(other, first, 1e-5)
+
+
+@table(FEW)
+def test_branches_and_loops_in_loops_hand_back_their_own_parts(case):
+    cases = {"branches": branch_of_loops}
+    assert_as_unrolled(cases, case, [lax.scan, whiled])
+
+
+@pytest.mark.parametrize("composite", ["epsilon_plus_flat", "dynamic_lrp"])
+def test_parameters_of_chunked_and_peeled_loops(composite):
+    """Those of first iterations and of chunks are added to those of the rest."""
+    cases = {"rnn": functools.partial(rnn, start="of x"), "layers": layers_from_x}
+    cases |= {"swapped": swapped, "branches": branch_of_loops}
+    fns = [case(scan) for case in cases.values() for scan in (unrolled, lax.scan)]
+    for residuals in ("keep", "sqrt"):
+        options = {"wrt": ("x", "params"), "residuals": residuals}
+        found = explained(fns, composite, **options)
+        for expected, other in zip(found[::2], found[1::2], strict=True):
+            assert_same(other, expected)
+
+
 # Recurrences and maps.
 
 
@@ -981,7 +1079,7 @@ def test_integer_inputs_of_a_loop(loop, outside, floats):
 # The ledger.
 
 
-@table(COMPOSITES)
+@table({**FEW, "gradient_input": "gradient_input"})
 def test_the_ledger_explains_loops(case):
     models = [
         attending(lax.scan),
@@ -1359,6 +1457,46 @@ def test_the_program_does_not_grow_with_the_length(case):
             for n in (6, 60)
         }
         assert len(sizes) == 1
+
+
+def nested_layers(p, x):
+    def outer(h, kernel):
+        step = lambda g, k: (jnp.tanh(g @ k + h @ kernel), None)  # noqa: E731
+        return lax.scan(step, h, p["layers"])[0], None
+
+    return lax.scan(outer, x[:, 0] @ p["w"], p["layers"])[0] @ p["out"]
+
+
+def while_from_x(p, x):
+    step = lambda s: (s[0] + 1, jnp.tanh(s[1] @ p["u"]))  # noqa: E731
+    return lax.while_loop(lambda s: s[0] < 5, step, (0, x[:, 0] @ p["w"]))[1] @ p["out"]
+
+
+TRACED = {
+    "scan": (layers(lax.scan), 1),
+    "a first iteration of its own": (rnn(lax.scan), 2),
+    "nested scans": (nested_layers, 2),
+    "while": (while_from_x, 1),
+    "branches": (switched(1), 4),
+}
+
+
+@pytest.mark.parametrize("residuals", ["keep", "sqrt"])
+@table(TRACED)
+def test_each_body_is_traced_once_in_reverse(case, residuals, monkeypatch):
+    fn, n_bodies = case
+    traced = []
+    reverse_body = EvalContext.reverse_body
+
+    def counted(self, plan, *args, **kwargs):
+        traced.append(plan)
+        return reverse_body(self, plan, *args, **kwargs)
+
+    monkeypatch.setattr(EvalContext, "reverse_body", counted)
+    options = {"composite": "dynamic_lrp", "residuals": residuals}
+    explain = lambda p, x: jlrp.relevance(fn, p, x, 0, **options)  # noqa: E731
+    jax.make_jaxpr(explain)(P, X)
+    assert len(traced) == len(set(traced)) == n_bodies
 
 
 @pytest.mark.parametrize("composite", ["attnlrp", "epsilon"])

@@ -38,6 +38,19 @@ def test_digits(tmp_path):
     assert number("test accuracy", printed) > 85
     assert "conv" in printed and "dense" in printed  # the table of operations
     assert "unexplained" in printed  # the ledger
+    assert number("relevance on blank paper, of all", printed) == 0
+    assert 0.3 < number("paper is, of all pixels", printed) < 0.7
+
+
+def test_references(tmp_path):
+    printed = run("references.py", tmp_path / "references.png", "--steps=60")
+    lines = printed.splitlines()[:4]
+    changes = [number("change of the score", line) for line in lines]
+    relevance = [number("relevance", line) for line in lines]
+    assert all(abs(c - r) < 1e-3 * c for c, r in zip(changes, relevance, strict=True))
+    assert len(set(changes)) == 4  # each asks another question
+    paper = [number("on paper", line) for line in lines]
+    assert paper[0] == 0 and min(paper[1:]) > 5
 
 
 def test_text(tmp_path):

@@ -12,6 +12,7 @@ from killed_jobs import EXAMPLES, jobs_to_do
 
 from jlrp.jobs import fingerprint, store
 
+pytestmark = pytest.mark.xdist_group("jobs_processes")  # its stores are made once
 SCRIPT = Path(__file__).parent / "killed_jobs.py"
 NAMES = list(jobs_to_do())
 

@@ -18,9 +18,12 @@ LEVELS = {
     "ir": ["ir"],
     "analysis": ["analysis"],
     "ops": ["ops"],
-    "rules": ["rules"],
+    "rules": ["rules", "tactics/contributions"],
     "plan": ["plan", "composites"],
-    "engine": ["interpreter", "references", "options", "request", "caching"],
+    "engine": [
+        *["interpreter", "delivered", "recompute", "context"],
+        *["references", "options", "request", "caching"],
+    ],
     "api": ["api", "reports", "notices"],
     "apps": [
         *["__init__", "choosing"],

@@ -11,7 +11,8 @@ from jax.extend.core.primitives import tanh_p
 
 import jlrp
 from jlrp import composites, rules
-from jlrp.interpreter import EvalContext, forward, reverse
+from jlrp.context import context_of
+from jlrp.interpreter import forward, reverse
 from jlrp.options import Options
 from jlrp.reports import CAUSES
 from jlrp.request import Request
@@ -360,7 +361,7 @@ def test_each_rule_reads_only_what_it_declares(name):
         for step in plan.steps:
             op = step.operation
             declared = {*op.constants, *step.rule.needs(op)}
-            own = EvalContext(plan, {value: residuals[value] for value in declared})
+            own = context_of(plan, {value: residuals[value] for value in declared})
             arriving = [pending.pop(v, None) for v in op.outputs]
             if any(promise is not None for promise in arriving):
                 handed = step.rule.propagate(op, arriving, own).promises
@@ -388,7 +389,7 @@ def test_poisoned_residuals_change_nothing():
                 for v, number in residuals.items()
             }
             assert any(v not in declared for v in residuals)
-        (promise,) = reverse(plan, EvalContext(plan, residuals), seeds).sources
+        (promise,) = reverse(plan, context_of(plan, residuals), seeds).sources
         return promise.resolve(X)
 
     clean, poisoned = (

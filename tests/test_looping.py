@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jlrp import metrics
+from jlrp import baselines, metrics
 from jlrp.ir import jax_compat
-from jlrp.metrics.looping import for_a_loop
+from jlrp.tactics.looping import for_a_loop
 
 convolve = partial(lax.conv_general_dilated, window_strides=(1, 1), padding="SAME")
 
@@ -150,3 +150,24 @@ def test_curves_of_a_convolution_are_those_of_single_calls():
     np.testing.assert_allclose(
         found.morf[:, 1:], np.stack(wanted, 1)[..., 1], atol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["integrated_gradients", "smoothgrad", "occlusion"])
+def test_attributions_loop_over_channels_last(name):
+    fn, *shapes = CASES["as torch"]
+    kernel, x = arrays(*shapes)
+    parts = {"parts": metrics.features(x.shape[1:])} if name == "occlusion" else {}
+
+    def scores(kernel, x):
+        return jnp.tanh(fn(kernel, x)).sum((2, 3))
+
+    found = partial(getattr(baselines, name), scores, target=1, **parts)
+    traced = jax.make_jaxpr(found)(kernel, x)
+    inside = [e for e in jax_compat.call_body(traced.eqns[-1])[0].eqns]
+    (loop,) = [e for e in inside if e.primitive.name == "scan"]
+    layouts = [
+        eqn.params["dimension_numbers"]
+        for eqn in loop.params["jaxpr"].jaxpr.eqns
+        if eqn.primitive.name == "conv_general_dilated"
+    ]
+    assert layouts and all(n.lhs_spec == n.out_spec == (0, 3, 1, 2) for n in layouts)

@@ -27,8 +27,8 @@ from jax.extend.core import Primitive
 from jax.extend.core import primitives as p
 
 import jlrp
-from jlrp import tactics
 from jlrp.ir import primitives as table
+from jlrp.tactics import batches, dependencies
 
 pytestmark = pytest.mark.relaxed
 
@@ -61,7 +61,11 @@ def test_every_primitive_says_how_or_why_not(row):
 
 def test_the_compiler_s_helpers_are_in_the_table():
     """Else relevance of a relevance, explained in turn, stops at them."""
-    helpers = {v.name for v in vars(tactics).values() if isinstance(v, Primitive)}
+    helpers = {
+        v.name
+        for v in (*vars(batches).values(), *vars(dependencies).values())
+        if isinstance(v, Primitive)
+    }
     internal = table.names_where(lambda row: row.internal)
     assert helpers and helpers <= internal
 

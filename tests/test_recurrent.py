@@ -11,6 +11,7 @@ from jax import lax
 
 import jlrp
 from jlrp import composites
+from jlrp.ops.kinds.product import ProductOp
 from jlrp.options import Options
 from jlrp.request import Request
 
@@ -491,7 +492,7 @@ def recurrent(n_decay=1.0, d_decay=1.0, start=0.0, weigh=jnp.exp, extra=0.0):
 
 NO_AVERAGES = {
     "another's weights": quotient(
-        lambda w, k, v, q: w * v, lambda w, k, v, q: jnp.exp(q * 2)
+        lambda w, k, v, q: w * v, lambda w, k, v, q: jnp.cosh(q * 2)
     ),
     "one sum has more": quotient(
         lambda w, k, v, q: w * v, lambda w, k, v, q: w + jnp.exp(k)
@@ -518,6 +519,18 @@ def test_decoys_of_averages(case):
     assert min(shares) > 0 and sum(shares) == 1
 
 
+@both
+def test_a_quotient_by_an_exponential_is_a_product(composite):
+    """Of another's weights: no average, and no quotient either."""
+    divided = quotient(lambda w, k, v, q: w * v, lambda w, k, v, q: jnp.exp(q * 2))
+    times = quotient(lambda w, k, v, q: w * v * jnp.exp(-2 * q), lambda *_: 1.0)
+    assert shares_of_quotients(divided) == []
+    a, b = (
+        jlrp.relevance(fn, P, X, target, composite=composite) for fn in (divided, times)
+    )
+    assert jnp.max(jnp.abs(a - b)) < 1e-12 * jnp.max(jnp.abs(b))
+
+
 def test_what_the_decoys_are_near_to():
     assert shares_of_quotients(recurrent(0.5, 0.5)) == [(1.0, -0.5)]
     near = quotient(
@@ -535,5 +548,5 @@ def shares_of_quotients(fn):
     return [
         step.operation.product.uniform
         for step in steps
-        if step.operation.product is not None and step.operation.primitive.name == "div"
+        if isinstance(step.operation, ProductOp) and step.operation.divides
     ]

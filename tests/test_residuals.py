@@ -264,7 +264,7 @@ def stacks(fn, composite="epsilon"):
     """Shapes that the forward scan hands to the reverse scan."""
     plan = plan_of(fn, composite)
     (rule,) = plan.recorders.values()
-    return [v.shape for v in rule.parts()[-1].stacked]
+    return [v.shape for v in rule.stacking[-1].stacked]
 
 
 def test_a_loop_of_linear_maps_stacks_its_carry_alone():
@@ -283,7 +283,7 @@ def test_a_loop_of_linear_maps_stacks_its_carry_alone():
 
     plan = plan_of(rnn)
     (rule,) = plan.recorders.values()
-    part = rule.parts()[-1]
+    part = rule.stacking[-1]
     (carry,) = part.body.carries
     (out,) = part.body.program.outputs
     assert set(part.stacked) <= {carry, out}

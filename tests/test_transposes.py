@@ -12,8 +12,8 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 import jlrp
-from jlrp import interpreter
-from jlrp.ops.transposes import conv_transpose, direct_transpose, dot_transpose
+from jlrp.ops.kinds import linear
+from jlrp.ops.transposes import core_transpose, direct_transpose, dot_transpose
 
 LAYOUTS = list(itertools.permutations(range(4)))
 
@@ -61,7 +61,7 @@ def test_convolutions(data):
     m = jnp.asarray(rng.normal(size=out.shape))
     (eqn,) = jax.make_jaxpr(convolve)(x).eqns
     assert eqn.primitive is p.conv_general_dilated_p
-    ours = conv_transpose(eqn.params, m, kernel, shape)
+    ours = core_transpose(eqn.primitive, eqn.params, 0, m, kernel, x, None)
     (expected,) = jax.linear_transpose(convolve, x)(m)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
 
@@ -72,7 +72,9 @@ def test_convolutions_with_groups_of_the_batch_are_left_to_jax():
         lambda x: lax.conv_general_dilated(x, kernel, (1,), "SAME", batch_group_count=2)
     )(x)
     (eqn,) = jaxpr.eqns
-    assert conv_transpose(eqn.params, jnp.ones((2, 6, 5)), kernel, x.shape) is None
+    like, m = jax.ShapeDtypeStruct(x.shape, x.dtype), jnp.ones((2, 6, 5))
+    core = eqn.primitive, eqn.params, 0
+    assert core_transpose(*core, m, kernel, like, None) is None
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -211,8 +213,8 @@ def test_linear_operations(name, composite, monkeypatch):
         (left if found is None else taken).append(op)
         return found
 
-    monkeypatch.setattr(interpreter, "direct_transpose", spied)
+    monkeypatch.setattr(linear, "direct_transpose", spied)
     ours = relevance()
     assert taken and not left
-    monkeypatch.setattr(interpreter, "direct_transpose", lambda *args: None)
+    monkeypatch.setattr(linear, "direct_transpose", lambda *args: None)
     np.testing.assert_allclose(ours, relevance(), rtol=0, atol=1e-12)

@@ -11,7 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jlrp
 from jlrp import rules
 from jlrp.rules import kernel as kernel_rules
-from jlrp.tactics import depend_on
+from jlrp.tactics import contributions
+from jlrp.tactics.dependencies import depend_on
 
 pytestmark = pytest.mark.relaxed
 ARRIVED, NUMBER = jnp.ones((3, 4)), jnp.arange(25.0).reshape(5, 5) - 7
@@ -105,7 +106,9 @@ def test_kernels_are_not_all_held_at_once(composite, monkeypatch):
         return jax.jit(relevance).lower(kernels, x).compile()
 
     waits = compiled()
-    monkeypatch.setattr("jlrp.rules.kernel.depend_on", lambda value, after: value)
+    monkeypatch.setattr(
+        "jlrp.rules.contributions.depend_on", lambda value, after: value
+    )
     monkeypatch.setattr("jlrp.ops.transposes.depend_on", lambda value, after: value)
     jax.clear_caches()
     hurries = compiled()
@@ -232,8 +235,8 @@ def test_blocks_of_a_large_kernel_are_the_whole(name, features, monkeypatch):
         return in_blocks, (explain(w, x).relevance, absorbed)
 
     without, whole = found()
-    monkeypatch.setattr(kernel_rules, "_BLOCK", 24)  # 4 features
-    monkeypatch.setattr(kernel_rules, "_MUCH_LARGER", 1)
+    monkeypatch.setattr(contributions, "_BLOCK", 24)  # 4 features
+    monkeypatch.setattr(contributions, "_MUCH_LARGER", 1)
     blocks, parts = found()
     assert blocks and not without
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):

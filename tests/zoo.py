@@ -28,6 +28,18 @@ COMPOSITES = {
 }
 
 
+def cases(program, kinds, residue, of):
+    """The kinds of one in ``of`` pairs of program and kind, by composite: one of them
+    for each pair."""
+    found = {}
+    for kind in kinds:
+        number = zlib.crc32(f"{program} {kind}".encode())
+        if number % of == residue:
+            composite = list(COMPOSITES)[number // of % len(COMPOSITES)]
+            found.setdefault(composite, []).append(kind)
+    return found
+
+
 class Draw:
     """Normal numbers, the same ones for the same name."""
 

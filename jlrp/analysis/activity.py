@@ -110,7 +110,7 @@ def _activate(
                 uses[atom].append(equation)
     program.sources = tuple(sources)
     program.explained = targets
-    program.active = frozenset(active)
+    program.active, program.operands = frozenset(active), {}
     program.levels = levels
     program.uses = dict(uses)
 

@@ -75,20 +75,23 @@ def slope_at_infinity(end: Value, start: Value) -> float:
     At infinity, else at minus infinity: where f(L) / L and f(2 L) / 2 L agree and are
     not 0, so that bounded functions have none, nor have powers.
     """
-    for far in (_FAR, -_FAR):
-        once, twice = (
-            _point(_behind(end, start, (at, at), rounds=False))
-            for at in (np.float64(far), np.float64(2 * far))
-        )
-        if once is None or twice is None:
-            continue
-        a, b = float(once) / far, float(twice) / (2 * far)
-        if np.isfinite([a, b]).all() and a and abs(a - b) <= 1e-5 * abs(a):
-            return (float(twice) - float(once)) / far
+    for sign in (1.0, -1.0):
+        for far in _FAR:
+            at = np.float64(sign * far)
+            once = value_at(end, start, at)
+            twice = value_at(end, start, 2 * at)
+            if once is None or twice is None:
+                continue
+            a, b = float(once) / at, float(twice) / (2 * at)
+            if not np.isfinite([a, b]).all():
+                continue  # exponentials of it are inf: nearer, they are not
+            if a and abs(a - b) <= 1e-5 * abs(a):
+                return float((twice - once) / at)
+            break
     return 1.0
 
 
-_FAR = 1e6
+_FAR = (1e6, 300.0)  # the second where f overflows at the first: exp(600) does not
 
 
 def is_elementwise(value: Value) -> bool:

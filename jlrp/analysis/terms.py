@@ -124,6 +124,16 @@ class View(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         return tuple(map(size_of, self.axes))
 
+    def orders(self, shape: Sequence[int]) -> bool:
+        """Whether each number of an array of this shape is seen once."""
+        left = math.prod(shape)
+        digits = (digit for axis in self.axes for digit in axis)
+        for size, stride in sorted(digits, key=lambda digit: -abs(digit[1])):
+            left //= size
+            if abs(stride) != left:
+                return False
+        return left == 1
+
     def transposed(self, permutation: Sequence[int]) -> View:
         return View(self.offset, tuple(self.axes[i] for i in permutation))
 
@@ -325,7 +335,7 @@ class Terms:
         self.only_moved = only_moved
         self.opaque = frozenset(opaque)
         self._readings: dict[Value, Reading] = {}
-        self._given: Mapping[Value, Reading] = {}
+        self.given: Mapping[Value, Reading] = {}
         self._through = False
         self._functions: dict[Any, Function] = {}
         self._numbers: dict[Any, int] = {}
@@ -438,8 +448,8 @@ class Terms:
             return Reading(tuple(atom.shape), (), number)
         if isinstance(atom, Literal):
             atom = self._literal(atom)
-        if atom in self._given:
-            return self._given[atom]
+        if atom in self.given:
+            return self.given[atom]
         if self._is_root(atom) or atom not in self._readings:
             return itself(atom)
         return self._readings[atom]
@@ -448,7 +458,7 @@ class Terms:
         """Terms in which some values are read as something else; ``through`` learned
         maps, as far as to these values."""
         other = copy(self)
-        other._readings, other._given, other._through = {}, given, through
+        other._readings, other.given, other._through = {}, given, through
         return other
 
     def beside(self, atom: Atom, out: Value) -> Reading:
@@ -502,7 +512,7 @@ class Terms:
         return (
             isinstance(atom, Value)
             and atom not in self._readings
-            and atom not in self._given
+            and atom not in self.given
             and not self._is_root(atom)
             and self.number_of(atom) is None
         )
@@ -537,7 +547,7 @@ class Terms:
             return made.primitive is not p.select_n_p
         if made.primitive is p.dot_general_p and not self._through:  # a learned map
             still = [a for a in made.inputs if not self.program.is_active(a)]
-            if any(self.number_of(a) is None and a not in self._given for a in still):
+            if any(self.number_of(a) is None and a not in self.given for a in still):
                 return True
         return len(self.program.uses.get(value, ())) > 1
 
@@ -985,7 +995,7 @@ def _part_of(
 ) -> tuple[Atom, list[int]] | None:
     """The operand of a concatenation or padding that a slice lies within."""
     made = atom.producer if isinstance(atom, Value) else None
-    if made is None or made.primitive in terms.opaque:
+    if made is None or made.primitive in terms.opaque or atom in terms.given:
         return None
     first = list(starts)
     last = [a + (n - 1) * s for a, n, s in zip(starts, shape, steps, strict=True)]

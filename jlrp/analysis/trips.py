@@ -22,9 +22,9 @@ from jax.extend.core import primitives as p
 from jlrp.analysis.intervals import scalar_of
 from jlrp.analysis.terms import Factor, Terms, View, is_move, joined, moved, moves_all
 from jlrp.ir.jax_compat import is_key, with_shape
-from jlrp.ir.names import is_inside, named_values, without_maps
+from jlrp.ir.names import is_inside, without_maps
 from jlrp.ir.primitives import traits
-from jlrp.ir.program import Atom, Equation, Program, Value, between
+from jlrp.ir.program import Atom, Equation, Program, Value, between, computing
 from jlrp.ir.rewriting import Rewriting, number_operands
 
 _Part = tuple[Atom, View]  # a value, and how it is seen
@@ -65,6 +65,8 @@ def _may_repeat(program: Program) -> set[Value]:
                 parts[value] = _cut_out(equation, i, parts)
             elif len(operands) == 1 and operands[0] in parts:
                 parts[value] = parts[operands[0]]  # type: ignore[index]
+            if _is_back(equation):
+                found.add(value)
             for root in roots[value]:
                 whole = (root.shape, root.dtype) == (value.shape, value.dtype)
                 key = (root, parts.get(value), value.shape, value.dtype)
@@ -75,6 +77,27 @@ def _may_repeat(program: Program) -> set[Value]:
         if len(values) > 1:
             found.update(values)
     return found
+
+
+_DEEP = 16  # at most: equations of a function that is computed where it was moved to
+
+
+def _is_back(equation: Equation) -> bool:
+    """Whether it moves a function of what was moved, into the shape that this had."""
+    if not moves_all(equation):
+        return False
+    (out,), stack, left = equation.outputs, [equation.inputs[0]], _DEEP
+    while stack and left:
+        atom, left = stack.pop(), left - 1
+        made = atom.producer if isinstance(atom, Value) else None
+        if made is None:
+            continue
+        if left < _DEEP - 1 and moves_all(made):
+            if made.inputs[0].shape == out.shape:
+                return True
+        elif _is_function(made):
+            stack += made.inputs
+    return False
 
 
 def _root(atom: Atom) -> frozenset[Value]:
@@ -88,6 +111,8 @@ def _cut_out(
     what it is cut from was joined."""
     source = equation.inputs[0]
     made = source.producer if isinstance(source, Value) else None
+    if equation.outputs[output].shape == source.shape:
+        return parts.get(source)  # type: ignore[arg-type]
     if made is not None and is_move(made) and not moves_all(made):
         return parts.get(source)  # type: ignore[arg-type]
     params = equation.params
@@ -103,14 +128,23 @@ class _OneValue(Rewriting):
     ):
         super().__init__(program)
         self.candidates = candidates
+        # What depends on the inputs is no number that is known: no interval is asked.
+        self._varying = set[Any](program.inputs)
+        self.new.active = self._varying  # type: ignore[assignment]
         self.terms = Terms(self.new, opaque, only_moved=True)
         self._tagged = {a for atoms in program.tags.values() for a in atoms}
+        self._naming: dict[Value, bool] = {}
         self._viewed: dict[tuple[Any, View, Any], Value] = {}
-        self._joined: dict[tuple[_Part, ...], Atom | None] = {}
+        self._joined: dict[tuple[tuple[_Part, ...], int], Atom | None] = {}
 
-    @cached_property
-    def _named(self) -> set[Atom]:
-        return self._tagged.union(*named_values(self.program).values())
+    def _is_named(self, value: Value) -> bool:
+        """Whether it has a tag, or leaves the scope that it was made in."""
+        if value not in self._naming:
+            path = _scope(value)
+            readers = self._readers.get(value, ()) if path else ()
+            leaves = any(s != path and not is_inside(s, path) for s in readers)
+            self._naming[value] = leaves or value in self._tagged
+        return self._naming[value]
 
     @cached_property
     def _readers(self) -> dict[Atom, list[str | None]]:
@@ -124,6 +158,10 @@ class _OneValue(Rewriting):
         return readers
 
     def visit(self, kept: Equation) -> None:
+        if not self._varying.isdisjoint(kept.inputs):
+            self._varying.update(kept.outputs)
+        if self.candidates.isdisjoint(kept.outputs):
+            return
         if kept.primitive in self.terms.opaque:
             return
         if not is_move(kept) and kept.primitive not in _IDENTITIES:
@@ -142,6 +180,8 @@ class _OneValue(Rewriting):
             return None
         if (factor := self._seen(value, View.whole(value.shape))) is not None:
             same = self._found(factor, value)
+            if same is None and _is_back(kept):
+                same = self._brought_back(kept)
             if same is None:
                 if not _is_part_of_input(factor, value):
                     self._viewed[factor.root, factor.view, value.dtype] = value
@@ -152,6 +192,15 @@ class _OneValue(Rewriting):
             whole = self._whole(kept)
             return whole if isinstance(whole, Value) else None
         return None
+
+    def _brought_back(self, kept: Equation) -> Value | None:
+        """A function of what was moved, as that of what it was before."""
+        (source, *_), (value,) = kept.inputs, kept.outputs
+        view = moved(kept, View.whole(source.shape))
+        if view is None:
+            return None
+        whole = self._join(((source, view),), 0, tuple(value.shape))
+        return whole if isinstance(whole, Value) else None
 
     def _found(self, factor: Factor, like: Any) -> Value | None:
         """The value of a shape and dtype that a view of a root is."""
@@ -178,21 +227,27 @@ class _OneValue(Rewriting):
         axis = concatenation.params["dimension"]
         parts = [(a, View.whole(a.shape)) for a in concatenation.inputs]
         (out,) = concatenation.outputs
-        return self._join(tuple(parts), axis, tuple(out.shape))
+        whole = self._join(tuple(parts), axis, tuple(out.shape))
+        if whole is None:  # it is the whole itself
+            self._joined[tuple(parts), axis] = out
+        return whole
 
     def _join(
         self, parts: tuple[_Part, ...], axis: int, shape: tuple[int, ...]
     ) -> Atom | None:
         """The value that consists of these parts, along an axis."""
-        if parts not in self._joined:
-            self._joined[parts] = self._join_anew(parts, axis, shape)
-        return self._joined[parts]
+        if (parts, axis) not in self._joined:
+            self._joined[parts, axis] = self._join_anew(parts, axis, shape)
+        return self._joined[parts, axis]
 
     def _join_anew(
         self, parts: tuple[_Part, ...], axis: int, shape: tuple[int, ...]
     ) -> Atom | None:
         atoms = [atom for atom, _ in parts]
-        if (number := _number(atoms)) is not None:
+        if len(parts) == 1 and tuple(atoms[0].shape) == shape:
+            if parts[0][1] == View.whole(shape):
+                return atoms[0]
+        if (number := self._number(atoms)) is not None:
             dtype = atoms[0].dtype
             (whole,) = self.insert(None, lambda: lax.full(shape, number, dtype))
             return whole
@@ -203,13 +258,14 @@ class _OneValue(Rewriting):
             like = jax.ShapeDtypeStruct(shape, atoms[0].dtype)
             if whole is not None and (found := self._found(whole, like)) is not None:
                 return found
-        if not all(isinstance(a, Value) for a in atoms) or not self._named.isdisjoint(
-            atoms
-        ):
-            return None
-        made = [a.producer for a in atoms]  # type: ignore[union-attr]
-        first = made[0]
+        values = [a for a in atoms if isinstance(a, Value)]
+        made = [v.producer for v in values]
+        first = made[0] if len(made) == len(atoms) else None
+        if len(parts) == 1 and len(self._readers.get(atoms[0], ())) > 1:
+            return None  # what reads it elsewhere would read another value
         if first is None or any(not _alike(first, other) for other in made):
+            return None
+        if any(map(self._is_named, values)):
             return None
         if moves_all(first):
             before = self._before(parts)
@@ -248,13 +304,23 @@ class _OneValue(Rewriting):
         """An operand of the function of the whole, from those of the parts."""
         first = operands[0]
         if all(not a.shape for a in operands):  # a number beside arrays
-            number = _number(operands)
+            number = self._number(operands)
             alike = all(a is first for a in operands) or number is not None
             return first if alike else None
-        if any(a.shape != b.shape for a, (b, _) in zip(operands, parts, strict=True)):
+        pairs = list(zip(operands, parts, strict=True))
+        if all(a.shape == b.shape for a, (b, _) in pairs):
+            moved = tuple((a, view) for a, (_, view) in pairs)
+            return self._join(moved, axis, shape)
+        if any(view != View.whole(b.shape) for _, (b, view) in pairs):
             return None
-        views = (view for _, view in parts)
-        return self._join(tuple(zip(operands, views, strict=True)), axis, shape)
+        repeated = {_repeated_axes(a, b) for a, (b, _) in pairs}
+        axes = repeated.pop()
+        if repeated or axes is None:
+            return None
+        if axis in axes:  # one for all parts
+            return first if all(a is first for a in operands) else None
+        thin = tuple(1 if k in axes else size for k, size in enumerate(shape))
+        return self._join(tuple((a, View.whole(a.shape)) for a in operands), axis, thin)
 
     def _applied(
         self, like: Equation, inputs: Sequence[Atom], shape: tuple[int, ...]
@@ -270,7 +336,18 @@ class _OneValue(Rewriting):
         )
         whole.producer = equation
         self.new.equations.append(equation)
+        if not self._varying.isdisjoint(inputs):
+            self._varying.add(whole)
         return whole
+
+    def _number(self, atoms: Sequence[Atom]) -> Any:
+        """The one number that all of these consist of."""
+        if not self._varying.isdisjoint(atoms):
+            return None
+        numbers = [scalar_of(a) for a in atoms]
+        if any(n is None or np.ndim(n) for n in numbers):
+            return None
+        return numbers[0] if all(n == numbers[0] for n in numbers) else None
 
     # Names.
 
@@ -282,15 +359,31 @@ class _OneValue(Rewriting):
         if same.position < value.position:  # else it was made anew, of its parts
             on_the_way, _ = between([same], [value], lambda v: True)
         inside = {v for e in on_the_way for v in e.outputs} - {value}
-        if not self._named.isdisjoint(inside):
+        if any(map(self._is_named, inside)) or self._drops_a_tag(same, on_the_way):
             return False
         scope = _scope(same)
-        if value not in self._named:  # nor may the other one get a name
+        if not self._is_named(value):  # nor may the other one get a name
             readers = self._readers.get(value, ())
             return not scope or all(is_inside(reader, scope) for reader in readers)
         readers = self._readers.get(same, ())
         alone = sum(same in e.inputs for e in on_the_way) == len(readers)
         return alone and scope == _scope(value)
+
+    def _drops_a_tag(self, same: Value, on_the_way: Sequence[Equation]) -> bool:
+        """Whether what has a tag is joined on the way, and may be read nowhere else."""
+        if not self._tagged:
+            return False
+        read = {a for e in on_the_way for a in e.inputs if isinstance(a, Value)}
+        made = {v for e in on_the_way for v in e.outputs}
+        joined, before = (
+            {
+                v
+                for e in computing(self.new, values, lambda v: True)[0]
+                for v in e.outputs
+            }
+            for values in (read - made - {same}, [same])
+        )
+        return not self._tagged.isdisjoint(joined - before)
 
 
 def _is_part_of_input(factor: Factor, value: Value) -> bool:
@@ -305,16 +398,18 @@ def _scope(value: Value) -> str:
     return "" if value.producer is None else without_maps(value.producer.scope)
 
 
+def _repeated_axes(operand: Atom, out: Atom) -> frozenset[int] | None:
+    """The axes of size 1 along which an operand is repeated; None: it does not fit."""
+    if len(operand.shape) != len(out.shape):
+        return None
+    pairs = list(enumerate(zip(operand.shape, out.shape, strict=True)))
+    if any(a not in (1, b) for _, (a, b) in pairs):
+        return None
+    return frozenset(k for k, (a, b) in pairs if a != b)
+
+
 def _is_like(value: Value, like: Any) -> bool:
     return value.shape == tuple(like.shape) and value.dtype == like.dtype
-
-
-def _number(atoms: Sequence[Atom]) -> Any:
-    """The one number that all of these consist of."""
-    numbers = [scalar_of(a) for a in atoms]
-    if any(n is None or np.ndim(n) for n in numbers):
-        return None
-    return numbers[0] if all(n == numbers[0] for n in numbers) else None
 
 
 def _alike(one: Equation, other: Equation | None) -> bool:

@@ -19,11 +19,11 @@ from jlrp.ir.traits import Family, Group
 
 def rounds(equation: Equation) -> bool:
     """Whether a cast keeps so few digits (float8) that the number is another one."""
-    out = equation.outputs[0].dtype
     if equation.primitive is p.reduce_precision_p:
         return equation.params["mantissa_bits"] < _DIGITS
     if equation.primitive is not p.convert_element_type_p:
         return False
+    out = equation.outputs[0].dtype
     if not jnp.issubdtype(out, jnp.floating):
         return False
     given = equation.inputs[0].dtype

@@ -7,6 +7,7 @@ No other module of jlrp may import from ``jax._src``; a test reads the imports.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives as p
-from jax.interpreters import batching
+from jax.interpreters import ad, batching
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jlrp.typing import Array, ArrayLike, DTypeLike, PyTree
@@ -348,10 +349,58 @@ def bind(
     return list(out) if primitive.multiple_results else [out]
 
 
+def transpose(
+    primitive: core.Primitive,
+    params: Params,
+    cotangents: Sequence[Array | jax.ShapeDtypeStruct],
+    args: Sequence[ArrayLike | jax.ShapeDtypeStruct],
+) -> list[Array | None] | None:
+    """JAX's transpose of a primitive; None if there is none.
+
+    Args:
+      cotangents: of the outputs; shape and dtype of those that are zero.
+      args: the operands; of those that it is linear in, shape and dtype.
+    """
+    try:
+        rule = ad.get_primitive_transpose(primitive)
+    except NotImplementedError:
+        return None
+
+    def aval(like: jax.ShapeDtypeStruct) -> Any:
+        return jax.core.ShapedArray(like.shape, like.dtype)  # type: ignore[attr]
+
+    linear = [isinstance(a, jax.ShapeDtypeStruct) for a in args]
+    given = [
+        ad.UndefinedPrimal(aval(a)) if isinstance(a, jax.ShapeDtypeStruct) else a
+        for a in args
+    ]
+    filled = [
+        ad.Zero(aval(m)) if isinstance(m, jax.ShapeDtypeStruct) else m
+        for m in cotangents
+    ]
+    found = rule(filled if primitive.multiple_results else filled[0], *given, **params)
+    return [
+        None if not moves or isinstance(m, ad.Zero) else m
+        for m, moves in zip(found, linear, strict=True)
+    ]
+
+
+def applied(eqn: core.JaxprEqn, args: Sequence[Operand]) -> Sequence[Array]:
+    """The outputs of an equation, under its names and line."""
+    with naming(eqn.source_info, scope_path(eqn.source_info)):
+        return bind(eqn.primitive, eqn.params, args)
+
+
 def evaluate(
-    jaxpr: Jaxpr, consts: Sequence[Operand], args: Sequence[Operand]
-) -> list[Array]:
-    """The outputs of a jaxpr without effects, equation by equation."""
+    jaxpr: Jaxpr,
+    consts: Sequence[Operand],
+    args: Sequence[Operand],
+    apply: Callable[..., Sequence[Operand]] = applied,
+) -> list[Any]:
+    """The outputs of a jaxpr without effects, equation by equation.
+
+    ``apply(eqn, operands)`` gives the outputs of each equation.
+    """
     env: dict[JaxAtom, Operand] = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
 
@@ -359,19 +408,28 @@ def evaluate(
         return literal_value(atom) if is_literal(atom) else env[atom]
 
     for eqn in jaxpr.eqns:
-        with naming(eqn.source_info, scope_path(eqn.source_info)):
-            outs = bind(eqn.primitive, eqn.params, [read(a) for a in eqn.invars])
+        outs = apply(eqn, [read(a) for a in eqn.invars])
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(a) for a in jaxpr.outvars]
 
 
 def is_inexact(aval: object) -> bool:
     """Whether an abstract value holds real or complex numbers."""
-    return jnp.issubdtype(getattr(aval, "dtype", np.dtype(bool)), jnp.inexact)
+    return _is_inexact(getattr(aval, "dtype", bool))
+
+
+@functools.cache
+def _is_inexact(dtype: DTypeLike) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def is_key(dtype: DTypeLike) -> bool:
     """Whether a dtype is that of random keys."""
+    return _is_key(dtype)
+
+
+@functools.cache
+def _is_key(dtype: DTypeLike) -> bool:
     return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)  # type: ignore[attr]
 
 
@@ -453,6 +511,11 @@ class OnHost:
 
     def back(self) -> jax.Array:
         return _to_device(self._array)
+
+
+def on_device(array: Array | OnHost) -> Array:
+    """An array, back from the memory of the host if it was there."""
+    return array.back() if isinstance(array, OnHost) else array
 
 
 def with_bodies(

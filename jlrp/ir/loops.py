@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
 from jlrp.ir.program import Atom, Equation, Program, Value
+
+T = TypeVar("T")
 
 
 class Body(NamedTuple):
@@ -38,6 +40,15 @@ class Body(NamedTuple):
     @property
     def slices(self) -> tuple[Value, ...]:
         return self.program.inputs[self.n_constants + self.n_carries :]
+
+    def divided(self, of_inputs: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
+        """What there is one of for each input: of constants, of carries, of slices."""
+        constants, rest = of_inputs[: self.n_constants], of_inputs[self.n_constants :]
+        return (
+            list(constants),
+            list(rest[: self.n_carries]),
+            list(rest[self.n_carries :]),
+        )
 
 
 def bodies_of(

@@ -11,11 +11,12 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
+import itertools
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -47,14 +48,15 @@ def named_values(program: Program, scope: str = "") -> Named:
             readers[atom].add(None)
     named: dict[str, dict[Value, None]] = defaultdict(dict)
     for equation in program.equations:
-        path = without_maps(equation.scope)
-        components = path.split("/") if path else []
+        if not (path := without_maps(equation.scope)):
+            continue
+        components = path.split("/")
         for value in equation.outputs:
-            for depth in range(1, len(components) + 1):
-                path = "/".join(components[:depth])
-                leaves = any(not is_inside(s, path) for s in readers[value])
-                if leaves and not is_inside(scope, path):
-                    named[path][value] = None
+            stays = [_shared(path, reader) for reader in readers[value]]
+            for depth in range(min(stays, default=len(components)), len(components)):
+                left = "/".join(components[: depth + 1])
+                if not is_inside(scope, left):
+                    named[left][value] = None
     for name, atoms in program.tags.items():
         named[name] = dict.fromkeys(a for a in atoms if isinstance(a, Value))
     return {name: tuple(values) for name, values in named.items() if values}
@@ -66,6 +68,21 @@ def without_maps(path: str) -> str:
 
 
 _MAPS = ("vmap()", "jvp()")  # components that JAX adds to a path
+
+
+@functools.lru_cache(maxsize=4096)
+def _shared(path: str, other: str | None) -> int:
+    """How many components two paths share, from the first."""
+    pairs = zip(path.split("/"), (other or "").split("/"), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def with_names(program: Program) -> set[Atom]:
+    """All values that have a name; equations that stand for others make none."""
+    if program.named is None:
+        traced = replace(program, equations=program.own or program.equations)
+        program.named = set[Atom]().union(*named_values(traced).values())
+    return program.named
 
 
 def is_inside(scope: str | None, path: str) -> bool:

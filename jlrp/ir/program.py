@@ -149,10 +149,11 @@ class Program:
     levels: Mapping[Value, int] = field(default_factory=dict)  # INDEPENDENT left out
     uses: dict[Value, list[Equation]] = field(default_factory=dict)
     choosing: dict[Equation, frozenset[Atom]] = field(default_factory=dict)  # keys
+    operands: dict[Equation, tuple[Value, ...]] = field(default_factory=dict)  # active
     fixed: dict[Value, bool] = field(default_factory=dict)  # made of literals alone?
     own: list[Equation] = field(default_factory=list)  # as run, if read otherwise
-    standing: dict[Value, Equation] = field(default_factory=dict)  # for their makers
     virtual: set[Value] = field(default_factory=set)  # that these alone compute
+    named: set[Atom] | None = None  # values, when they were first asked for
 
     def is_active(self, atom: Atom) -> bool:
         return isinstance(atom, Value) and atom in self.active
@@ -171,14 +172,16 @@ class Program:
 
     def active_inputs(self, equation: Equation) -> tuple[Value, ...]:
         """The distinct active operands of an equation, in order."""
-        keys = self.choosing.get(equation, ())
-        values = (a for a in equation.inputs if isinstance(a, Value))
-        found = (v for v in values if v in self.active and v not in keys)
-        return tuple(dict.fromkeys(found))
-
-    def maker(self, value: Value) -> Equation | None:
-        """The equation that a value is explained by: its own, or what stands for it."""
-        return self.standing.get(value, value.producer)
+        try:  # asked so often that calls count
+            return self.operands[equation]
+        except KeyError:
+            active = self.active
+            found = [a for a in equation.inputs if a in active]
+            if self.choosing and equation in self.choosing:
+                found = [a for a in found if a not in self.choosing[equation]]
+            distinct = tuple(dict.fromkeys(found))
+            self.operands[equation] = distinct  # type: ignore[assignment]
+            return distinct  # type: ignore[return-value]
 
     def used_once(self, value: Value) -> bool:
         """Whether exactly one operand of one active equation reads the value."""
@@ -485,6 +488,12 @@ def between(
                     constants[atom] = None
     equations = tuple(sorted(inside, key=lambda e: e.position))
     return equations, tuple(constants)
+
+
+def produced_by(atom: object, *primitives: Primitive) -> Equation | None:
+    """The equation that makes a value, if it is of one of some primitives."""
+    made = atom.producer if isinstance(atom, Value) else None
+    return made if made is not None and made.primitive in primitives else None
 
 
 def evaluate(

@@ -58,6 +58,8 @@ class Rewriting:
     def run(self) -> None:
         for equation in self.program.equations:
             self.visit(self.keep(equation))
+        if not self.renamed and self.new.equations == self.program.equations:
+            return
         outputs = tuple(map(self.now, self.program.outputs))
         self.program.outputs = outputs
         self.program.equations = reaching(self.new.equations, outputs)
@@ -72,15 +74,12 @@ class Rewriting:
 
     def keep(self, equation: Equation) -> Equation:
         """The equation in the new program, reading what is read now."""
-        inputs = tuple(map(self.now, equation.inputs))
         kept = equation
-        if any(now is not a for now, a in zip(inputs, equation.inputs, strict=True)):
-            kept = replace(equation, inputs=inputs)
+        if not self.renamed.keys().isdisjoint(equation.inputs):
+            kept = replace(equation, inputs=tuple(map(self.now, equation.inputs)))
             for value in kept.outputs:
-                value.producer = kept
+                value.producer, value.interval = kept, None
         kept.position = len(self.new.equations)
-        for value in kept.outputs:
-            value.interval = None
         self.new.equations.append(kept)
         return kept
 

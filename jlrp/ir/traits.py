@@ -287,5 +287,8 @@ TABLE = _Table()  # filled by primitives.py
 
 def traits(of: Applied | Primitive) -> Traits:
     """The row of an equation's primitive, or of one; UNKNOWN if there is none."""
-    primitive = of if isinstance(of, Primitive) else of.primitive
-    return TABLE.found.get(primitive) or TABLE.find(primitive)
+    try:  # asked so often that calls count
+        return TABLE.found[of.primitive]  # type: ignore[union-attr]
+    except (AttributeError, KeyError):
+        primitive = of if isinstance(of, Primitive) else of.primitive
+        return TABLE.find(primitive)

@@ -14,11 +14,11 @@ from jlrp import arguments
 from jlrp.arguments import takes
 from jlrp.errors import InputError
 from jlrp.ir import jax_compat
-from jlrp.metrics.looping import for_a_loop
 from jlrp.metrics.parts import PARTS, POOLS, Parts, pooled, sizes
 from jlrp.metrics.removal import REMOVAL, Inpaint, Removal
 from jlrp.metrics.scoring import SCORES, Callee, Score, split_target
 from jlrp.plan import targets
+from jlrp.tactics.looping import for_a_loop
 from jlrp.typing import Function, PyTree, Target
 
 Array = jax.Array

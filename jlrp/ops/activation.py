@@ -8,7 +8,8 @@ a parameter, which belongs to the affine operation. At its start so does
 
 * a literal shift, if what follows is homogeneous (1/x, ReLU): it is a bias;
 * a literal scale of one over the count, right behind a sum: both are a mean;
-* a minus behind a dense or convolution, unless f is larger for negative numbers.
+* a minus behind a dense or convolution, unless f is larger for negative numbers and
+  nothing else reads what is behind the minus.
 """
 
 from __future__ import annotations
@@ -225,7 +226,9 @@ class Regions:
         known = [scalar_of(a) for a in others]
         minus = made.primitive is p.mul_p and len(known) == 1 and known[0] == -1
         if made.primitive is p.neg_p or minus:
-            return self._is_mapped(start) and _grows(path[0], behind, inverted)
+            if not self._is_mapped(start):
+                return False
+            return self._is_read_outside(path) or _grows(path[0], behind, inverted)
         if len(known) != 1 or known[0] is None:
             return False
         if made.primitive in (p.add_p, p.add_jaxvals_p, p.sub_p, p.max_p):
@@ -250,6 +253,12 @@ class Regions:
         if made.primitive is p.mul_p:
             return is_mean(self.terms, behind)
         return False
+
+    def _is_read_outside(self, path: Sequence[Value]) -> bool:
+        """Whether other operations read the last value of a path but one."""
+        behind = path[-2]
+        equations, _ = between([behind], [path[0]], self._inside)
+        return not set(self.program.uses.get(behind, ())) <= set(equations)
 
     def _shifts(self, before: Value, behind: Value) -> bool:
         """Whether a number is added to one value to make another, and that is all."""
@@ -340,13 +349,15 @@ class Regions:
 
 
 def to_start(
-    region: Region | None, shape: tuple[int, ...]
+    layout: AxisView | None, shape: tuple[int, ...]
 ) -> Callable[[jax.Array], jax.Array]:
-    """The numbers of a region's end, each where in the start it was made from."""
-    if region is None or region.layout is None:
+    """The numbers of an end, each where in the start of this shape it was made from.
+
+    ``layout`` is how the end sees the start; None: as it is.
+    """
+    if layout is None:
         return lambda end: end
-    view = region.layout
-    digits = [digit for axis in view.axes for digit in axis]
+    digits = [digit for axis in layout.axes for digit in axis]
     order = sorted(range(len(digits)), key=lambda i: -abs(digits[i][1]))
     backwards = [k for k, i in enumerate(order) if digits[i][1] < 0]
 

@@ -115,10 +115,17 @@ def scale_chain(terms: Terms, end: Value) -> list[Stage]:
 
     From the first to the last. Moves are part of it only between two of them.
     """
+    key = scale_chain, end
+    if key not in terms.remembered:  # several recognisers ask
+        terms.remembered[key] = _scale_chain(terms, end)
+    return terms.remembered[key]
+
+
+def _scale_chain(terms: Terms, end: Value) -> list[Stage]:
     program = terms.program
     steps: list[Stage] = []
     value = end
-    while (made := program.maker(value)) is not None:
+    while (made := value.producer) is not None:
         if value is not end and not program.used_once(value):
             break
         before = terms.before_trip(value) if steps else value
@@ -168,8 +175,7 @@ def affine_ending_at(terms: Terms, end: Value, merge_batch_norm: bool = True):
         return None
     behind = [Stage(e, "move", e.inputs[0]) for e in dot.moves]  # type: ignore[arg-type]
     operand = next(i for i, a in enumerate(dot.core.inputs) if program.is_active(a))
-    late = any(step.equation in program.standing.values() for step in steps)
-    stands = late or dot.core is not value.producer
+    stands = dot.core is not value.producer
     if stands and not _follow_each_other(value, steps):
         return None
     affine = Affine(dot.core, operand, (*behind, *steps), stands, dot.kernel)

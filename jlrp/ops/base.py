@@ -1,18 +1,24 @@
-"""The operation: equations that one rule explains, and what a composite sees as one."""
+"""The operation: equations that one rule explains, and what a composite sees as one.
+
+Each kind of operation is a class of its own in ``ops/kinds``, with its fields and its
+mathematics; what holds of all of them is here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
 
 from jlrp.ir.loops import Body
 from jlrp.ir.program import Equation, Value
-from jlrp.ops.activation import Region
-from jlrp.ops.affine import Affine
-from jlrp.ops.embedding import Embedding
-from jlrp.ops.product import Product
-from jlrp.ops.softmax import Softmax
+from jlrp.ops.context import Context, widened
+from jlrp.typing import Array
+
+Cotangents = Sequence[Array | None]  # one for each output, None for zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,47 +27,42 @@ class Operation:
 
     Attributes:
       kind: what composites select: ``"conv"``, ``"dense"``, ``"activation"``, ...
-      nature: how relevance can be derived (see ``ir/primitives.py``).
       inputs: the active operands; a product's may repeat.
       outputs: the values whose promises it resolves.
       equations: the equations from inputs to outputs.
       constants: the other values that these read.
+      facts: what else composites select: ``"first"``, ``"attention"``, ``"gate"``, ...
       stopped: those of the constants that it adds to its inputs, and that are dead.
-      position: order in the program.
-      depth: of a dense or convolution, how many lie before it on the longest path from
-        x, as a share of the most that lie before any: 0 is nearest to x, 1 nearest to
-        the output. Of other operations, None.
     """
 
     kind: str
-    nature: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     equations: tuple[Equation, ...]
     constants: tuple[Value, ...]
-    affine: Affine | None = None
-    region: Region | None = None
-    product: Product | None = None
-    embedding: Embedding | None = None
-    softmax: Softmax | None = None
-    bodies: tuple[tuple[Body, list[Operation]], ...] = ()
-    facts: frozenset[str] = field(default_factory=frozenset)
+    facts: frozenset[str] = frozenset()
     stopped: tuple[Value, ...] = ()
-    depth: float | None = None
+
+    # What selectors may ask of any operation: a dense or convolution has a depth.
+    depth: ClassVar[float | None] = None
+    # Only loops and branches have any.
+    bodies: ClassVar[Sequence[tuple[Body, list[Operation]]]] = ()
+
+    @property
+    def equation(self) -> Equation:
+        """The one that names the operation in tables and errors."""
+        return self.equations[-1]
 
     @property
     def primitive(self) -> Any:
-        return self.equations[-1].primitive if self.affine is None else self.core
-
-    @property
-    def core(self) -> Any:
-        assert self.affine is not None
-        return self.affine.core.primitive
+        return self.equation.primitive
 
     @property
     def scope(self) -> str:
-        equation = self.equations[-1] if self.affine is None else self.affine.core
-        return equation.scope
+        return self.equation.scope
+
+    def where(self) -> str:
+        return self.equation.where()
 
     @property
     def position(self) -> int:
@@ -72,12 +73,51 @@ class Operation:
         """Whether constants add something to the operation's linear part."""
         return "offset" in self.facts
 
-    def where(self) -> str:
-        equation = self.equations[-1] if self.affine is None else self.affine.core
-        return equation.where()
-
     def __repr__(self) -> str:
         return f"{self.kind} operation ({self.primitive.name}) at {self.where()}"
+
+    # Its mathematics, at the values of a context.
+
+    def apply(self, x: Sequence[Array], ctx: Context) -> list[Array]:
+        """The outputs for other inputs, the constants kept."""
+        inputs = dict(zip(self.inputs, x, strict=True))
+        constants = [v for v in self.constants if v not in inputs]
+        env = ctx.run(self.equations, constants, inputs)
+        return [env[v] for v in self.outputs]
+
+    def at_inputs(self, ctx: Context) -> list[Array]:
+        """The inputs at which it is differentiated."""
+        return [ctx.read(v) for v in self.inputs]
+
+    def vjp(self, cotangents: Cotangents, ctx: Context) -> list[Array]:
+        """Transpose of the derivative at the actual inputs."""
+        _, pull = jax.vjp(lambda *x: self.apply(x, ctx), *self.at_inputs(ctx))
+        return list(pull(self.filled(cotangents)))
+
+    def jvp(self, ctx: Context, tangents: Sequence[Array] | None = None) -> list[Array]:
+        """The derivative, applied to the actual inputs if not told else."""
+        x = self.at_inputs(ctx)
+        tangents = x if tangents is None else tangents
+        return jax.jvp(lambda *x: self.apply(x, ctx), tuple(x), tuple(tangents))[1]
+
+    def vjp_constants(
+        self, cotangents: Cotangents, wanted: Sequence[Value], ctx: Context
+    ) -> list[Array]:
+        """Transpose of the derivative by some of the constants."""
+        x = [ctx.read(v) for v in self.inputs]
+
+        def outputs(*constants: Array) -> list[Array]:
+            at = ctx.replaced(dict(zip(wanted, constants, strict=True)))
+            return self.apply(x, at)
+
+        _, pull = jax.vjp(outputs, *(ctx.read(v) for v in wanted))
+        return list(pull(self.filled(cotangents)))
+
+    def filled(self, cotangents: Cotangents) -> list[Array]:
+        return [
+            jnp.zeros_like(widened(v)) if m is None else m
+            for v, m in zip(self.outputs, cotangents, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

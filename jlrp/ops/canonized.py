@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
-from jlrp.ir.program import Atom, Value, evaluate
+from jlrp.ir.program import Value, evaluate
 from jlrp.ops.affine import (
     Affine,
     Stage,
@@ -24,20 +24,10 @@ from jlrp.ops.affine import (
     feature_layouts,
     varying_axes,
 )
-from jlrp.ops.base import Operation
+from jlrp.ops.context import Context, widened
 from jlrp.ops.transposes import core_transpose
 
 Array = jax.Array
-
-
-class Reader(Protocol):
-    """What is asked of the numbers of a program here."""
-
-    def read(self, atom: Atom) -> Array: ...
-
-    def shape_of(self, value: Value) -> jax.ShapeDtypeStruct: ...
-
-    def offset(self, op: Operation) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -60,11 +50,11 @@ class LinearMap:
             (y,) = jax_compat.bind(primitive, dict(params), [y])
         return y
 
-    def transpose(self, kernel: Array, y: Array, arrived: Array | None = None) -> Array:
-        """Of ``apply`` by x. What is made of the kernel waits for what ``arrived``."""
+    def transpose(self, kernel: Array, y: Array, after: Array | None = None) -> Array:
+        """Of ``apply`` by x. What is made of the kernel depends on ``after``."""
         if not self.moves:
             core = self.primitive, dict(self.params), self.operand
-            x = core_transpose(*core, y, kernel, self.x.shape, arrived)
+            x = core_transpose(*core, y, kernel, self.x, after)
             if x is not None:
                 return x
         (x,) = jax.linear_transpose(lambda x: self.apply(x, kernel), self.x)(y)
@@ -80,21 +70,20 @@ class CanonizedKernel:
     bias: Array | None
 
 
-def canonized_map(op: Operation, numbers: Reader) -> CanonizedKernel:
-    """The kernel and bias that rules see."""
-    affine = op.affine
-    assert affine is not None
+def canonized_map(
+    affine: Affine, bias: Array | None, negated: bool, ctx: Context
+) -> CanonizedKernel:
+    """The kernel and bias that rules see; ``negated``: of a term that is subtracted."""
     moves = [step.equation for step in affine.steps if step.kind == "move"]
     linear = LinearMap(
         affine.core.primitive,
         _frozen(affine.core.params),
         affine.operand,
         tuple((equation.primitive, _frozen(equation.params)) for equation in moves),
-        numbers.shape_of(affine.start),
+        widened(affine.start),
     )
-    kernel = canonized_kernel(affine, numbers)
-    bias = numbers.offset(op) if op.has_offset else None
-    if "negated" in op.facts:  # a term that a sum subtracts
+    kernel = canonized_kernel(affine, ctx)
+    if negated:
         kernel, bias = lax.neg(kernel), bias if bias is None else lax.neg(bias)
     return CanonizedKernel(linear, kernel, bias)
 
@@ -103,14 +92,14 @@ def _frozen(params: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(jax_compat.widened(params).items()))
 
 
-def linear_part(affine: Affine, x: Array, numbers: Reader) -> Array:
+def linear_part(affine: Affine, x: Array, ctx: Context) -> Array:
     """The affine operation without its shifts, the scales left where they are."""
-    y, kernel = x, kernel_of(affine, numbers)
+    y, kernel = x, kernel_of(affine, ctx)
     for equation, source in [(affine.core, affine.start)] + [
         (step.equation, step.source) for step in affine.steps if step.kind != "shift"
     ]:
         args = [
-            y if a is source else kernel if a is affine.kernel else numbers.read(a)
+            y if a is source else kernel if a is affine.kernel else ctx.read(a)
             for a in equation.inputs
         ]
         (y,) = jax_compat.bind(
@@ -120,25 +109,25 @@ def linear_part(affine: Affine, x: Array, numbers: Reader) -> Array:
     return -y if negations % 2 else y
 
 
-def kernel_of(affine: Affine, numbers: Reader) -> Array:
+def kernel_of(affine: Affine, ctx: Context) -> Array:
     """The kernel of the core, which may have been cut or joined of parameters."""
     if not affine.of_kernel:
-        return numbers.read(affine.kernel)
+        return ctx.read(affine.kernel)
     read = [a for e in affine.of_kernel for a in e.inputs]
     made = {v for e in affine.of_kernel for v in e.outputs}
-    env = {v: numbers.read(v) for v in read if isinstance(v, Value) and v not in made}
+    env = {v: ctx.read(v) for v in read if isinstance(v, Value) and v not in made}
     evaluate(affine.of_kernel, env, lambda e: jax_compat.widened(e.params))
     return env[affine.kernel]  # type: ignore[index]
 
 
-def canonized_kernel(affine: Affine, numbers: Reader) -> Array:
+def canonized_kernel(affine: Affine, ctx: Context) -> Array:
     """The kernel times every scale behind the core."""
-    kernel = kernel_of(affine, numbers)
+    kernel = kernel_of(affine, ctx)
     for index, step in enumerate(affine.steps):
         if step.negates:
             kernel = -kernel
         if step.kind == "scale" and step.constant is not None:
-            scale = _on_kernel(affine, index, numbers.read(step.constant))
+            scale = _on_kernel(affine, index, ctx.read(step.constant))
             divides = step.equation.primitive is p.div_p
             kernel = _scaled(kernel, scale, lax.div if divides else lax.mul)
     return kernel

@@ -7,12 +7,12 @@ stands for those of the program, which still run.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
@@ -26,8 +26,9 @@ from jlrp.analysis.terms import (
     refined,
     strides_of,
 )
-from jlrp.ir import jax_compat
-from jlrp.ir.program import Atom, Equation, Program, Value, append, between
+from jlrp.ir.primitives import traits
+from jlrp.ir.program import Atom, Equation, Program, Value, between
+from jlrp.ops.standing import equations_of
 
 _MOVES = {p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p}
 
@@ -154,6 +155,8 @@ def _as_dot(terms: Terms, equation: Equation) -> Dot | None:
             isinstance(a, Value) and program.used_once(a) for a in operands
         ):
             return None
+        if (whole := _joined_layers(terms, equation)) is not None:
+            return whole
         parts = [_product(terms, a) for a in operands]  # type: ignore[arg-type]
         return None if None in parts else _joined(parts, equation)  # type: ignore
     if equation.primitive is p.reduce_sum_p and is_learned(terms, equation):
@@ -173,6 +176,76 @@ def cut_of_dot(terms: Terms, value: Value) -> Dot | None:
         return None
     part = _product(terms, value)
     return part and _joined([part], made, value)
+
+
+def _joined_layers(terms: Terms, concatenation: Equation) -> Dot | None:
+    """One layer for several of one value, concatenated along their features."""
+    program, made = terms.program, [a.producer for a in concatenation.inputs]  # type: ignore
+    first = made[0]
+    if first is None or first.primitive in terms.opaque:
+        return None
+    still = [i for i, a in enumerate(first.inputs) if not program.is_active(a)]
+    if not traits(first).contraction or len(still) != 1:
+        return None
+    (k,) = still
+    axis = operand_axis(first, k, concatenation.params["dimension"])
+    if axis is None:
+        return None
+    alike = all(
+        e is not None
+        and e.primitive is first.primitive
+        and e.params == first.params
+        and e.inputs[1 - k] is first.inputs[1 - k]
+        and not program.is_active(e.inputs[k])
+        and not is_fixed(program, e.inputs[k])
+        for e in made
+    )
+    if not alike:
+        return None
+    kernels = [e.inputs[k] for e in made if e is not None]
+
+    def joined(*kernels: Any) -> Any:
+        return lax.concatenate(kernels, axis)
+
+    of_kernel, (weights,) = equations_of(joined, kernels, concatenation)  # type: ignore
+    inputs = list(first.inputs)
+    inputs[k] = weights
+    core = replace(first, inputs=tuple(inputs), outputs=concatenation.outputs)
+    return Dot(core, (), tuple(of_kernel))
+
+
+def operand_axis(layer: Equation, k: int, axis: int) -> int | None:
+    """The axis of operand ``k`` alone that an axis of the output goes along.
+
+    Of a convolution, its images (``k`` is 0) or its features (1).
+    """
+    if layer.primitive is p.conv_general_dilated_p:
+        numbers = layer.params["dimension_numbers"]
+        groups = [layer.params[f"{of}_group_count"] for of in ("feature", "batch")]
+        plain = groups == [1, 1] and axis == numbers.out_spec[k]
+        return (numbers.lhs_spec, numbers.rhs_spec)[k][0] if plain else None
+    if layer.primitive is not p.dot_general_p:
+        return None
+    _, batch = layer.params["dimension_numbers"]
+    places = axes_in_output(layer, k).items()
+    found = [i for i, place in places if place == axis and i not in batch[k]]
+    return found[0] if found else None
+
+
+def axes_in_output(dot: Equation, k: int) -> dict[int, int]:
+    """Where the axes of operand ``k`` are in the output, but those that are summed."""
+    contracting, batch = dot.params["dimension_numbers"]
+    free = [
+        [
+            i
+            for i in range(len(a.shape))
+            if i not in contracting[n] and i not in batch[n]
+        ]
+        for n, a in enumerate(dot.inputs)
+    ]
+    start = len(batch[0]) + (len(free[0]) if k else 0)
+    placed = {i: place for place, i in enumerate(batch[k])}
+    return placed | {i: start + n for n, i in enumerate(free[k])}
 
 
 class _Part(NamedTuple):
@@ -216,6 +289,7 @@ def _product(terms: Terms, value: Value) -> _Part | None:
         axes.append(tuple(range(len(digits), len(digits) + len(sizes))))
         digits += zip(sizes, *split, strict=True) if split else []  # type: ignore
     digits += zip(term.inner, x.inner, kernel.inner, strict=True)
+    digits, axes = _within_axes(digits, axes, (x, kernel))
     of_x, of_kernel = (_axes_of(f, digits, i) for i, f in enumerate((x, kernel)))
     if of_x is None or of_kernel is None or any(of_x[1]):
         return None
@@ -231,6 +305,30 @@ def _product(terms: Terms, value: Value) -> _Part | None:
         of_kernel[0],
         of_kernel[1],
     )
+
+
+def _within_axes(
+    digits: Sequence[tuple[int, int, int]],
+    axes: Sequence[tuple[int, ...]],
+    factors: Sequence[Factor],
+) -> tuple[list[tuple[int, int, int]], list[tuple[int, ...]]]:
+    """Digits that go along several axes of a root as one digit for each of these."""
+    found: list[tuple[int, int, int]] = []
+    places: list[tuple[int, ...]] = []
+    for size, *strides in digits:
+        cuts = {1, size}
+        for factor, stride in zip(factors, strides, strict=True):
+            shape = factor.root.shape
+            whole = [math.prod(shape[i:]) for i in range(len(shape))]
+            cuts |= {n // stride for n in whole if stride > 0 and n % stride == 0}
+        fit = sorted(n for n in cuts if n <= size)
+        if any(b % a for a, b in itertools.pairwise(fit)):
+            fit = [1, size]
+        start = len(found)
+        for inner, outer in reversed(list(itertools.pairwise(fit))):
+            found.append((outer // inner, *(inner * s for s in strides)))  # type: ignore
+        places.append(tuple(range(start, len(found))))
+    return found, [tuple(k for i in axis for k in places[i]) for axis in axes]
 
 
 def _sizes(
@@ -338,18 +436,3 @@ def _joined(
     assert end in last.outputs
     standing = [*core[:-1], replace(last, outputs=(out,))]
     return Dot(standing[0], tuple(standing[1:]), tuple(of_kernel))
-
-
-def equations_of(
-    function: Any, operands: Sequence[Value], like: Equation
-) -> tuple[list[Equation], tuple[Value, ...]]:
-    """The equations of a function of some values, and what they make."""
-    shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in operands]
-    jaxpr, consts = jax_compat.open_jaxpr(jax.make_jaxpr(function)(*shapes))
-    scratch = Program([], (), (), {})
-    env: dict[Any, Atom] = dict(zip(jaxpr.invars, operands, strict=True))
-    outs = append(scratch, jaxpr, consts, env)
-    for equation in scratch.equations:
-        equation.position, equation.scope = like.position, like.scope
-        equation.source_infos, equation.regions = like.source_infos, like.regions
-    return scratch.equations, outs  # type: ignore[return-value]

@@ -66,6 +66,7 @@ class _Codes(Flow[frozenset[Value]]):
         super().__init__()
         self.from_sources = from_sources
         self.entered: dict[Value, frozenset[Value]] = {}
+        self._one_hot: set[Value] = set()
 
     def join(self, a: frozenset[Value], b: frozenset[Value]) -> frozenset[Value]:
         return a | b
@@ -76,6 +77,10 @@ class _Codes(Flow[frozenset[Value]]):
         codes = [a for a, of in zip(equation.inputs, operands, strict=True) if of]
         _refuse_inside_bodies(equation, codes)
         origins, none = self.nothing.union(*operands), self.nothing
+        if self._fetches(equation, codes):
+            self.entered[equation.outputs[0]] = origins
+            return [none]
+        self._mark_one_hot(equation, codes)
         if len(equation.outputs) == 1 and self._is_code(equation, codes):
             return [origins]
         if len(equation.outputs) == 1 and self._enters(equation, codes):
@@ -83,6 +88,21 @@ class _Codes(Flow[frozenset[Value]]):
             if equation.primitive is p.convert_element_type_p:  # to be cast back
                 return [origins]
         return [none] * len(equation.outputs)
+
+    def _mark_one_hot(self, equation: Equation, codes: Sequence[Atom]) -> None:
+        """A comparison of an integer with a row of constants, moved or cast or not."""
+        compared = equation.primitive is p.eq_p and self._is_one_hot(equation, codes)
+        moves = traits(equation).codes == "moves" and len(equation.inputs) == 1
+        if compared or (moves and self._one_hot.issuperset(codes) and codes):
+            self._one_hot.update(equation.outputs)
+
+    def _fetches(self, equation: Equation, codes: Sequence[Atom]) -> bool:
+        """Whether a one-hot code takes rows of a table: ``one_hot(ids) @ table``."""
+        if equation.primitive is not p.dot_general_p or len(codes) != 1:
+            return False
+        others = [a for a in equation.inputs if a not in codes]
+        hot = self._one_hot.issuperset(codes)
+        return hot and len(others) == 1 and others[0] not in self.from_sources
 
     def _is_code(self, equation: Equation, codes: Sequence[Atom]) -> bool:
         """Whether the output is a code as the operands are."""

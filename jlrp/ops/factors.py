@@ -163,7 +163,7 @@ def _factor(reading: Reading, value: Value, inverted: bool) -> Factor:
 
 def _region_at(reading: Reading, value: Value) -> Region | None:
     while (region := reading.regions.ending_at(value)) is None:
-        equation = reading.program.maker(value)
+        equation = value.producer
         source = None if equation is None else transparent(reading.program, equation)
         if source is None:
             return None
@@ -194,7 +194,7 @@ def _product_below(
     """The product that ends at ``value`` through moves and literal scales."""
     program, regions = reading.program, reading.regions
     while program.used_once(value):
-        equation = program.maker(value)
+        equation = value.producer
         if equation is None:
             return None
         if is_product(program, regions, equation):

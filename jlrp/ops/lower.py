@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.activity import Levels, active_parts
@@ -29,6 +28,7 @@ from jlrp.analysis.stopped import (
 )
 from jlrp.analysis.terms import moves_all
 from jlrp.ir.families import family_at
+from jlrp.ir.jax_compat import is_inexact
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value, between
 from jlrp.ops.activation import Regions
@@ -45,7 +45,23 @@ from jlrp.ops.average import Handed
 from jlrp.ops.base import Operation, View
 from jlrp.ops.embedding import Embedding
 from jlrp.ops.factors import Reading, factors_of, norm_of
+from jlrp.ops.kinds.activation import ActivationOp
+from jlrp.ops.kinds.affine import AffineOp
+from jlrp.ops.kinds.embedding import EmbeddingOp
+from jlrp.ops.kinds.generic import (
+    CustomOp,
+    FunctionOp,
+    HomogeneousOp,
+    RoundingOp,
+    SelectionOp,
+    UnsupportedOp,
+)
+from jlrp.ops.kinds.linear import LinearOp, MovementOp, ReductionOp, SumOp
+from jlrp.ops.kinds.loop import LoopOp
+from jlrp.ops.kinds.product import ProductOp
+from jlrp.ops.kinds.softmax import SoftmaxOp
 from jlrp.ops.mean import is_mean, mean_kind, weight_of
+from jlrp.ops.other_words import read_other_words
 from jlrp.ops.position import (
     affine_before,
     marked_attention,
@@ -55,7 +71,6 @@ from jlrp.ops.position import (
 from jlrp.ops.product import products
 from jlrp.ops.softmax import may_be_minus_infinity
 from jlrp.ops.statistic import statistic_of, unscaled
-from jlrp.ops.written_out import read_as_sums
 
 
 class _Builder:
@@ -72,10 +87,11 @@ class _Builder:
         self.program = program
         self.levels = levels
         self.embeddings = embeddings
+        program.boundaries.update(embeddings)  # a dot with a one-hot code is no layer
         self.opaque = opaque
         self.view = view
         if not view.as_differentiated:
-            read_as_sums(program, opaque)
+            read_other_words(program, opaque)
         self.regions = Regions(program, opaque, outer, not view.as_differentiated)
         self.products, self.averages = products(
             program, self.regions, view.find_signals, handed
@@ -103,8 +119,6 @@ class _Builder:
             return self.primitive_operation(equation)
         if equation.bodies:
             return self.with_bodies(equation)
-        if value in self.program.standing:
-            return self.primitive_operation(self.program.standing[value])
         for recognise in (
             self.entry,
             self.softmax,
@@ -135,24 +149,17 @@ class _Builder:
                     self.averages.handed.get(equation, ()),
                 )
                 found.append((body, inner.operations()))
-        loops = traits(equation).kind == "control flow"
-        kind = equation.primitive.name if loops else "unsupported"
-        operation = Operation(
-            kind,
-            "loop" if found else "unsupported",
-            tuple(a for a in equation.inputs if self.program.is_active(a)),  # type: ignore
-            tuple(v for v in equation.outputs if v in self.program.active),
-            (equation,),
-            (),
-            bodies=tuple(found),
-        )
-        return operation
+        inputs = tuple(v for v in _values(equation.inputs) if v in self.program.active)
+        outputs = tuple(v for v in equation.outputs if v in self.program.active)
+        values = inputs, outputs, (equation,), ()
+        if traits(equation).kind != "control flow":
+            return UnsupportedOp("unsupported", *values)
+        return LoopOp(equation.primitive.name, *values, bodies=found)
 
     def entry(self, end: Value) -> Operation | None:
         """Where integer inputs turn into floats."""
         found = self.embeddings.get(end)
-        return found and Operation(
-            "embedding",
+        return found and EmbeddingOp(
             "embedding",
             found.sources,
             (end,),
@@ -166,19 +173,16 @@ class _Builder:
         if found is None:
             return None
         masked = may_be_minus_infinity(self.program, found.scores)
-        return replace(
-            self.group("softmax", "function", [found.scores], end),
-            softmax=found,
-            facts=frozenset({"masked"} if masked else ()),
-        )
+        facts = frozenset({"masked"} if masked else ())
+        parts = self.group([found.scores], end)
+        return SoftmaxOp("softmax", *parts, facts, softmax=found)
 
     def activation(self, end: Value) -> Operation | None:
         region = self.regions.ending_at(end)
         if region is None:
             return None
-        return Operation(
+        return ActivationOp(
             "activation",
-            "elementwise",
             (region.start,),
             (end,),
             region.equations,
@@ -193,8 +197,7 @@ class _Builder:
             return None
         summed = start_of(self.regions.terms, steps).producer
         assert summed is not None
-        kind = mean_kind(summed)
-        return self.group(kind, "linear", self.operands(summed), end)
+        return ReductionOp(mean_kind(summed), *self.group(self.operands(summed), end))
 
     def _mean_steps(self, steps: list[Stage]) -> int:
         """How many of these steps turn the sum before them into a mean."""
@@ -226,15 +229,15 @@ class _Builder:
         if affine is None:
             return None
         if affine.stands:
-            operation = self.standing(affine.kind, affine.equations, affine.start, end)
+            parts = self.standing(affine.equations, affine.start, end)
         else:
-            operation = self.group(affine.kind, "linear", [affine.start], end)
+            parts = self.group([affine.start], end)
         facts = {"negated"} if self._is_subtracted(end) else set()
         if affine.has_shift:
             facts.add("offset")
         if is_nonnegative(affine.start):
             facts.add("nonnegative")
-        return replace(operation, affine=affine, facts=frozenset(facts))
+        return AffineOp(affine.kind, *parts, frozenset(facts), affine=affine)
 
     def _is_subtracted(self, end: Value) -> bool:
         """Whether a value is read as a term of a sum, and with a minus."""
@@ -270,8 +273,8 @@ class _Builder:
         else:
             steps = steps[self._mean_steps(steps) :]
         kind = "batch_norm" if batch_norm_start(steps) is not None else "scale"
-        operation = self.group(kind, "linear", [steps[0].source], end)
-        return replace(operation, facts=_offset(steps))
+        shifts = any(step.kind == "shift" for step in steps)
+        return LinearOp(kind, *self.group([steps[0].source], end), _offset(shifts))
 
     def addition(self, end: Value) -> Operation | None:
         """A sum of active values, flattened: ``(a + b) + c`` is one operation."""
@@ -298,10 +301,9 @@ class _Builder:
             return None
         constants = [a for a in end.producer.inputs if a not in leaves]  # type: ignore
         if len(leaves) == 1 and any(map(self.program.is_dead, constants)):
-            operation = self.group("scale", "linear", leaves, end)  # no sum: a shift
-            return replace(operation, facts=frozenset({"offset"}))
-        operation = self.group("add", "linear", list(dict.fromkeys(leaves)), end)
-        return replace(operation, facts=frozenset({"offset"} if offset else ()))
+            return LinearOp("scale", *self.group(leaves, end), _offset(True))  # a shift
+        parts = self.group(list(dict.fromkeys(leaves)), end)
+        return SumOp("add", *parts, _offset(offset))
 
     def multiplication(self, end: Value) -> Operation | None:
         equation = end.producer
@@ -316,8 +318,7 @@ class _Builder:
         if statistic is not None and self.view.hold_statistics:
             if statistic == 1 or equation.primitive is not p.div_p:
                 return self.norm(equation, statistic)
-        operation = self.primitive_operation(equation)
-        slots = tuple(equation.inputs[i] for i in product.slots)
+        slots = _values(equation.inputs[i] for i in product.slots)
         reciprocal = tuple(self.regions.is_inverted(equation, i) for i in product.slots)
         product = replace(product, reciprocal=reciprocal)
         facts = set()
@@ -327,8 +328,9 @@ class _Builder:
             facts.add("average")
         elif product.gated != product.uniform:
             facts.add("gate")
-        facts = frozenset(facts)
-        return replace(operation, inputs=slots, product=product, facts=facts)
+        alone = self._equation_alone(equation, self.operands(equation))
+        parts = slots, *alone[1:]
+        return ProductOp("product", *parts, frozenset(facts), product=product)
 
     def of_factors(self, equation: Equation) -> Operation:
         """A product with all its factors, a norm with what it divides by."""
@@ -345,13 +347,13 @@ class _Builder:
         kind = (
             "norm" if is_norm and norm_of(reading, equation) is not None else "product"
         )
-        operation = self.group(kind, "product", values, equation.outputs[0])
+        parts = self.group(values, equation.outputs[0])
         facts = set()
         if any(product.weights):
             facts.add("attention")
         elif product.gated != product.uniform:
             facts.add("gate")
-        return replace(operation, product=product, facts=frozenset(facts))
+        return ProductOp(kind, *parts, frozenset(facts), product=product)
 
     def norm(self, equation: Equation, statistic: int) -> Operation:
         """A signal over its statistic, which is a constant, scaled by parameters."""
@@ -366,38 +368,33 @@ class _Builder:
             for a in e.inputs
             if isinstance(a, Value) and a not in inside
         )
-        return Operation(
-            "norm", "linear", (signal,), equation.outputs, equations, (base, *constants)
-        )
+        parts = (signal,), equation.outputs, equations, (base, *constants)
+        return LinearOp("norm", *parts)
 
     def primitive_operation(self, equation: Equation) -> Operation:
-        operands = self.operands(equation)
+        """An equation by itself, as the table of primitives has it."""
         family = family_at(equation, self.program.active)
-        kind = "unsupported" if family is None else family.kind
-        nature = "unsupported" if family is None else family.nature
+        parts = self._equation_alone(equation, self.operands(equation))
         if equation.primitive in self.opaque:  # it has a registered rule
-            kind, nature = "custom", "custom"
-        elif kind in ("dense", "conv") and not is_core(self.program, equation):
+            return CustomOp("custom", *parts)
+        if family is None:
+            return UnsupportedOp("unsupported", *parts)
+        kind = family.kind
+        if kind in ("dense", "conv") and not is_core(self.program, equation):
             kind = self._fixed_kind(equation)
-        constants = tuple(
-            dict.fromkeys(
-                a for a in equation.inputs if isinstance(a, Value) and a not in operands
-            )
+        made = _BY_NATURE[family.nature]
+        made = _LINEAR.get(kind, made) if made is LinearOp else made
+        floats = [a for a in equation.inputs if is_inexact(a)]
+        offset = issubclass(made, LinearOp) and len(parts[0]) < len(floats)
+        return made(kind, *parts, _offset(offset and traits(equation).adds))
+
+    def _equation_alone(self, equation: Equation, inputs: tuple[Value, ...]) -> Parts:
+        """The parts of an operation of one equation."""
+        constants = dict.fromkeys(
+            a for a in _values(equation.inputs) if a not in inputs
         )
         outputs = tuple(v for v in equation.outputs if v in self.program.active)
-        offset = nature in ("linear", "movement") and len(operands) < len(
-            [a for a in equation.inputs if np.issubdtype(a.dtype, np.inexact)]
-        )
-        facts = {"offset"} if offset and traits(equation).adds else ()
-        return Operation(
-            kind,
-            nature,
-            operands,
-            outputs,
-            (equation,),
-            constants,
-            facts=frozenset(facts),
-        )
+        return inputs, outputs, (equation,), tuple(constants)
 
     def _fixed_kind(self, equation: Equation) -> str:
         """The kind of a linear map that is the same whatever the parameters."""
@@ -436,31 +433,55 @@ class _Builder:
         return marked_attention(found)
 
     def _with_stops(self, op: Operation) -> Operation:
-        if op.nature not in ("linear", "movement"):
+        if not isinstance(op, LinearOp):
             return op
         found = stopped_operands(self.program, op.equations, op.constants)
         return replace(op, stopped=found) if found else op
 
     def standing(
-        self, kind: str, equations: Sequence[Equation], start: Value, end: Value
-    ) -> Operation:
-        """An operation of equations that stand for those of the program."""
+        self, equations: Sequence[Equation], start: Value, end: Value
+    ) -> Parts:
+        """The parts of an operation whose equations stand for those of the program."""
         inside = {v for e in equations for v in e.outputs} | {start}
         read = (a for e in equations for a in e.inputs if isinstance(a, Value))
         constants = dict.fromkeys(a for a in read if a not in inside)
-        return Operation(
-            kind, "linear", (start,), (end,), tuple(equations), tuple(constants)
-        )
+        return (start,), (end,), tuple(equations), tuple(constants)
 
-    def group(
-        self, kind: str, nature: str, inputs: Sequence[Value], end: Value
-    ) -> Operation:
+    def group(self, inputs: Sequence[Value], end: Value) -> Parts:
+        """The parts of an operation of all equations between some values."""
         equations, constants = between(inputs, [end], self.program.active.__contains__)
-        return Operation(kind, nature, tuple(inputs), (end,), equations, constants)
+        return tuple(inputs), (end,), equations, constants
 
 
-def _offset(steps: list[Stage]) -> frozenset[str]:
-    return frozenset({"offset"} if any(s.kind == "shift" for s in steps) else ())
+# The inputs, outputs, equations and constants of an operation.
+Parts = tuple[
+    tuple[Value, ...], tuple[Value, ...], tuple[Equation, ...], tuple[Value, ...]
+]
+
+# The class of an equation by itself: by how relevance is derived; if linear, by kind.
+_LINEAR: dict[str, type[Operation]] = {
+    "add": SumOp,
+    "avg_pool": ReductionOp,
+    "mean": ReductionOp,
+    "sum": ReductionOp,
+}
+_BY_NATURE: dict[str, type[Operation]] = {
+    "function": FunctionOp,
+    "homogeneous": HomogeneousOp,
+    "linear": LinearOp,
+    "movement": MovementOp,
+    "product": UnsupportedOp,
+    "rounding": RoundingOp,
+    "selection": SelectionOp,
+}
+
+
+def _values(atoms: Iterable[Atom]) -> tuple[Value, ...]:
+    return tuple(a for a in atoms if isinstance(a, Value))
+
+
+def _offset(adds: bool) -> frozenset[str]:
+    return frozenset({"offset"} if adds else ())
 
 
 def find_operations(
@@ -502,7 +523,7 @@ def choices(program: Program, operations: Iterable[Operation]) -> Iterator[Choic
     scores is a part of them.
     """
     for op in operations:
-        if op.nature not in ("elementwise", "embedding"):
+        if not isinstance(op, ActivationOp | EmbeddingOp):
             yield from choices_of(program, op.equations, op.constants)
         for body, inner in op.bodies:
             yield from choices(body.program, inner)

@@ -6,8 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from jlrp.ir.loops import Body
 from jlrp.ir.program import Atom, Value
 from jlrp.ops.base import Operation, with_inner
+from jlrp.ops.kinds.affine import AffineOp
+from jlrp.ops.kinds.loop import LoopOp
+from jlrp.ops.kinds.product import ProductOp
+from jlrp.ops.kinds.softmax import SoftmaxOp
 
 
 def marked_attention(operations: list[Operation]) -> list[Operation]:
@@ -16,9 +21,9 @@ def marked_attention(operations: list[Operation]) -> list[Operation]:
     marked = []
     for op in operations:
         reaches = not behind.isdisjoint(op.outputs)
-        if op.kind == "softmax" or (reaches and op.kind in _BETWEEN_SCORES):
+        if isinstance(op, SoftmaxOp) or (reaches and op.kind in _BETWEEN_SCORES):
             behind.update(op.inputs)
-        elif reaches and op.product is not None:
+        elif reaches and isinstance(op, ProductOp):
             op = replace(op, facts=op.facts | {"attention"})
         marked.append(op)
     return marked
@@ -59,8 +64,9 @@ def marked_by_position(
             pairs = zip(outs, equation.outputs, strict=True)
             after = {a for a, v in pairs if v in behind} | {*outs[: body.n_carries]}
             bodies.append((body, marked_by_position(inner, inside, after)))
-        facts = op.facts | (marks if op.affine is not None else set())
-        marked.append(replace(op, facts=facts, bodies=tuple(bodies)))
+        facts = op.facts | (marks if isinstance(op, AffineOp) else set())
+        op = replace(op, facts=facts)
+        marked.append(_with_bodies(op, bodies))
     return marked
 
 
@@ -75,8 +81,8 @@ def affine_before(
     at = dict(known)
     for op in reversed(operations):
         here = max((at.get(v, 0) for v in op.inputs), default=0)
-        behind = here + (op.affine is not None)
-        if op.affine is not None:
+        behind = here + isinstance(op, AffineOp)
+        if isinstance(op, AffineOp):
             before[op] = here
         for body, inner in op.bodies:
             operands = body.operands(op.equations[0])
@@ -92,16 +98,19 @@ def affine_before(
 def with_depths(
     operations: Iterable[Operation], before: Mapping[Operation, int], most: int
 ) -> list[Operation]:
-    return [
-        replace(
-            op,
-            depth=before[op] / max(most, 1) if op in before else None,
-            bodies=tuple(
-                (b, with_depths(inner, before, most)) for b, inner in op.bodies
-            ),
-        )
-        for op in operations
-    ]
+    found: list[Operation] = []
+    for op in operations:
+        if isinstance(op, AffineOp):
+            op = replace(op, depth=before[op] / max(most, 1))
+        bodies = [(b, with_depths(inner, before, most)) for b, inner in op.bodies]
+        found.append(_with_bodies(op, bodies))
+    return found
+
+
+def _with_bodies(
+    op: Operation, bodies: Sequence[tuple[Body, list[Operation]]]
+) -> Operation:
+    return replace(op, bodies=tuple(bodies)) if isinstance(op, LoopOp) else op
 
 
 def _frontier(
@@ -114,7 +123,8 @@ def _frontier(
     behind = set(behind)
     found = set()
     for op in operations:
-        holds_affine = any(inner.affine is not None for inner in with_inner([op]))
+        inside = with_inner([op]) if op.bodies else (op,)
+        holds_affine = any(isinstance(o, AffineOp) for o in inside)
         met = not behind.isdisjoint(entering(op))
         if holds_affine and not met:
             found.add(op)

@@ -22,7 +22,6 @@ from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.activation import Regions
 from jlrp.ops.average import Averages, Handed, Part, averages
 from jlrp.ops.contraction import is_parameter, meets_constant
-from jlrp.ops.late import stand_in
 from jlrp.ops.mean import weight_of
 from jlrp.ops.signal import is_selective, signal_among
 from jlrp.ops.softmax import may_be_minus_infinity
@@ -69,18 +68,11 @@ def products(
     Without ``find_signals``, ``selective`` is as ``uniform`` and nothing ``recurs``.
     ``handed`` are pairs of outputs that are averaged outside.
     """
-    standing = stand_in(regions.terms, regions.softmaxes)
-    equations = [
-        e
-        for e in (*program.equations, *standing)
-        if is_product(program, regions, e)
-        and program.standing.keys().isdisjoint(e.outputs)
-    ]
+    equations = [e for e in program.equations if is_product(program, regions, e)]
     quotients = [e for e in equations if e.primitive is p.div_p]
     averaged = averages(program, quotients, handed)
     parts = averaged.parts
     found = {e: _part(parts[e]) for e in equations if e in parts}
-    equations.sort(key=lambda e: e.position)
     for equation in reversed(equations):  # roots before what they flatten
         if equation not in found:
             _share(program, regions, equation, found, find_signals, parts)
@@ -145,7 +137,8 @@ def _share(
         return below[0] + below[1]
 
     all_factors = flatten(root)
-    ends = {v: end_of(program, regions, v) for v in all_factors}
+    several = {v for _, below in members for fs in below for v in fs}
+    ends = {v: end_of(program, regions, v) for v in several}
     gates = gates_among(all_factors, ends)
     signal = signal_among(regions.terms, all_factors) if find_signals else None
     recurs = signal is not None and is_selective(regions.terms, signal, all_factors)
@@ -172,7 +165,7 @@ def _products_below(program: Program, regions: Regions, value: Value) -> list[Eq
     Or the several that a contraction adds up, written out term by term.
     """
     while program.used_once(value):
-        equation = program.maker(value)
+        equation = value.producer
         if equation is None:
             break
         if is_product(program, regions, equation):
@@ -245,7 +238,7 @@ def end_of(program: Program, regions: Regions, value: Value) -> str | None:
             continue
         if region is not None:
             return "activation" if region.zero_at_zero else "open"
-        made = program.maker(value)
+        made = value.producer
         before = regions.terms.before_trip(value)
         if before is not value:
             value = before
@@ -258,7 +251,7 @@ def end_of(program: Program, regions: Regions, value: Value) -> str | None:
 
 def _end_of_product(program: Program, regions: Regions, value: Value) -> str | None:
     """A product of gates is a gate: the coefficient of two steps of a recurrence."""
-    equation = program.maker(value)
+    equation = value.producer
     if equation is None or not is_product(program, regions, equation):
         return None
     if value not in regions.ends:
@@ -337,7 +330,7 @@ def may_be_nan(program: Program, regions: Regions, factor: Value) -> bool:
     while value is not None:
         if (found := regions.softmaxes.ending_at(value)) is not None:
             return may_be_minus_infinity(program, found.scores)
-        made = program.maker(value)
+        made = value.producer
         value = made and transparent(program, made)
     return False
 

@@ -29,7 +29,7 @@ from jlrp.analysis.terms import (
     varying_axes,
 )
 from jlrp.ir.primitives import primitives_where, traits
-from jlrp.ir.program import Atom, Equation, Program, Value
+from jlrp.ir.program import Atom, Equation, Program, Value, produced_by
 
 _MOVES = primitives_where(lambda row: row.view) | {p.stop_gradient_p}
 _MASKS = primitives_where(lambda row: row.addition or row.scaling) | {p.select_n_p}
@@ -48,6 +48,7 @@ class Softmax:
       rows: the axes of the scores along which each row of weights lies, whole and where
         the scores are, however the sum is written.
       base: the logarithm of what is raised to the scores.
+      layout: how weights that are as many as the scores see these, if they were moved.
     """
 
     scores: Value
@@ -55,6 +56,7 @@ class Softmax:
     axes: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
     base: float = 1.0
+    layout: View | None = None
 
 
 class Softmaxes:
@@ -114,12 +116,27 @@ class Softmaxes:
                 axes = self._axes(end, found, summed)
                 if scores is None:
                     return None
-                of_exponential = [f.view for f in term.factors if f.root is found]
-                still = of_exponential == [View.whole(scores.shape)]
+                views = self._views_of(found, term)
+                still = views == [View.whole(scores.shape)]
+                ordered = len(views) == 1 and views[0] and views[0].orders(scores.shape)
+                layout = views[0] if ordered and not still else None
                 return self._with_rows(
-                    Softmax(scores, True, axes), found, summed, still
+                    Softmax(scores, True, axes, layout=layout), found, summed, still
                 )
         return None
+
+    def _views_of(self, function: Function, term: Term) -> list[View | None]:
+        """How a term sees a function: as it is, or by way of a value made of it."""
+        found = []
+        for factor in term.factors:
+            if factor.root is function:
+                found.append(factor.view)
+            elif isinstance(factor.root, Value):
+                of_value = self.terms.read(factor.root).only
+                inner = of_value.factors if of_value is not None else ()
+                views = (f.view for f in inner if f.root is function)
+                found += [view.after(factor.view) for view in views]
+        return found
 
     def _with_rows(
         self, softmax: Softmax, function: Function, summed: Term, still: bool = True
@@ -279,8 +296,8 @@ class Softmaxes:
         if value is root:
             view = View.whole(value.shape)
         else:
-            term = self.terms.read(value).only
-            views = [f.view for f in term.factors if f.root is root] if term else []
+            factors = factors_of(self.terms.read(value))  # of expm1: and less one
+            views = [f.view for f in factors if f.root is root]
             if len(views) != 1:
                 return None
             (view,) = views
@@ -571,12 +588,6 @@ def _both_ways(equation: Equation) -> Iterator[tuple[Atom, Atom]]:
     a, b = equation.inputs
     yield a, b
     yield b, a
-
-
-def produced_by(atom: Atom | Root | None, *primitives: object) -> Equation | None:
-    if not isinstance(atom, Value) or atom.producer is None:
-        return None
-    return atom.producer if atom.producer.primitive in primitives else None
 
 
 def unmoved(atom: Atom) -> Atom:

@@ -10,10 +10,12 @@ rules read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
@@ -30,48 +32,85 @@ from jlrp.analysis.terms import (
     refined,
     strides_of,
 )
-from jlrp.ir.names import named_values
+from jlrp.ir.names import with_names
 from jlrp.ir.primitives import traits
-from jlrp.ir.program import Equation, Program, Value, between, reaching
-from jlrp.ops.contraction import equations_of, is_parameter
+from jlrp.ir.program import Atom, Equation, Program, Value, between
+from jlrp.ops.standing import OtherWords, standing_for
+from jlrp.ops.sums import in_other_words, may_be_other
 
 Array = Any
 
 
-def read_as_sums(program: Program, opaque: Iterable[Any]) -> None:
-    """Let sums over axes and contractions stand for those that are written out."""
-    while found := _written_out(Terms(program, opaque)):  # sums of sums, one by one
-        _read(program, found)
+class Sums(OtherWords):
+    """Sums over axes and contractions that are written out, sums of sums one by one."""
+
+    def found(self) -> Iterator[tuple[Value, list[Equation]]]:
+        yield from _written_out(Terms(self.program, self.opaque)).items()
 
 
 def _written_out(terms: Terms) -> dict[Value, list[Equation]]:
-    """Some sums that are written out, and the equations that stand for each."""
+    """Some sums that are written out, and the equations that stand for each.
+
+    A sum of a contraction is read once this is, or is known to be none.
+    """
     program, found, inside = terms.program, dict[Value, list[Equation]](), set()
-    named: set[Value] | None = None
-    for equation in reversed(program.equations):
-        if equation in inside or not _may_sum(terms, equation):
+    later = dict[Value, list[Equation]]()
+    names = partial(with_names, program)
+    ends = [e for e in reversed(program.equations) if _may_sum(terms, e)]
+    for equation in ends:  # first, or a sum of a sum of a stack is one sum
+        if (plain := in_other_words(terms, equation, names)) is not None:
+            found[equation.outputs[0]] = plain
+    if found:
+        return found
+    for equation in ends:
+        if equation in inside or _is_flat(program, equation):
             continue
         (out,) = equation.outputs
-        if _is_outer(equation):
-            found[out] = _product(equation)
+        of_products = False
+        for term, between_them in _terms_of(terms, out, names):
+            if _is_plain(between_them):
+                break
+            standing = _standing(term, equation, out)
+            if standing is not None and of_products:
+                later[out] = standing
+                break
+            if standing is not None:
+                found[out] = standing
+                inside.update(between_them)
+                break
+            of_products = len(term.factors) == 2
+    return found or later
+
+
+def _terms_of(
+    terms: Terms, out: Value, names: Callable[[], set[Atom]]
+) -> Iterator[tuple[Term, tuple[Equation, ...]]]:
+    """A value as a sum of products, or as a sum, of what is before it.
+
+    First of what is as far before as can be; then of what joins several values; then of
+    what adds several. Of what has a name, if that is between. With the equations.
+    """
+    met: set[str] = set()
+    reduces = out.producer is not None and not traits(out.producer).addition
+    stops = {"": set(), "joins": {"joins"}, "adds": {"joins", "adds"}}
+    for kind, stop in stops.items():
+        if kind and kind not in met:
             continue
-        term = _term(terms, out, True) or _term(terms, out, False)
-        if term is None:
+        if kind == "adds" and not reduces:
             continue
-        starts = [f.root for f in term.factors]
-        between_them = between(starts, [out], program.active.__contains__)[0]  # type: ignore
-        if _is_plain(between_them):
-            continue
-        if named is None:
-            named = set().union(*named_values(program).values())
-        made = {v for e in between_them for v in e.outputs} - {out}
-        if not named.isdisjoint(made):
-            continue
-        standing = _standing(term, equation, out)
-        if standing is not None:
-            found[out] = standing
-            inside.update(between_them)
-    return found
+        for products in (True, False):
+            for apart in (set[Atom](), None):
+                walk = _Walk(terms, out, products, stop, met)
+                walk.apart = names() if apart is None else apart
+                term = walk.term()
+                if term is None:
+                    break
+                starts = [f.root for f in term.factors]
+                equations = between(starts, [out], terms.program.active.__contains__)[0]  # type: ignore
+                made = {v for e in equations for v in e.outputs} - {out}
+                if _is_plain(equations) or names().isdisjoint(made):
+                    yield term, equations
+                    break
 
 
 def _may_sum(terms: Terms, equation: Equation) -> bool:
@@ -80,19 +119,36 @@ def _may_sum(terms: Terms, equation: Equation) -> bool:
     if equation.primitive in terms.opaque or len(equation.outputs) != 1:
         return False
     (out,) = equation.outputs
-    if out not in program.active or out in program.standing:
+    if out not in program.active:
         return False
     if equation.primitive is p.reduce_window_sum_p:
         return covered(equation) is not None
     if equation.primitive in (p.reduce_sum_p, p.concatenate_p):
         return True
-    if equation.primitive is p.dot_general_p:
-        return _is_outer(equation)
+    if may_be_other(program, equation):
+        return True
     if is_move(equation):
         (source, *_) = equation.inputs
         made = source.producer if isinstance(source, Value) else None
         return made is not None and made.primitive is p.cumsum_p
     return traits(equation).addition and len(program.active_inputs(equation)) == 2
+
+
+def _is_flat(program: Program, equation: Equation) -> bool:
+    """Whether nothing that a sum over axes, or of two values, adds up is a sum, a
+    product or moved: then it is as it is, and no walk is needed to see it."""
+    if equation.primitive is not p.reduce_sum_p and not traits(equation).addition:
+        return False
+    for value in program.active_inputs(equation):
+        made = value.producer
+        if made is None:
+            continue
+        if is_move(made):
+            return False
+        of_several = made.primitive in (p.mul_p, p.dot_general_p)
+        if program.used_once(value) and (of_several or _adds(program, made)):
+            return False
+    return True
 
 
 def _is_plain(equations: Sequence[Equation]) -> bool:
@@ -102,49 +158,110 @@ def _is_plain(equations: Sequence[Equation]) -> bool:
     return len(made) == 1 and not written
 
 
-def _is_outer(equation: Equation) -> bool:
-    """Whether it is a product in the words of a contraction, of nothing."""
-    if equation.primitive is not p.dot_general_p:
-        return False
-    (contracting, _), _ = equation.params["dimension_numbers"]
-    dtypes = {a.dtype for a in (*equation.inputs, *equation.outputs)}
-    return not contracting and len(dtypes) == 1
+@dataclass
+class _Walk:
+    """A walk back from a value through what adds and moves.
 
-
-def _leaves(terms: Terms, out: Value, products: bool) -> set[Value] | None:
-    """What a value adds up, or the factors of ``products`` that it adds up."""
-    program, found, stack = terms.program, set[Value](), [(out, False)]
-    while stack:
-        value, added = stack.pop()
-        made = value.producer
-        inside = value is out or program.used_once(value)
-        if made is None or made.primitive in terms.opaque:
-            found.add(value)
-        elif products and inside and (factors := _factors(terms, made, added)):
-            found.update(factors)
-        elif is_move(made) or (inside and _adds(program, made)):
-            added = added or not is_move(made)
-            stack += [(a, added) for a in program.active_inputs(made)]
-        else:
-            found.add(value)
-        if len(found) > 2:
-            return None
-    return found
-
-
-def _factors(terms: Terms, equation: Equation, added: bool) -> list[Value]:
-    """The two factors of a product of active values, or of one and a parameter.
-
-    Learned maps that are ``added`` stay several, each with its kernel.
+    Attributes:
+      products: whether it ends at the factors of products that are added up.
+      stop: whether it ends at what ``joins`` or ``adds`` several values.
+      met: which of these it met.
+      apart: values that it ends at.
+      multiplied: whether it came to a product.
     """
-    if equation.primitive not in (p.mul_p, p.dot_general_p):
-        return []
-    before = [terms.before_moves(a) for a in equation.inputs]
-    roots = [found[0] for found in before if found is not None]
-    still = [root for root in roots if not terms.program.is_active(root)]
-    learned = all(is_parameter(terms, root) for root in still)
-    several = bool(still) and added and equation.primitive is p.dot_general_p
-    return roots if len(roots) == 2 > len(still) and learned and not several else []
+
+    terms: Terms
+    out: Value
+    products: bool
+    stop: Set[str]
+    met: set[str]
+    apart: Set[Atom] = frozenset()
+    multiplied: bool = False
+
+    def term(self) -> Term | None:
+        """The value as one sum of another one, or as a product of two."""
+        leaves = self.leaves()
+        if leaves is None or (len(leaves) > 1 and not self.multiplied):
+            return None
+        given = {leaf: itself(leaf) for leaf in leaves}
+        assumed = self.terms.assuming(given, through=True)
+        term = assumed.closed(assumed.read(self.out)).only
+        if term is None or term.coefficient != 1:
+            return None
+        if not term.inner and len(term.factors) < 2:
+            return None
+        roots = [f.root for f in term.factors]
+        plain = all(f.power == 1 and _is_number(f.root, self.out) for f in term.factors)
+        return term if plain and set(roots) == leaves else None
+
+    def leaves(self) -> set[Value] | None:
+        """What the value adds up, or the factors of the products that it adds up."""
+        program, found = self.terms.program, set[Value]()
+        stack = [(self.out, False)]
+        while stack:
+            value, added = stack.pop()
+            made = value.producer
+            inside = value is self.out or program.used_once(value)
+            if made is None or made.primitive in self.terms.opaque:
+                found.add(value)
+            elif value in self.apart and value is not self.out:
+                found.add(value)
+            elif self.products and inside and (of := self.factors(made, added)):
+                found.update(of)
+                self.multiplied = True
+            elif is_move(made) or (inside and _adds(program, made)):
+                before = program.active_inputs(made)
+                if len(before) > 1 and value is not self.out and self.ends(made):
+                    found.add(value)
+                    continue
+                added = added or not is_move(made)
+                stack += [(a, added) for a in before]
+            else:
+                found.add(value)
+            if len(found) > 2:
+                return None
+        return found
+
+    def ends(self, equation: Equation) -> bool:
+        """Whether the walk ends at an equation of several values."""
+        kind = "joins" if is_move(equation) else "adds"
+        self.met.add(kind)
+        return kind in self.stop
+
+    def factors(self, equation: Equation, added: bool) -> list[Value]:
+        """The two factors of a product of active values, or of one and a parameter.
+
+        Learned maps that are ``added`` stay several, each with its kernel.
+        """
+        if equation.primitive not in (p.mul_p, p.dot_general_p):
+            return []
+        before = [self.before_moves(a) for a in equation.inputs]
+        roots = [root for root in before if root is not None]
+        still = [root for root in roots if not self.terms.program.is_active(root)]
+        kernels = all(map(self.is_kernel, still))
+        several = bool(still) and added and equation.primitive is p.dot_general_p
+        return roots if len(roots) == 2 > len(still) and kernels and not several else []
+
+    def is_kernel(self, root: Value) -> bool:
+        """Whether a constant weighs what is summed: learned, or a map that is fixed."""
+        inexact = np.issubdtype(root.dtype, np.inexact)
+        return bool(inexact) and self.terms.program.is_parameter(root)
+
+    def before_moves(self, atom: Atom) -> Value | None:
+        """What an atom was before it was moved; the last value that is ``apart``."""
+        found = self.terms.before_moves(atom)
+        if found is None or not isinstance(atom, Value):
+            return None
+        (root, _), value = found, atom
+        while value is not root and value not in self.apart:
+            made = value.producer
+            if made is None or not is_move(made):
+                return root
+            before = [a for a in made.inputs if isinstance(a, Value)]
+            if len(before) != 1:
+                return root
+            (value,) = before
+        return value
 
 
 def _adds(program: Program, equation: Equation) -> bool:
@@ -157,104 +274,11 @@ def _adds(program: Program, equation: Equation) -> bool:
     return traits(equation).addition and all(scalar_of(a) == 0 for a in still)
 
 
-def _term(terms: Terms, out: Value, products: bool) -> Term | None:
-    """A value as one sum of another one, or as a product of two."""
-    leaves = _leaves(terms, out, products)
-    if leaves is None or (len(leaves) > 1 and not products):
-        return None
-    given = {leaf: itself(leaf) for leaf in leaves}
-    assumed = terms.assuming(given, through=True)
-    term = assumed.closed(assumed.read(out)).only
-    if term is None or term.coefficient != 1:
-        return None
-    if not term.inner and len(term.factors) < 2:
-        return None
-    roots = [f.root for f in term.factors]
-    plain = all(f.power == 1 and _is_number(f.root, out) for f in term.factors)
-    return term if plain and set(roots) == leaves else None
-
-
 def _is_number(root: Root, like: Value) -> bool:
     return isinstance(root, Value) and root.dtype == like.dtype
 
 
-def _read(program: Program, found: dict[Value, list[Equation]]) -> None:
-    """Put standing equations in the place of those of the program."""
-    program.own = program.own or program.equations
-    kept = [e for e in program.equations if not any(v in found for v in e.outputs)]
-    for out, standing in found.items():
-        step = 1 / len(standing)
-        for k, equation in enumerate(standing):
-            equation.position = out.position + (k + 1) * step - 1  # type: ignore
-            kept.append(equation)
-            virtual = {v for v in equation.outputs if v is not out}
-            program.virtual |= virtual
-            if not program.active.isdisjoint(equation.inputs):
-                program.active |= virtual
-        for equation in standing:
-            for value in equation.outputs:
-                value.producer = equation
-    kept.sort(key=lambda e: e.position)
-    program.equations = reaching(kept, program.outputs)
-    program.uses = _uses(program)
-    everything = {*program.own, *program.equations, *program.unread}
-    run = {*program.own}
-
-    def order(equation: Equation) -> tuple[float, bool]:
-        return equation.position, equation not in run
-
-    for k, equation in enumerate(sorted(everything, key=order)):
-        equation.position = k
-
-
-def _uses(program: Program) -> dict[Value, list[Equation]]:
-    uses: dict[Value, list[Equation]] = {}
-    for equation in reversed(program.equations):
-        if program.active.isdisjoint(equation.outputs):
-            continue
-        keys = program.choosing.get(equation, ())
-        for atom in equation.inputs:
-            if atom in program.active and atom not in keys:
-                uses.setdefault(atom, []).append(equation)  # type: ignore[arg-type]
-    return uses
-
-
 # The equations that stand.
-
-
-def _product(outer: Equation) -> list[Equation]:
-    """The product of what is broadcast, for a contraction of nothing."""
-    (out,) = outer.outputs
-    _, batch = outer.params["dimension_numbers"]
-    ranks, places = [len(a.shape) for a in outer.inputs], []
-    start = len(batch[0])
-    for rank, both in zip(ranks, batch, strict=True):
-        free = [i for i in range(rank) if i not in both]
-        at = dict(zip(both, range(len(both)), strict=True))
-        at |= dict(zip(free, range(start, start + len(free)), strict=True))
-        start += len(free)
-        places.append(at)
-
-    def wide(x: Array, at: dict[int, int]) -> Array:
-        order = sorted(range(x.ndim), key=at.__getitem__)
-        x = x if order == sorted(order) else lax.transpose(x, order)
-        if x.shape == tuple(out.shape):
-            return x
-        return lax.broadcast_in_dim(x, out.shape, [at[i] for i in order])
-
-    def product(*x: Array) -> Array:
-        return lax.mul(*map(wide, x, places))
-
-    return _standing_for(out, product, outer.inputs, outer)
-
-
-def _standing_for(
-    out: Value, function: Any, operands: Sequence[Any], like: Equation
-) -> list[Equation]:
-    made, (end,) = equations_of(function, operands, like)
-    last = made[-1]
-    assert end in last.outputs
-    return [*made[:-1], replace(last, outputs=(out,))]
 
 
 def _standing(term: Term, like: Equation, out: Value) -> list[Equation] | None:
@@ -268,7 +292,7 @@ def _standing(term: Term, like: Equation, out: Value) -> list[Equation] | None:
         function = _contraction(term.factors, digits, n, out)
     if function is None:
         return None
-    return _standing_for(out, function, [f.root for f in term.factors], like)
+    return standing_for(out, function, [f.root for f in term.factors], like)
 
 
 Digits = list[tuple[int, tuple[int, ...]]]  # sizes, and the strides of each factor

@@ -20,6 +20,12 @@ from jlrp.ir.loops import Body
 from jlrp.ir.program import Atom, Value
 from jlrp.ops.affine import reshape_groups
 from jlrp.ops.base import Operation, with_inner
+from jlrp.ops.kinds.activation import ActivationOp
+from jlrp.ops.kinds.affine import AffineOp
+from jlrp.ops.kinds.linear import LinearOp, ReductionOp
+from jlrp.ops.kinds.loop import LoopOp
+from jlrp.ops.kinds.product import ProductOp
+from jlrp.ops.kinds.softmax import SoftmaxOp
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Network:
       gated: whether a recurrence has gates: maps of what they have made before.
       coefficients: the products of those gates that multiply what it carries.
       multiplies: whether values are multiplied by values at all.
+      is_map: whether the output is of the places of an image: a convolution is behind
+        it, and neither a dense layer nor a mean over places.
     """
 
     convolutions: Mapping[Operation, Convolution]
@@ -63,6 +71,7 @@ class Network:
     gated: bool
     coefficients: frozenset[Operation]
     multiplies: bool
+    is_map: bool
 
     @property
     def count(self) -> int:
@@ -70,21 +79,37 @@ class Network:
         found = self.convolutions.values()
         return sum(c.times for c in found if not c.dense)
 
+    @property
+    def side(self) -> float:
+        """Of the image, in pixels; 0 of a signal."""
+        return max((c.side for c in self.convolutions.values()), default=0.0)
+
 
 def network_of(operations: Sequence[Operation]) -> Network:
     """What a program is made of; its operations, from the output back."""
-    products = [op for op in with_inner(operations) if op.product is not None]
-    convolutions = _Windows().found(operations)
+    everything = with_inner(operations)
+    products = [op for op in everything if isinstance(op, ProductOp)]
+    windows = _Windows()
+    seen = windows.walk(operations, {}, 1)
+    convolutions = windows.convolutions
     gates = _recurrent_gates(operations)
     return Network(
         convolutions,
         any(c.embeds for c in convolutions.values()) or any(map(_cuts, operations)),
         any("attention" in op.facts for op in products),
-        any(op.product.recurs for op in products if op.product),
+        any(op.product.recurs for op in products),
         bool(gates),
         frozenset(op for op, multiplies_carry in gates.items() if multiplies_carry),
         bool(products),
+        _is_map(operations, seen),
     )
+
+
+def _is_map(operations: Sequence[Operation], seen: Mapping[Value, _Seen]) -> bool:
+    read = {v for op in operations for v in op.inputs}
+    outputs = [v for op in operations for v in op.outputs if v not in read]
+    ends = [seen.get(v, _Seen()) for v in outputs]
+    return bool(ends) and all(end.places for end in ends)
 
 
 # Receptive fields
@@ -99,12 +124,14 @@ class _Seen:
       jump: pixels to the next element.
       side: of the image, as the first convolution tells it; 0 of a signal.
       mapped: whether a dense or convolution was before.
+      places: whether it is at one of several places of an image.
     """
 
     field: float | None = 1.0
     jump: float = 1.0
     side: float = 0.0
     mapped: bool = False
+    places: bool = False
 
 
 def _merged(seen: Iterable[_Seen]) -> _Seen:
@@ -115,6 +142,7 @@ def _merged(seen: Iterable[_Seen]) -> _Seen:
         max(s.jump for s in seen),
         max(s.side for s in seen),
         any(s.mapped for s in seen),
+        any(s.places for s in seen),
     )
 
 
@@ -123,10 +151,6 @@ class _Windows:
     """A walk from x to the output that measures what each convolution sees."""
 
     convolutions: dict[Operation, Convolution] = field(default_factory=dict)
-
-    def found(self, operations: Sequence[Operation]) -> dict[Operation, Convolution]:
-        self.walk(operations, {}, 1)
-        return self.convolutions
 
     def walk(
         self, operations: Sequence[Operation], known: Mapping[Value, _Seen], times: int
@@ -141,22 +165,27 @@ class _Windows:
         return at
 
     def behind(self, op: Operation, before: _Seen, times: int) -> _Seen:
-        if op.kind == "conv" and op.affine is not None:
+        if isinstance(op, AffineOp) and op.is_convolution:
             return self.convolved(op, before, times)
-        if op.affine is not None:
-            grid = len(op.affine.start.shape) > 3  # a map of channels
-            return replace(before, field=before.field if grid else None, mapped=True)
-        if op.product is not None or op.kind in ("mean", "sum", "softmax"):
-            return replace(before, field=None)
+        if isinstance(op, AffineOp):
+            if len(op.affine.start.shape) > 3:  # a map of channels
+                return replace(before, mapped=True)
+            return replace(before, field=None, mapped=True, places=False)
+        sums = isinstance(op, ReductionOp) and not op.is_pooling
+        if sums or isinstance(op, ProductOp | SoftmaxOp):
+            return replace(before, field=None, places=False)
         for equation in op.equations:
             if "window_dimensions" in equation.params:
                 sizes = equation.params["window_dimensions"]
                 strides = equation.params["window_strides"]
                 rates = equation.params.get("window_dilation") or [1] * len(sizes)
                 before = _stepped(before, list(zip(sizes, strides, rates, strict=True)))
+                left = zip(sizes, equation.outputs[0].shape, strict=True)
+                single = all(extent == 1 for size, extent in left if size > 1)
+                before = replace(before, places=before.places and not single)
         return before
 
-    def convolved(self, op: Operation, before: _Seen, times: int) -> _Seen:
+    def convolved(self, op: AffineOp, before: _Seen, times: int) -> _Seen:
         axes = _spatial_axes(op)
         reads = [(size, stride, rate) for _, size, stride, rate, _ in axes]
         after = _stepped(before, reads)
@@ -165,6 +194,7 @@ class _Windows:
         is_image = sum(extent > 1 for extent in extents) > 1
         side = before.side or (min(extents) * before.jump if is_image else 0.0)
         after = replace(after, jump=after.jump / spread, side=side, mapped=True)
+        after = replace(after, places=is_image and math.prod(_out_shape(op)) > 1)
         cut = [(size, stride) for extent, size, stride, *_ in axes if extent > 1]
         single = math.prod(_out_shape(op)) == 1
         apart = all(stride >= size for size, stride in cut)
@@ -201,7 +231,7 @@ class _Windows:
 
 def _runs(op: Operation, part: int, length: int) -> int:
     """How often a body of a loop runs: one that is peeled, once."""
-    if op.kind != "scan":
+    if not (isinstance(op, LoopOp) and op.has_length):
         return 1
     peeled = len(op.bodies) - 1
     return 1 if part < peeled else max(1, length - peeled)
@@ -223,17 +253,15 @@ def _stepped(before: _Seen, windows: Iterable[tuple[int, int, int]]) -> _Seen:
     return replace(before, field=field, jump=before.jump * stride)
 
 
-def _out_shape(op: Operation) -> list[int]:
+def _out_shape(op: AffineOp) -> list[int]:
     """The spatial axes of a convolution's output."""
-    assert op.affine is not None
     core = op.affine.core
     axes = core.params["dimension_numbers"].out_spec[2:]
     return [core.outputs[0].shape[axis] for axis in axes]
 
 
-def _spatial_axes(op: Operation) -> list[tuple[int, int, int, int, int]]:
+def _spatial_axes(op: AffineOp) -> list[tuple[int, int, int, int, int]]:
     """Extent, kernel, stride, dilation and spread of each spatial axis of x."""
-    assert op.affine is not None
     core = op.affine.core
     numbers = core.params["dimension_numbers"]
     image, kernel = core.inputs
@@ -251,7 +279,7 @@ def _spatial_axes(op: Operation) -> list[tuple[int, int, int, int, int]]:
 
 def _cuts(op: Operation) -> bool:
     """Whether a dense layer maps parts of an axis of x, which a reshape has cut."""
-    if op.kind != "dense" or op.affine is None or "first" not in op.facts:
+    if not isinstance(op, AffineOp) or op.is_convolution or "first" not in op.facts:
         return False
     positions = math.prod(op.affine.core.outputs[0].shape[1:-1])
     value, cut = op.affine.start, False
@@ -290,30 +318,33 @@ def _recurrent_gates(operations: Sequence[Operation]) -> dict[Operation, bool]:
     again = _Again().found(operations)
     producers = {v: op for op in with_inner(operations) for v in op.outputs}
 
-    def recurs(op: Operation) -> bool:
+    def recurs(op: ProductOp) -> bool:
         gates = (_maps_before(v, producers) for v in _gates_of(op))
         return any(not again.isdisjoint(maps) for maps in gates)
 
     everything = with_inner(operations) if again else ()
-    found = [op for op in everything if "gate" in op.facts and recurs(op)]
+    products = [op for op in everything if isinstance(op, ProductOp)]
+    found = [op for op in products if "gate" in op.facts and recurs(op)]
     starts = {op: {_start(v, producers) for v in _gates_of(op)} for op in found}
     carried: set[Value] = set()
     for op in found:
-        assert op.product is not None
         if op.product.selective != op.product.uniform:
             carried |= starts[op]
     return {op: not carried.isdisjoint(starts[op]) for op in found}
 
 
-def _gates_of(op: Operation) -> list[Value]:
-    assert op.product is not None
+def _gates_of(op: ProductOp) -> list[Value]:
     shares = zip(op.inputs, op.product.gated, strict=True)
     return [v for v, share in shares if not share]
 
 
 def _start(gate: Value, producers: Mapping[Value, Operation]) -> Value:
     """What a gate's activation reads: the same for ``z`` and for ``1 - z``."""
-    while gate in producers and producers[gate].kind in ("activation", "scale"):
+
+    def steps(op: Operation | None) -> bool:
+        return isinstance(op, ActivationOp) or isinstance(op, LinearOp) and op.is_scale
+
+    while steps(producers.get(gate)):
         (gate,) = producers[gate].inputs
     return gate
 
@@ -326,7 +357,7 @@ def _maps_before(value: Value, producers: Mapping[Value, Operation]) -> set[Oper
         if op is None or op in seen:
             continue
         seen.add(op)
-        if op.affine is not None:
+        if isinstance(op, AffineOp):
             found.add(op)
         else:
             stack += op.inputs
@@ -362,7 +393,7 @@ class _Again:
             bits = 0
             for value in op.inputs:
                 bits |= at.get(value, 0)
-            if op.affine is not None:
+            if isinstance(op, AffineOp):
                 bit = self.kernels[op] = self.bit_of(op.affine.kernel, body)
                 self.again |= bit & bits
                 bits |= bit

@@ -15,8 +15,13 @@ from jlrp.analysis.stopped import Stop
 from jlrp.errors import SelectorError
 from jlrp.ir.loops import Body
 from jlrp.ir.program import Equation, Program, Value, computing
+from jlrp.ops.activation import Region
 from jlrp.ops.base import Operation
 from jlrp.ops.captures import Asked, Entries, Masked, entries
+from jlrp.ops.kinds.activation import ActivationOp
+from jlrp.ops.kinds.affine import AffineOp
+from jlrp.ops.kinds.linear import LinearOp
+from jlrp.ops.kinds.loop import LoopOp
 from jlrp.plan.residuals import (
     KeepWhere,
     Policy,
@@ -95,7 +100,8 @@ class Plan:
                 (value,) = step.operation.outputs
                 of_a_loop = step.rule.which in ("first", "last")
                 found[step.rule.name] = len(value.shape) + of_a_loop
-            more = int(step.operation.kind in ("scan", "while"))
+            op = step.operation
+            more = int(isinstance(op, LoopOp) and not op.is_branch)
             for plan in step.bodies:
                 found |= {name: axes + more for name, axes in plan.masks.items()}
         return found
@@ -234,8 +240,9 @@ def _captured(
 ) -> Entries:
     planned: dict[Equation, dict[int, Entries]] = {}
     for step in steps:
-        equation, plans = step.operation.equations[0], step.bodies
-        if plans and step.operation.kind == "cond":
+        op, plans = step.operation, step.bodies
+        equation = op.equations[0]
+        if plans and isinstance(op, LoopOp) and op.is_branch:
             planned[equation] = {i: plan.captured for i, plan in enumerate(plans)}
         elif plans:  # of a while loop, the first is the condition
             planned[equation] = {len(equation.bodies) - 1: plans[-1].captured}
@@ -283,7 +290,7 @@ def _with_masks(
 def _masked(program: Program, value: Value) -> Operation:
     readers = program.uses.get(value) or program.equations
     equations = (value.producer,) if value.producer is not None else readers[:1]
-    return Operation("condition", "linear", (value,), (value,), tuple(equations), ())
+    return LinearOp("condition", (value,), (value,), tuple(equations), ())
 
 
 def no_path(name: str) -> str:
@@ -309,20 +316,25 @@ def _marked_rectified(program: Program, steps: Sequence[Step]) -> tuple[Step, ..
     others = {*program.explained, *program.outputs}
     rectifying: set[Value] = set()
     for step in steps:
-        region = step.operation.region if type(step.rule) is Pass else None
-        if region is not None and vanishes_below_zero(region.end, region.start):
-            rectifying.update(step.operation.inputs)
+        op = step.operation
+        region = op.region if isinstance(op, ActivationOp) else None
+        if region is not None and _rectifies(step.rule, region):
+            rectifying.update(op.inputs)
         else:
-            others.update(step.operation.inputs)
+            others.update(op.inputs)
     rectified = rectifying - others
 
     def marked(step: Step) -> Step:
         op = step.operation
-        if op.affine is None or rectified.isdisjoint(op.outputs):
+        if not isinstance(op, AffineOp) or rectified.isdisjoint(op.outputs):
             return step
         return replace(step, operation=replace(op, facts=op.facts | {"rectified"}))
 
     return tuple(map(marked, steps))
+
+
+def _rectifies(rule: Rule, region: Region) -> bool:
+    return type(rule) is Pass and vanishes_below_zero(region.end, region.start)
 
 
 def _behind_parameters(

@@ -41,7 +41,7 @@ def intervals(found: Mapping[str, Interval], *, axis: str = "mean") -> Picture:
             ax.plot([mean.low, mean.high], [place, place], color=colour)
             ax.plot([mean.mean], [place], "o", color=colour, markersize=4)
         ax.set_yticks(range(len(found)), list(found), fontsize=8)
-        ax.invert_yaxis()
+        ax.set_ylim(len(found) - 0.5, -0.5)  # from the top
         ax.set_xlabel(axis)
         ax.grid(axis="x", color="0.9")
         return figure

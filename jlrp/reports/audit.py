@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlrp.caching import Call, Key
-from jlrp.interpreter import EvalContext
 from jlrp.ir import jax_compat
 from jlrp.ir.program import Value
 from jlrp.notices import warn_of
+from jlrp.ops.context import Context
 from jlrp.plan.planning import Plan, Step, is_float
 from jlrp.promise import Promise
 from jlrp.references import mean_over
@@ -151,7 +151,7 @@ class _Auditor:
         step: Step,
         r_out: Sequence[Promise | None],
         propagation: Propagation,
-        ctx: EvalContext,
+        ctx: Context,
     ) -> None:
         op, causes = step.operation, propagation.causes()
         row = Row(op.kind, op.scope, repr(step.rule), repr(op), tuple(causes))
@@ -173,7 +173,7 @@ def _ledger_row(row: Row, amounts: Sequence[float]) -> LedgerRow:
 
 
 def _relevance_at(
-    pairs: Iterable[tuple[Value, Promise | None]], ctx: EvalContext
+    pairs: Iterable[tuple[Value, Promise | None]], ctx: Context
 ) -> ArrayLike:
     amounts = [
         jnp.sum(promise.resolve(ctx.difference(value)))

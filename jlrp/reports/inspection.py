@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from jlrp.ir.program import Equation, Value, computing
+from jlrp.ops.kinds.loop import LoopOp
 from jlrp.ops.lower import choices
 from jlrp.plan.planning import Plan, Step, read_by
 from jlrp.plan.residuals import size_of
@@ -311,7 +312,9 @@ def _covered(plan: Plan) -> Iterator[EquationCoverage]:
         yield EquationCoverage(equation.primitive.name, equation.where(), *entry)
         if step is not None:
             # A peeled iteration repeats the equations of the others: the last counts.
-            cases = step.bodies[-1:] if step.operation.kind != "cond" else step.bodies
+            op = step.operation
+            branches = isinstance(op, LoopOp) and op.is_branch
+            cases = step.bodies if branches else step.bodies[-1:]
             for body in cases:
                 yield from _covered(body)
 

@@ -21,8 +21,16 @@ from jlrp.errors import InputError
 from jlrp.ir.own_primitives import custom_relevance_p
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
-from jlrp.promise import Promise
-from jlrp.rules.base import Context, Propagation, Rule
+from jlrp.ops.context import Context
+from jlrp.ops.kinds.activation import ActivationOp
+from jlrp.ops.kinds.affine import AffineOp
+from jlrp.ops.kinds.embedding import EmbeddingOp
+from jlrp.ops.kinds.generic import FunctionOp, HomogeneousOp, RoundingOp, SelectionOp
+from jlrp.ops.kinds.linear import LinearOp, MovementOp
+from jlrp.ops.kinds.product import ProductOp
+from jlrp.ops.kinds.softmax import SoftmaxOp
+from jlrp.promise import Parts, Promise
+from jlrp.rules.base import Propagation, Rule
 from jlrp.rules.elementwise import NativeGradient, Pass
 from jlrp.rules.embedding import SumFeatures
 from jlrp.rules.gradient import Gradient, Stop
@@ -50,6 +58,7 @@ __all__ = [
     "Gradient",
     "NativeGradient",
     "Operation",
+    "Parts",
     "Pass",
     "Promise",
     "Propagation",
@@ -87,6 +96,9 @@ class Custom(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.equations[0].outputs
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [Parts.VALUE] * len(op.inputs)
+
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
@@ -122,6 +134,9 @@ class ByItself(Rule):
 
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.equations[0].outputs
+
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [Parts.VALUE] * len(op.inputs)
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
@@ -182,23 +197,25 @@ def registered() -> dict[Primitive, Rule]:
 
 def default_rule(op: Operation) -> Rule | None:
     """The rule of an operation's kind, where no composite says otherwise."""
-    if (rule := _registered.get(op.primitive)) is not None and op.affine is None:
+    rule = None if isinstance(op, AffineOp) else _registered.get(op.primitive)
+    if rule is not None:
         own = isinstance(rule, ByItself)
         return ByItself(op.equations[0].params["name"]) if own else rule
-    if op.region is not None:
-        passes = op.region.zero_at_zero or op.region.homogeneous
-        return _PASS if passes else _BY_NATURE["function"]
-    return _UNIFORM if op.product is not None else _BY_NATURE.get(op.nature)
+    if isinstance(op, ActivationOp) and not op.passes:
+        return _DEFAULTS[FunctionOp]
+    return next((_DEFAULTS[c] for c in type(op).mro() if c in _DEFAULTS), None)
 
 
 # Made once: the parameters of a rule are checked when it is made.
-_PASS, _UNIFORM = Pass(), Uniform()
-_BY_NATURE: dict[str, Rule] = {
-    "linear": Zero(),
-    "movement": Follow(),
-    "selection": Follow(),
-    "function": Gradient(),
-    "homogeneous": Euler(),
-    "embedding": SumFeatures(),
-    "rounding": StraightThrough(),
+_DEFAULTS: dict[type, Rule] = {
+    ActivationOp: Pass(),
+    EmbeddingOp: SumFeatures(),
+    FunctionOp: Gradient(),
+    HomogeneousOp: Euler(),
+    LinearOp: Zero(),
+    MovementOp: Follow(),
+    ProductOp: Uniform(),
+    RoundingOp: StraightThrough(),
+    SelectionOp: Follow(),
+    SoftmaxOp: Gradient(),
 }

@@ -13,12 +13,12 @@ import jax
 
 from jlrp import arguments
 from jlrp.errors import InputError, RuleError, SelectorError
-from jlrp.ir.program import Atom, Equation, Program, Value
-from jlrp.ops.activation import Region
-from jlrp.ops.affine import Affine
+from jlrp.ir.program import Equation, Value
 from jlrp.ops.base import Operation
 from jlrp.ops.captures import Captured, Entries
-from jlrp.promise import Promise
+from jlrp.ops.context import Context, Residuals
+from jlrp.promise import Parts, Promise
+from jlrp.rules.bias import BIASES
 from jlrp.typing import PyTree
 
 Array = jax.Array
@@ -57,107 +57,14 @@ class Both:
     there: PyTree
 
 
-class Context(Protocol):
-    """Values and maps of one operation, in the dtype in which relevance is computed."""
-
-    @property
-    def reference(self) -> Context | None:
-        """The same at the reference point, if relevance is relative to one."""
-        ...
-
-    def difference(self, value: Value) -> Array:
-        """What multipliers are of: x - x0 with a reference, else x."""
-        ...
-
-    def varies(self, atom: Atom) -> bool:
-        """Whether an atom may be another one at another x."""
-        ...
-
-    def with_reference(self, reference: Context | None) -> Context:
-        """The same context with another reference point."""
-        ...
-
-    @property
-    def arrived(self) -> Array | None:
-        """Relevance of the outputs: what is made of residuals alone depends on it.
-
-        Else a compiler may make it before the forward pass, and hold it until then.
-        """
-        ...
-
-    def read(self, atom: Atom) -> Array:
-        """The number that the atom had in the forward pass."""
-        ...
-
-    def shape_of(self, value: Value) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of the relevance of a value."""
-        ...
-
-    def apply(self, op: Operation, x: Sequence[Array]) -> list[Array]:
-        """The operation's outputs for other inputs, its constants kept."""
-        ...
-
-    def offset(self, op: Operation) -> Array:
-        """The operation's output at inputs of zero: its bias."""
-        ...
-
-    def transpose(
-        self, op: Operation, cotangents: Sequence[Array | None]
-    ) -> list[Array]:
-        """Transpose of a linear operation's linear part."""
-        ...
-
-    def vjp(self, op: Operation, cotangents: Sequence[Array | None]) -> list[Array]:
-        """Transpose of the operation's derivative at its actual inputs."""
-        ...
-
-    def jvp(
-        self, op: Operation, tangents: Sequence[Array] | None = None
-    ) -> list[Array]:
-        """The operation's derivative, applied to its actual inputs if not told else."""
-        ...
-
-    def linear(self, op: Operation, x: Sequence[Array]) -> list[Array]:
-        """The linear part of a linear operation: without what its constants add."""
-        ...
-
-    def product_vjp(
-        self, op: Operation, m: Array, operands: Sequence[Array], taking: Sequence[int]
-    ) -> list[Array]:
-        """Cotangents of some operands of a product, at these operands."""
-        ...
-
-    def kernel_map(self, op: Operation) -> KernelMap:
-        """The affine operation with its effective kernel."""
-        ...
-
-    def replaced(self, numbers: Mapping[Value, Array]) -> Context:
-        """The same context with other numbers for some values."""
-        ...
-
-    def mask(self, name: str) -> Array:
-        """The mask of a condition."""
-        ...
-
-    def vjp_constants(
-        self, op: Operation, shares: Sequence[Array | None], wanted: Sequence[Value]
-    ) -> list[Array]:
-        """Transpose of the operation's derivative by some of its constants."""
-        ...
-
-    def recorded(self, equation: Equation) -> PyTree:
-        """What a loop's rule recorded in the forward pass."""
-        ...
-
-    def original(self, atom: Atom) -> Array:
-        """The number in the program's own dtype."""
-        ...
+class LoopContext(Context):
+    """A context that also runs the bodies of loops and branches."""
 
     def forward_body(
         self, plan: BodyPlan, inputs: Sequence[Array]
     ) -> tuple[list[Array], Residuals]:
         """Run a body; its outputs, and what its plan keeps."""
-        ...
+        raise NotImplementedError
 
     def reverse_body(
         self,
@@ -176,29 +83,9 @@ class Context(Protocol):
         are those of this iteration, where they differ. Without ``captures`` there are
         none.
         """
-        ...
-
-    def made(
-        self, program: Program, wanted: Sequence[Value], given: Mapping[Value, Array]
-    ) -> dict[Value, Array]:
-        """Values of a program, computed from its inputs."""
-        ...
-
-    def run(
-        self,
-        equations: Sequence[Equation],
-        constants: Sequence[Value],
-        inputs: Mapping[Value, Array],
-    ) -> dict[Value, Array]:
-        """Every value of some equations, for other inputs."""
-        ...
-
-    def region(self, region: Region, x: Array) -> dict[Value, Array]:
-        """Every value of a unary region for another input."""
-        ...
+        raise NotImplementedError
 
 
-Residuals = dict[Any, PyTree]  # arrays by Value; what loops record, by Equation
 Forward = Callable[[Any, Sequence[Array]], tuple[list[Array], Residuals]]
 
 
@@ -213,8 +100,21 @@ class Recorder(Protocol):
         ...
 
 
+class BodyStep(Protocol):
+    """A step of such a plan (``planning.Step``)."""
+
+    @property
+    def operation(self) -> Operation: ...
+
+    @property
+    def rule(self) -> Rule: ...
+
+
 class BodyPlan(Protocol):
     """The plan of a loop's or branch's body (``planning.Plan``)."""
+
+    @property
+    def steps(self) -> Sequence[BodyStep]: ...
 
     @property
     def kept(self) -> tuple[Value, ...]: ...
@@ -238,29 +138,6 @@ class BodyPlan(Protocol):
     def masks_of_next(self) -> frozenset[str]: ...
 
 
-class LinearMap(Protocol):
-    """``y = apply(x, kernel)``, bilinear; hashable, and equal for equal layers."""
-
-    def apply(self, x: Array, kernel: Array) -> Array: ...
-
-    def transpose(
-        self, kernel: Array, y: Array, arrived: Array | None = None
-    ) -> Array: ...
-
-
-class KernelMap(Protocol):
-    """``y = linear.apply(x, kernel) + bias``."""
-
-    @property
-    def linear(self) -> LinearMap: ...
-
-    @property
-    def kernel(self) -> Array: ...
-
-    @property
-    def bias(self) -> Array | None: ...
-
-
 class Rule:
     """A propagation rule: a frozen, hashable, printable value.
 
@@ -281,6 +158,14 @@ class Rule:
     def needs(self, op: Operation) -> tuple[Value, ...]:
         """The activations the rule reads, besides the operation's constants."""
         raise NotImplementedError
+
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        """Which parts the promises of the inputs have, by those of the outputs.
+
+        ``propagate`` returns no others. Where it returns fewer, a loop has zeros, since
+        all its iterations hand on the same parts: a rule that says which saves these.
+        """
+        return [Parts.BOTH] * len(op.inputs)
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
@@ -312,9 +197,6 @@ class Rule:
     )
 
 
-BIASES = ("absorb", "ignore", "split")
-
-
 def _check_parameter(rule: Rule, name: str, kind: str) -> None:
     value = getattr(rule, name)
     if "None" in kind and value is None:
@@ -336,8 +218,3 @@ def refuse(rule: Rule, op: Operation, why: str) -> None:
         f"{rule!r} cannot explain the {op!r}: {why}. Give that operation another rule: "
         "list a pair with a narrower selector before this one."
     )
-
-
-def affine_of(op: Operation) -> Affine:
-    assert op.affine is not None
-    return op.affine

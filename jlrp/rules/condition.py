@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
-from jlrp.promise import Promise
-from jlrp.rules.base import Causes, Context, Propagation, Rule
+from jlrp.ops.context import Context
+from jlrp.promise import Parts, Promise
+from jlrp.rules.base import Causes, Propagation, Rule
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,16 @@ class Mask(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.outputs
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return r
+
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
         (promise,) = r
         assert promise is not None
         y = ctx.read(op.outputs[0])
-        mask = ctx.mask(self.name)
+        mask = ctx.masks[self.name]
         if self.which in ("first", "last") and mask.ndim > y.ndim:
             mask = mask[0 if self.which == "first" else -1]
         mask = jnp.broadcast_to(mask, y.shape).astype(y.dtype)

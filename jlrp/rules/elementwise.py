@@ -18,17 +18,22 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.analysis.intervals import at_zero, scalar_of, slope_at_infinity
-from jlrp.analysis.terms import moves_all
+from jlrp.analysis.terms import View, moves_all
 from jlrp.ir import jax_compat
 from jlrp.ir.families import keeps_order
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Value
 from jlrp.ops.activation import Region, to_start
 from jlrp.ops.base import Operation
-from jlrp.promise import Promise, safe_divide, unless_zero, zero, zeros_like
-from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.ops.context import Context
+from jlrp.ops.kinds.activation import ActivationOp, values_of
+from jlrp.ops.kinds.embedding import EmbeddingOp
+from jlrp.ops.kinds.generic import CustomOp
+from jlrp.ops.kinds.softmax import SoftmaxOp
+from jlrp.promise import Parts, Promise, safe_divide, unless_zero, zero, zeros_like
+from jlrp.rules.base import Array, Causes, Propagation, Rule, refuse
 from jlrp.rules.reference import Difference
-from jlrp.tactics import depend_on
+from jlrp.tactics.dependencies import made_again
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,14 @@ class Pass(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.outputs
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        passes = isinstance(op, ActivationOp) and op.passes
+        return r if passes else [Parts.VALUE]
+
     def check(self, op: Operation) -> None:
-        if op.kind == "softmax":
-            if op.inputs[0].shape != op.outputs[0].shape:  # the largest, renormalised
+        if isinstance(op, SoftmaxOp):
+            moved = op.softmax.layout is not None
+            if not moved and op.inputs[0].shape != op.outputs[0].shape:  # the largest
                 refuse(self, op, "its output is not one number for each score")
         elif not is_elementwise(op):
             refuse(self, op, _NOT_ELEMENTWISE)
@@ -62,8 +72,8 @@ class Pass(Rule):
         (promise,) = r
         assert promise is not None
         x, y = ctx.read(op.inputs[0]), ctx.read(op.outputs[0])
-        region = op.region
-        back = to_start(region, x.shape)
+        region = op.region if isinstance(op, ActivationOp) else None
+        back = to_start(_layout(op), x.shape)
         y, passing = back(y), promise.map(back)
         if region is None or not (region.zero_at_zero or region.homogeneous):
             passing = Promise(value=passing.resolve(y))
@@ -75,9 +85,7 @@ class Pass(Rule):
         if multiplier is None or region is None:
             return Propagation([passing], lambda: _constants(replaced))
         if _is_costly(region):
-            # Recomputed from x: else XLA merges this with the same equations of the
-            # forward pass, and keeps their results.
-            x = depend_on(lax.optimization_barrier(x), after=ctx.arrived)
+            (x,) = made_again([x], after=ctx.after)
         passed = gated(region, x, y, multiplier, ctx)
         if region.may_miss:
             passed = unless_zero(passed, multiplier)
@@ -93,6 +101,12 @@ class Pass(Rule):
             return {"blocked": blocked, **_constants(replaced)}
 
         return Propagation([r_in], causes)
+
+
+def _layout(op: Operation) -> View | None:
+    if isinstance(op, SoftmaxOp):
+        return op.softmax.layout
+    return op.region.layout if isinstance(op, ActivationOp) else None
 
 
 def _without_missing(promise: Promise, x: Array, y: Array) -> tuple[Promise, Array]:
@@ -123,6 +137,9 @@ class NativeGradient(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.outputs
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [Parts.VALUE] * len(op.inputs)
+
     def check(self, op: Operation) -> None:
         if not is_elementwise(op):
             refuse(self, op, _NOT_ELEMENTWISE)
@@ -135,12 +152,13 @@ class NativeGradient(Rule):
         y = ctx.read(op.outputs[0])
         relevance = promise.resolve(y)
         gain = slope_at_infinity(op.outputs[0], op.inputs[0])
-        inverted = op.region is not None and op.region.inverted
+        region = op.region if isinstance(op, ActivationOp) else None
+        inverted = region is not None and region.inverted
         # Of 1/f: minus f' over f squared, which has no gain.
         share = -safe_divide(relevance, y * y) if inverted else relevance / gain
-        (value,) = ctx.vjp(op, [share])
-        if op.region is not None and op.region.may_miss:
-            value = unless_zero(value, to_start(op.region, value.shape)(relevance))
+        (value,) = op.vjp([share], ctx)
+        if region is not None and region.may_miss:
+            value = unless_zero(value, to_start(region.layout, value.shape)(relevance))
 
         def causes() -> Causes:
             r_out = jnp.sum(jnp.where(jnp.isfinite(relevance), relevance, 0))
@@ -158,14 +176,14 @@ def is_elementwise(op: Operation) -> bool:
     Its equations decide. What is not in the program (a primitive with a rule of its
     own, a derivative around a kernel) is what the user says, if its shape allows.
     """
-    if not len(op.inputs) == len(op.outputs) == 1 or op.embedding is not None:
+    if not len(op.inputs) == len(op.outputs) == 1 or isinstance(op, EmbeddingOp):
         return False
     (x,), (y,) = op.inputs, op.outputs
-    if op.region is not None:
+    if isinstance(op, ActivationOp):
         return True
     if x.shape != y.shape:
         return False
-    if op.nature == "custom" or traits(op).has_derivative:
+    if isinstance(op, CustomOp) or traits(op).has_derivative:
         return True
     moving: set[Atom] = {x}
     for equation in op.equations:
@@ -189,7 +207,7 @@ def _is_costly(region: Region) -> bool:
 
 def gated(region: Region, x: Array, y: Array, m: Array, ctx: Context) -> Array:
     """``m f(x) / x`` of a region with f(0) = 0, not divided where it need not be."""
-    back = to_start(region, x.shape)
+    back = to_start(region.layout, x.shape)
     passed = _Ratios(region, x, m, ctx).of(region.end)
     if passed is not None:
         return back(passed)
@@ -197,9 +215,11 @@ def gated(region: Region, x: Array, y: Array, m: Array, ctx: Context) -> Array:
     if region.homogeneous and not region.zero_at_zero:
         return lax.mul(m, safe_divide(y, x))
     if region.homogeneous:  # its derivative at 0 may be infinite
-        y = ctx.region(region, lax.select(x == 0, lax.full_like(x, 1), x))[region.end]
+        y = values_of(region, lax.select(x == 0, lax.full_like(x, 1), x), ctx)[
+            region.end
+        ]
         y = back(y)
-    ratio = _quotient(lambda v: back(ctx.region(region, v)[region.end]), x, y)
+    ratio = _quotient(lambda v: back(values_of(region, v, ctx)[region.end]), x, y)
     return lax.mul(m, ratio)
 
 
@@ -229,7 +249,7 @@ class _Ratios:
 
     @cached_property
     def _env(self) -> dict[Value, Array]:
-        return self._ctx.region(self.region, self.x)
+        return values_of(self.region, self.x, self._ctx)
 
     def number(self, atom: Atom) -> Array:
         if isinstance(atom, Literal):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +16,11 @@ from jlrp.ir.homogeneity import is_inexact
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Value
 from jlrp.ops.base import Operation
+from jlrp.ops.context import Context, widened
 from jlrp.ops.embedding import Embedding
-from jlrp.promise import Promise
-from jlrp.rules.base import Causes, Context, Propagation, Rule, refuse
+from jlrp.ops.kinds.embedding import EmbeddingOp
+from jlrp.promise import Parts, Promise
+from jlrp.rules.base import Causes, Propagation, Rule, refuse
 from jlrp.rules.reference import constants_of, multipliers_of
 from jlrp.typing import Array, ArrayLike, DTypeLike
 
@@ -32,8 +35,11 @@ class SumFeatures(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.outputs
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [Parts.VALUE] * len(op.inputs)
+
     def check(self, op: Operation) -> None:
-        if op.embedding is None:
+        if not isinstance(op, EmbeddingOp):
             refuse(self, op, "it turns no integer input into floats")
 
     def from_reference(self, op: Operation) -> Rule:
@@ -43,7 +49,7 @@ class SumFeatures(Rule):
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
         (promise,) = r
-        assert promise is not None and op.embedding is not None
+        assert promise is not None and isinstance(op, EmbeddingOp)
         relevance = promise.resolve(ctx.difference(op.outputs[0]))
         integers = {v: ctx.read(v) for v in op.inputs}
         numbers = ctx.run(op.equations, op.constants, integers)
@@ -58,7 +64,7 @@ class SumFeatures(Rule):
             return {"constants": jnp.sum(jnp.where(reached, 0, relevance))}
 
         values = [
-            value.astype(ctx.shape_of(v).dtype) if is_inexact(v) else value
+            value.astype(widened(v).dtype) if is_inexact(v) else value
             for v, value in zip(op.inputs, r_in, strict=True)
         ]
         promises = [Promise(value=value) for value in values]
@@ -96,6 +102,10 @@ class _Spread:
             return self._fetched(equation, env)
         if prim is p.convert_element_type_p:
             return carried[0]
+        if (
+            prim is p.dot_general_p
+        ):  # of a one-hot code: each row is that of its integer
+            return _taken(equation, env)
         chooses = prim is p.select_n_p and equation.inputs[0] not in env
         if prim is p.eq_p or (row.codes == "computes" and not chooses):
             return sum(jnp.broadcast_to(t, shape) for t in carried)  # type: ignore
@@ -123,3 +133,14 @@ class _Spread:
         rows = tuple(i for i in range(len(shape)) if i not in numbers.offset_dims)
         carried = jnp.sum(env[equation.inputs[1]], -1)  # type: ignore[index]
         return lax.broadcast_in_dim(carried, shape, rows)
+
+
+def _taken(dot: Equation, env: Mapping[Value, Array]) -> Array:
+    """What a one-hot code carries, over the rows of a table that it takes."""
+    contracting, _ = dot.params["dimension_numbers"]
+    i = int(dot.inputs[1] in env)
+    code = env[dot.inputs[i]]  # type: ignore[index]
+    count = math.prod(code.shape[k] for k in contracting[i])
+    table = jnp.full(dot.inputs[1 - i].shape, 1 / count, code.dtype)
+    operands = (table, code) if i else (code, table)
+    return jax_compat.bind(dot.primitive, dot.params, operands)[0]

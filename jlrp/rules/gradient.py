@@ -7,14 +7,20 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core.primitives import custom_vjp_call_p
+from jax.extend.core.primitives import custom_vjp_call_p, while_p
 
 from jlrp.ir.primitives import names_where, traits
 from jlrp.ir.program import Value
 from jlrp.ops.activation import to_start
 from jlrp.ops.base import Operation
-from jlrp.promise import Promise, product, unless_zero
-from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.ops.context import Context
+from jlrp.ops.kinds.activation import ActivationOp
+from jlrp.ops.kinds.embedding import EmbeddingOp
+from jlrp.ops.kinds.generic import FunctionOp
+from jlrp.ops.kinds.product import ProductOp
+from jlrp.ops.kinds.softmax import SoftmaxOp
+from jlrp.promise import Parts, Promise, product, unless_zero
+from jlrp.rules.base import Array, Causes, Propagation, Rule, refuse
 from jlrp.rules.reference import Taylor
 from jlrp.rules.stopped import dead_part
 
@@ -31,10 +37,13 @@ class Gradient(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.outputs
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [Parts.MULTIPLIER] * len(op.inputs)
+
     def check(self, op: Operation) -> None:
-        if op.embedding is not None:
+        if isinstance(op, EmbeddingOp):
             refuse(self, op, "integers have no gradient")
-        if op.kind == "while":
+        if op.primitive is while_p:
             refuse(self, op, "JAX has no reverse derivative of a while_loop")
 
     def propagate(
@@ -43,15 +52,16 @@ class Gradient(Rule):
         multipliers: list[Array | None] = []
         for out, promise in zip(op.outputs, r, strict=True):
             multipliers.append(promise and promise.per_unit(ctx.read(out)))
-        cotangents = ctx.vjp(op, multipliers)
+        cotangents = op.vjp(multipliers, ctx)
         # Of 1/y, R / y is minus the derivative by y: what divides has that sign.
-        inverted = op.region is not None and op.region.inverted
+        region = op.region if isinstance(op, ActivationOp) else None
+        inverted = region is not None and region.inverted
         cotangents = [
             lax.neg(m) if inverted != divides else m
             for m, divides in zip(cotangents, _reciprocals(op), strict=True)
         ]
-        if op.region is not None and op.region.may_miss:
-            back = to_start(op.region, cotangents[0].shape)
+        if region is not None and region.may_miss:
+            back = to_start(region.layout, cotangents[0].shape)
             pairs = zip(cotangents, multipliers, strict=True)
             cotangents = [unless_zero(c, back(m)) for c, m in pairs if m is not None]
 
@@ -61,7 +71,7 @@ class Gradient(Rule):
         def causes() -> Causes:
             nothing = jnp.asarray(0, jnp.real(ctx.read(op.outputs[0])).dtype)
             total = blocked = stopped = nothing
-            linear = ctx.jvp(op, _tangents(op, ctx, _reciprocals(op)))
+            linear = op.jvp(ctx, _tangents(op, ctx, _reciprocals(op)))
             for out, promise, m, j in zip(
                 op.outputs, r, multipliers, linear, strict=True
             ):
@@ -112,20 +122,19 @@ class Gradient(Rule):
         return Taylor()
 
     def is_exact(self, op: Operation) -> bool:
-        if op.kind == "softmax":
+        if isinstance(op, SoftmaxOp):
             return True
         if traits(op).has_derivative:
             return not op.equations[-1].holds(names_where(lambda row: row.kernel))
-        if op.nature == "function":  # the table of primitives says so
+        if isinstance(op, FunctionOp):  # the table of primitives says so
             family = traits(op).family
             return family is not None and family.exact
-        region = op.region
-        return region is not None and not (region.zero_at_zero or region.homogeneous)
+        return isinstance(op, ActivationOp) and not op.passes
 
 
 def _reciprocals(op: Operation) -> tuple[bool, ...]:
     """The inputs of which the relevance is that of one over them."""
-    marked = op.product.reciprocal if op.product is not None else ()
+    marked = op.product.reciprocal if isinstance(op, ProductOp) else ()
     return marked or (False,) * len(op.inputs)
 
 
@@ -134,7 +143,7 @@ def _tangents(
 ) -> Sequence[Array] | None:
     """Where not the inputs themselves: zeros for what is infinite, since by a masked
     score the derivative is 0; minus what divides and is read as one over it."""
-    masked = op.region is not None or op.kind == "softmax"
+    masked = isinstance(op, ActivationOp | SoftmaxOp)
     if not masked and not any(reciprocals):
         return None
     x = [ctx.read(v) for v in op.inputs]
@@ -149,6 +158,9 @@ class Stop(Rule):
 
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return ()
+
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [Parts.NONE] * len(op.inputs)
 
     def from_reference(self, op: Operation) -> Rule:
         return self

@@ -18,9 +18,11 @@ from jlrp.ir.homogeneity import body_degree, is_inexact
 from jlrp.ir.program import Value
 from jlrp.ir.traits import Degree, Degrees
 from jlrp.ops.base import Operation
+from jlrp.ops.context import Context
 from jlrp.ops.decompositions import bound, decomposition_of, n_factors
-from jlrp.promise import Promise
-from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.ops.kinds.generic import HomogeneousOp
+from jlrp.promise import Parts, Promise
+from jlrp.rules.base import Array, Causes, Propagation, Rule, refuse
 from jlrp.rules.reference import Difference
 
 
@@ -49,10 +51,13 @@ class Euler(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.outputs
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [Parts.MULTIPLIER] * len(op.inputs)
+
     def check(self, op: Operation) -> None:
         if len(op.equations) != 1:
             refuse(self, op, "it consists of several equations")
-        if self.degree is None and op.nature != "homogeneous":
+        if self.degree is None and not isinstance(op, HomogeneousOp):
             refuse(self, op, "its degree is not known; give it")
 
     def from_reference(self, op: Operation) -> Rule:

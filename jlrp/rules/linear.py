@@ -6,25 +6,33 @@ at weights are in ``kernel``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
-from jlrp.promise import Promise, safe_divide, signed, zeros_like
-from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.ops.context import Context
+from jlrp.ops.kinds.affine import AffineOp
+from jlrp.ops.kinds.generic import SelectionOp
+from jlrp.ops.kinds.linear import LinearOp, ReductionOp
+from jlrp.promise import Parts, Promise, safe_divide, signed, zeros_like
+from jlrp.rules.base import Array, Causes, Propagation, Rule, refuse
+from jlrp.rules.bias import Shared, by_option
+from jlrp.rules.ledger import summed
 from jlrp.rules.padding import ones, padding_of
 from jlrp.rules.reference import Difference, EpsilonDifference
 from jlrp.rules.stopped import dead_part, divided
 
 
-class _LinearRule(Rule):
-    """Shares by contribution to any linear operation: the logic of Zero and Epsilon."""
+class _ByContribution(Rule):
+    """``R_i = sum_j q_ij R_j / z_j``: shares by contribution to any linear operation.
+
+    Relevance per unit of z is divided by nothing but a stabilised z, and goes through
+    the transpose of the operation as a multiplier.
+    """
 
     bias: str
 
@@ -33,11 +41,14 @@ class _LinearRule(Rule):
         raise NotImplementedError
 
     def needs(self, op: Operation) -> tuple[Value, ...]:
-        inputs = () if op.nature in ("linear", "movement") else op.inputs
+        inputs = () if isinstance(op, LinearOp) else op.inputs
         return inputs + op.outputs
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [Parts.MULTIPLIER] * len(op.inputs)
+
     def check(self, op: Operation) -> None:
-        if op.nature not in ("linear", "movement", "selection"):
+        if not isinstance(op, LinearOp | SelectionOp):
             refuse(self, op, "it is not linear")
 
     def from_reference(self, op: Operation) -> Rule:
@@ -46,73 +57,66 @@ class _LinearRule(Rule):
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
-        shares: list[Array | None] = []
-        causes: list[Callable[[], Causes]] = []
-        for out, promise in zip(op.outputs, r, strict=True):
-            if promise is None:
-                shares.append(None)
-                continue
-            share, absorbed = self._share(op, promise, ctx.read(out), ctx)
-            shares.append(share)
-            causes.append(absorbed)
-        cotangents = ctx.vjp(op, shares)
+        of_outputs = [
+            None if promise is None else self._shared(op, promise, ctx.read(out), ctx)
+            for out, promise in zip(op.outputs, r, strict=True)
+        ]
+        s = [o and o.promise.over(o.z, self._stabilizer) for o in of_outputs]
+        multipliers = op.vjp(s, ctx)
+
+        def causes() -> Causes:
+            pairs = zip(of_outputs, s, strict=True)
+            found = [
+                self._absorbed(op, o, m, ctx) for o, m in pairs if o and m is not None
+            ]
+            return summed(found)
 
         def without_offset(wanted: Sequence[Value]) -> Sequence[Array]:
             at_zero = ctx.replaced({v: zeros_like(ctx.read(v)) for v in op.inputs})
-            whole = ctx.vjp_constants(op, shares, wanted)
-            offset = at_zero.vjp_constants(op, shares, wanted)
+            whole = op.vjp_constants(s, wanted, ctx)
+            offset = op.vjp_constants(s, wanted, at_zero)
             return [a - b for a, b in zip(whole, offset, strict=True)]
 
-        return Propagation(
-            [Promise(multiplier=m) for m in cotangents],
-            lambda: summed([absorbed() for absorbed in causes]),
-            shares,
-            None if self.bias == "absorb" else without_offset,
-        )
+        constants = None if self.bias == "absorb" else without_offset
+        promises = [Promise(multiplier=m) for m in multipliers]
+        return Propagation(promises, causes, s, constants)
 
-    def _share(
+    def _shared(
         self, op: Operation, promise: Promise, z: Array, ctx: Context
-    ) -> tuple[Array, Callable[[], Causes]]:
-        """Relevance per unit of output, and what the output's constants absorb."""
-        stabilizer = self._stabilizer
+    ) -> Shared:
+        """Relevance of an output, and what it is shared by, after the bias's option."""
         if self.bias == "absorb" or not op.has_offset:
-            share = promise.over(z, stabilizer)
+            return Shared(z, promise, None)
+        return by_option(self.bias, z, promise, _offset(op, ctx), self._stabilizer)
 
-            def absorbed() -> Causes:
-                causes = {"stabilizer": share * signed(z, stabilizer)}
-                if op.has_offset:
-                    causes |= divided(share, ctx.offset(op), op, ctx)
-                    if promise.value is not None:  # at a mask's -inf the bias has all
-                        infinite = jnp.isinf(z)
-                        causes["bias"] += jnp.where(infinite, promise.value, 0)
-                if not stabilizer and promise.value is not None:
-                    causes["blocked"] = jnp.where(z == 0, promise.value, 0)
-                return causes
-
-            return share, absorbed
-        b = ctx.offset(op)
-        z0 = without(z, b)
-        relevance = promise.resolve(z)
-        lost = jnp.zeros_like(relevance)
-        if self.bias == "split":
-            lost = relevance * bias_fraction(z0, b, stabilizer)
-            relevance = relevance - lost
-        share = Promise(value=relevance).over(z0, stabilizer)
-
-        def ignored() -> Causes:
-            causes = {"bias": lost, "stabilizer": share * signed(z0, stabilizer)}
-            if op.stopped:
-                causes["stopped"] = lost * safe_divide(dead_part(op, ctx), b)
-                causes["bias"] = lost - causes["stopped"]
-            if not stabilizer:
-                causes["blocked"] = jnp.where(z0 == 0, relevance, 0)
+    def _absorbed(self, op: Operation, of: Shared, s: Array, ctx: Context) -> Causes:
+        """What constants and the stabiliser have of an output."""
+        causes: Causes = {"stabilizer": s * signed(of.z, self._stabilizer)}
+        value = of.promise.value
+        if not self._stabilizer and value is not None:
+            causes["blocked"] = jnp.where(of.z == 0, value, 0)
+        if not op.has_offset:
             return causes
+        if self.bias == "absorb":
+            causes |= divided(s, _offset(op, ctx), op, ctx)
+            if value is not None:  # at a mask's -inf the bias has all
+                causes["bias"] += jnp.where(jnp.isinf(of.z), value, 0)
+            return causes
+        causes["bias"] = jnp.zeros_like(of.z) if of.lost is None else of.lost
+        if op.stopped:
+            dead = safe_divide(dead_part(op, ctx), _offset(op, ctx))
+            causes["stopped"] = causes["bias"] * dead
+            causes["bias"] = causes["bias"] - causes["stopped"]
+        return causes
 
-        return share, ignored
+
+def _offset(op: Operation, ctx: Context) -> Array:
+    assert isinstance(op, LinearOp)  # no other has one
+    return op.offset(ctx)
 
 
 @dataclass(frozen=True)
-class Epsilon(_LinearRule):
+class Epsilon(_ByContribution):
     """LRP-epsilon: ``R_i = sum_j x_i w_ij / (z_j + epsilon sign(z_j)) R_j``.
 
     Source: Bach et al. 2015, eq. 58. On sums and average pooling it is Zennit's
@@ -138,7 +142,7 @@ class Epsilon(_LinearRule):
 
 
 @dataclass(frozen=True)
-class Zero(_LinearRule):
+class Zero(_ByContribution):
     """LRP-0: ``R_i = sum_j x_i w_ij / z_j R_j``, the basic rule, with no stabiliser.
 
     Source: Bach et al. 2015, eq. 56. A multiplier goes through the transpose, as a
@@ -175,8 +179,11 @@ class Flat(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.outputs
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [Parts.VALUE] * len(op.inputs)
+
     def check(self, op: Operation) -> None:
-        if op.affine is None and op.kind not in ("sum", "mean", "avg_pool"):
+        if not isinstance(op, AffineOp | ReductionOp):
             refuse(self, op, "it has no kernel and is no sum")
 
     def propagate(
@@ -186,41 +193,17 @@ class Flat(Rule):
         assert promise is not None
         relevance = promise.resolve(ctx.read(op.outputs[0]))
         inputs = ones(padding_of(op.inputs[0]), relevance.dtype)
-        if op.affine is not None:
-            kernel_map = ctx.kernel_map(op)
+        if isinstance(op, AffineOp):
+            kernel_map = op.kernel_map(ctx)
             kernel = jnp.ones_like(kernel_map.kernel)
             z = kernel_map.linear.apply(inputs, kernel)
             share = Promise(value=relevance).over(z, self.stabilizer)
             value = kernel_map.linear.transpose(kernel, share)
         else:
-            (z,) = ctx.apply(op, [inputs])
+            (z,) = op.apply([inputs], ctx)
             share = Promise(value=relevance).over(z, self.stabilizer)
-            (value,) = ctx.transpose(op, [share])
+            (value,) = op.vjp([share], ctx)
         return Propagation(
             [Promise(value=value * inputs)],
             lambda: summed([{"stabilizer": share * signed(z, self.stabilizer)}]),
         )
-
-
-def without(z: Array, bias: Array) -> Array:
-    """``z - bias``; 0 at a mask's -inf, where nothing comes from the inputs."""
-    masked = lax.eq(lax.abs(bias), np.asarray(np.inf, jnp.finfo(bias.dtype).dtype))
-    zeros = zeros_like(z)
-    kept, shift = lax.select(masked, zeros, z), lax.select(masked, zeros, bias)
-    return lax.sub(kept, shift)
-
-
-def bias_fraction(z0: Array, b: Array, stabilizer: float) -> Array:
-    """The part of relevance that is not ``|z0| / (|z0| + |b| + stabilizer)``."""
-    size = jnp.minimum(jnp.abs(z0), jnp.finfo(z0.dtype).max / 4)
-    total = size + jnp.abs(b) + stabilizer
-    return 1 - safe_divide(size, total)
-
-
-def summed(causes: Sequence[Causes]) -> Causes:
-    totals: Causes = {}
-    for cause in causes:
-        for name, amount in cause.items():
-            amount = jnp.real(jnp.sum(amount))
-            totals[name] = totals[name] + amount if name in totals else amount
-    return totals

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 import jax.numpy as jnp
 
 from jlrp.ir.families import rounds
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
-from jlrp.promise import Promise, is_complex, lax_real, like, safe_divide
-from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
-from jlrp.rules.linear import summed
+from jlrp.ops.context import Context
+from jlrp.ops.kinds.generic import SelectionOp
+from jlrp.ops.kinds.linear import MovementOp
+from jlrp.promise import Parts, Promise, is_complex, lax_real, like, safe_divide
+from jlrp.rules.base import Array, Causes, Propagation, Rule, refuse
+from jlrp.rules.ledger import summed
 from jlrp.rules.reference import Difference
 from jlrp.rules.stopped import dead_part
 
@@ -33,10 +38,13 @@ class Follow(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         if rounds(op.equations[0]):
             return op.inputs + op.outputs
-        return op.inputs if op.nature == "selection" else ()
+        return op.inputs if isinstance(op, SelectionOp) else ()
+
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [reduce(or_, r)] * len(op.inputs)
 
     def check(self, op: Operation) -> None:
-        if op.nature not in ("movement", "selection"):
+        if not isinstance(op, MovementOp | SelectionOp):
             refuse(self, op, "it computes new numbers instead of moving them")
 
     def from_reference(self, op: Operation) -> Rule:
@@ -72,7 +80,7 @@ def _moved_values(op: Operation, values: Sequence, ctx: Context) -> Sequence:
 def _moved(op: Operation, parts: Sequence, ctx: Context) -> Sequence:
     if all(part is None for part in parts):
         return [None] * len(op.inputs)
-    return ctx.vjp(op, parts)
+    return op.vjp(parts, ctx)
 
 
 def _rounding(op: Operation, ctx: Context) -> Array:
@@ -86,7 +94,7 @@ def _kept_by_constants(
 ) -> Causes:
     """Relevance of the output elements that came from a constant operand."""
     ones = [jnp.ones_like(ctx.read(v)) for v in op.inputs]
-    marks = ctx.jvp(op, ones)  # 1 where an active element was moved to, else 0
+    marks = op.jvp(ctx, ones)  # 1 where an active element was moved to, else 0
     causes: list[Causes] = []
     for out, promise, mark in zip(op.outputs, r, marks, strict=True):
         if promise is not None:

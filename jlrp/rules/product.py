@@ -13,14 +13,15 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import primitives as p
 
-from jlrp.ir.primitives import traits
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
-from jlrp.promise import Promise, is_complex, number, safe_divide, signed
-from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
-from jlrp.rules.linear import summed
+from jlrp.ops.context import Context
+from jlrp.ops.kinds.linear import LinearOp, ReductionOp, SumOp
+from jlrp.ops.kinds.product import ProductOp
+from jlrp.promise import Parts, Promise, is_complex, number, safe_divide, signed
+from jlrp.rules.base import Array, Causes, Propagation, Rule, refuse
+from jlrp.rules.ledger import summed
 from jlrp.rules.reference import Difference
 
 
@@ -31,8 +32,13 @@ class _ProductRule(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.outputs
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        assert isinstance(op, ProductOp)
+        weights = self._weights(op)
+        return [Parts.MULTIPLIER if weight else Parts.NONE for weight in weights]
+
     def check(self, op: Operation) -> None:
-        if op.product is None:
+        if not isinstance(op, ProductOp):
             refuse(self, op, "it is not a product of several active values")
 
     def from_reference(self, op: Operation) -> Rule:
@@ -40,14 +46,14 @@ class _ProductRule(Rule):
 
     _gates: ClassVar[str] = "share"  # of ``Difference``, which replaces the rule
 
-    def _weights(self, op: Operation) -> tuple[float, ...]:
+    def _weights(self, op: ProductOp) -> tuple[float, ...]:
         raise NotImplementedError
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
         (promise,) = r
-        assert promise is not None and op.product is not None
+        assert promise is not None and isinstance(op, ProductOp)
         y = ctx.read(op.outputs[0])
         m = promise.over(y, self.stabilizer)
         operands = [
@@ -58,9 +64,9 @@ class _ProductRule(Rule):
         taking = [i for i, weight in enumerate(weights) if weight]
 
         promises: list[Promise | None] = [None] * len(operands)
-        cotangents = ctx.product_vjp(op, m, operands, taking)
+        cotangents = op.factor_vjp(m, operands, taking, ctx)
         for i, cotangent in zip(taking, cotangents, strict=True):
-            inverse = op.primitive is p.div_p and i == 1
+            inverse = op.divides and i == 1
             weight = -weights[i] if inverse else weights[i]
             if weight != 1:
                 cotangent = lax.mul(cotangent, number(m, weight))
@@ -96,8 +102,7 @@ class Uniform(_ProductRule):
       stabilizer: added to the product with its sign where R is divided by it.
     """
 
-    def _weights(self, op: Operation) -> tuple[float, ...]:
-        assert op.product is not None
+    def _weights(self, op: ProductOp) -> tuple[float, ...]:
         return op.product.uniform
 
 
@@ -114,8 +119,7 @@ class Gate(_ProductRule):
 
     _gates: ClassVar[str] = "hold"
 
-    def _weights(self, op: Operation) -> tuple[float, ...]:
-        assert op.product is not None
+    def _weights(self, op: ProductOp) -> tuple[float, ...]:
         return op.product.gated
 
 
@@ -133,8 +137,7 @@ class Selective(_ProductRule):
 
     _gates: ClassVar[str] = "signal"
 
-    def _weights(self, op: Operation) -> tuple[float, ...]:
-        assert op.product is not None
+    def _weights(self, op: ProductOp) -> tuple[float, ...]:
         return op.product.selective
 
 
@@ -154,12 +157,15 @@ class Absolute(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return op.inputs + op.outputs
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [Parts.VALUE] * len(op.inputs)
+
     def check(self, op: Operation) -> None:
-        if op.product is None and op.kind not in ("add", "sum", "mean", "avg_pool"):
+        if not isinstance(op, ProductOp | SumOp | ReductionOp):
             refuse(self, op, "it is neither a sum nor a product of active values")
         if is_complex(op.outputs[0]):
             refuse(self, op, "complex numbers have no sign to compare")
-        if op.product is not None and not traits(op).scaling:
+        if isinstance(op, ProductOp) and not op.is_elementwise:
             refuse(self, op, "a contraction has no elementwise factors to compare")
 
     def propagate(
@@ -168,21 +174,22 @@ class Absolute(Rule):
         (promise,) = r
         assert promise is not None
         relevance = promise.resolve(ctx.read(op.outputs[0]))
-        if op.product is not None:
+        if isinstance(op, ProductOp):
             return self._of_product(op, relevance, ctx)
+        assert isinstance(op, LinearOp)
         return self._of_sum(op, relevance, ctx)
 
-    def _of_sum(self, op: Operation, relevance: Array, ctx: Context) -> Propagation:
+    def _of_sum(self, op: LinearOp, relevance: Array, ctx: Context) -> Propagation:
         x = [ctx.read(v) for v in op.inputs]
         if len(x) == 1:  # a sum over axes or windows: its weights are not negative
-            total = ctx.linear(op, [jnp.abs(x[0])])[0]
+            total = op.linear([jnp.abs(x[0])], ctx)[0]
             s = safe_divide(relevance, total + self.stabilizer)
-            (share,) = ctx.transpose(op, [s])
+            (share,) = op.transpose([s], ctx)
             promises = [Promise(value=jnp.abs(x[0]) * share)]
         else:
             parts = [
-                ctx.linear(
-                    op, [v if i == k else jnp.zeros_like(v) for k, v in enumerate(x)]
+                op.linear(
+                    [v if i == k else jnp.zeros_like(v) for k, v in enumerate(x)], ctx
                 )
                 for i in range(len(x))
             ]
@@ -191,17 +198,17 @@ class Absolute(Rule):
             s = safe_divide(relevance, total + self.stabilizer)
             promises = []
             for i, (part,) in enumerate(parts):
-                share = ctx.transpose(op, [jnp.sign(part) * s])[i]
+                share = op.transpose([jnp.sign(part) * s], ctx)[i]
                 promises.append(Promise(value=x[i] * share))
         return Propagation(
             promises, lambda: _lost(s, self.stabilizer, total, relevance)
         )
 
-    def _of_product(self, op: Operation, relevance: Array, ctx: Context) -> Propagation:
+    def _of_product(self, op: ProductOp, relevance: Array, ctx: Context) -> Propagation:
         a, b = (ctx.read(v) for v in op.inputs)
         size_a = jnp.abs(a)
         size_b = safe_divide(jnp.ones_like(b), jnp.abs(b))
-        size_b = size_b if op.primitive is p.div_p else jnp.abs(b)
+        size_b = size_b if op.divides else jnp.abs(b)
         total = size_a + size_b
         s = safe_divide(relevance, total + self.stabilizer)
         promises = [

@@ -22,31 +22,49 @@ import jax.numpy as jnp
 from jlrp.errors import RuleError
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
+from jlrp.ops.context import Context
+from jlrp.ops.kinds.activation import ActivationOp
+from jlrp.ops.kinds.generic import FunctionOp, HomogeneousOp, SelectionOp
+from jlrp.ops.kinds.linear import LinearOp
+from jlrp.ops.kinds.product import ProductOp
+from jlrp.ops.kinds.softmax import SoftmaxOp
 from jlrp.ops.means import factors, line, linear, secant, weights, winners
-from jlrp.promise import Promise, product, signed
-from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.promise import Parts, Promise, product, signed
+from jlrp.rules.base import Array, Causes, Propagation, Rule, refuse
+from jlrp.rules.ledger import summed
 
-_BY_NATURE: dict[str, ModuleType] = {
-    "function": line,
-    "homogeneous": line,
-    "linear": linear,
-    "movement": linear,
-    "product": factors,
-    "selection": winners,
+_MEANS: dict[type, ModuleType] = {
+    ActivationOp: secant,
+    FunctionOp: line,
+    HomogeneousOp: line,
+    LinearOp: linear,
+    ProductOp: factors,
+    SelectionOp: winners,
+    SoftmaxOp: weights,
 }
 
 
 def means_of(op: Operation) -> ModuleType:
     """The file of ``ops.means`` that holds an operation's mean Jacobian."""
-    if op.region is not None:
-        return secant
-    if op.kind == "softmax":
-        return weights
-    return factors if op.product is not None else _BY_NATURE[op.nature]
+    return next(_MEANS[c] for c in type(op).mro() if c in _MEANS)
+
+
+def has_means(op: Operation) -> bool:
+    return any(issubclass(type(op), c) for c in _MEANS)
+
+
+class OfChanges(Rule):
+    """A rule that is relative to a reference by itself."""
+
+    def needs(self, op: Operation) -> tuple[Value, ...]:
+        return op.inputs + op.outputs
+
+    def from_reference(self, op: Operation) -> Rule:
+        return self
 
 
 @dataclass(frozen=True)
-class Difference(Rule):
+class Difference(OfChanges):
     """The mean Jacobian: ``m_i = sum_j M_ji m_j`` with ``M D = f(x) - f(x0)``.
 
     The secant of an activation (DeepLIFT's Rescale), the matrix of a linear map, the
@@ -75,8 +93,13 @@ class Difference(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return means_of(op).reads(op)
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        held = self._held(op)
+        given = range(len(op.inputs))
+        return [Parts.NONE if i in held else Parts.MULTIPLIER for i in given]
+
     def check(self, op: Operation) -> None:
-        if op.region is None and op.nature not in _BY_NATURE and op.kind != "softmax":
+        if not has_means(op):
             refuse(self, op, "it has no mean Jacobian")
 
     def is_exact(self, op: Operation) -> bool:
@@ -85,15 +108,12 @@ class Difference(Rule):
             return weights.is_exact(op)
         return means is not line or line.polynomial_degree(op) is not None
 
-    def from_reference(self, op: Operation) -> Rule:
-        return self
-
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
         multipliers = multipliers_of(op, r, ctx)
         means, points = means_of(op), settings(self, op, ctx)
-        cotangents = _averaged([means.mean_vjp(op, multipliers, at) for at in points])
+        cotangents = averaged([means.mean_vjp(op, multipliers, at) for at in points])
         held = self._held(op)
 
         def causes() -> Causes:
@@ -105,7 +125,7 @@ class Difference(Rule):
             for i, name in held.items():
                 amount = jnp.sum(product(cotangents[i], ctx.difference(op.inputs[i])))
                 lost.append({name: amount})
-            return _added(lost)
+            return summed(lost)
 
         promises = [
             None if i in held else Promise(multiplier=m)
@@ -117,7 +137,7 @@ class Difference(Rule):
 
     def _held(self, op: Operation) -> dict[int, str]:
         """The inputs that are constants, and what their share is called."""
-        if op.product is None:
+        if not isinstance(op, ProductOp):
             return {}
         share: tuple[float, ...] = getattr(op.product, _SHARES[self.gates])
         of_norm = any(op.product.denominators)
@@ -129,24 +149,21 @@ _SHARES = {"share": "uniform", "hold": "gated", "signal": "selective"}
 
 
 @dataclass(frozen=True)
-class Taylor(Rule):
+class Taylor(OfChanges):
     """``R_i = D_i sum_j df_j/dx_i m_j``, the derivative at x: gradient x (x - x0).
 
     What ``Gradient`` is from a reference. The remainder ``f(x) - f(x0) - f'(x) D`` is
     absorbed.
     """
 
-    def needs(self, op: Operation) -> tuple[Value, ...]:
-        return op.inputs + op.outputs
-
-    def from_reference(self, op: Operation) -> Rule:
-        return self
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [Parts.MULTIPLIER] * len(op.inputs)
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
     ) -> Propagation:
         multipliers = multipliers_of(op, r, ctx)
-        cotangents = ctx.vjp(op, multipliers)
+        cotangents = op.vjp(multipliers, ctx)
 
         def causes() -> Causes:
             lost = jnp.zeros(())
@@ -164,7 +181,7 @@ class Taylor(Rule):
 
 
 @dataclass(frozen=True)
-class EpsilonDifference(Rule):
+class EpsilonDifference(OfChanges):
     """``R_i = D_i sum_j w_ij m_j z_j / (z_j + epsilon sign(z_j))``, z the change of y.
 
     What ``Epsilon`` is from a reference, on any linear operation: the only rule there
@@ -176,11 +193,8 @@ class EpsilonDifference(Rule):
 
     epsilon: float = 1e-6
 
-    def needs(self, op: Operation) -> tuple[Value, ...]:
-        return op.inputs + op.outputs
-
-    def from_reference(self, op: Operation) -> Rule:
-        return self
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return [Parts.MULTIPLIER] * len(op.inputs)
 
     def propagate(
         self, op: Operation, r: Sequence[Promise | None], ctx: Context
@@ -191,7 +205,7 @@ class EpsilonDifference(Rule):
             for z, m in zip(map(ctx.difference, op.outputs), multipliers, strict=True)
         ]
         means, points = means_of(op), settings(self, op, ctx)
-        cotangents = _averaged([means.mean_vjp(op, shares, at) for at in points])
+        cotangents = averaged([means.mean_vjp(op, shares, at) for at in points])
 
         def causes() -> Causes:
             lost = [switched(op, shares, ctx)]
@@ -203,7 +217,7 @@ class EpsilonDifference(Rule):
                 if share is not None:
                     taken = share * signed(ctx.difference(v), self.epsilon)
                     lost.append({"stabilizer": taken})
-            return _added(lost)
+            return summed(lost)
 
         promises = [Promise(multiplier=m) for m in cotangents]
         return Propagation(promises, causes, shares, constants_of(op, shares, ctx))
@@ -247,7 +261,7 @@ def _settings(op: Operation, ctx: Context, outputs: bool) -> list[Context]:
 
 def _computed(op: Operation, ctx: Context) -> Context:
     """With the outputs that its constants make."""
-    outs = ctx.apply(op, [ctx.read(v) for v in op.inputs])
+    outs = op.apply([ctx.read(v) for v in op.inputs], ctx)
     return ctx.replaced(dict(zip(op.outputs, outs, strict=True)))
 
 
@@ -281,14 +295,14 @@ def constants_of(
 
     def found(wanted: Sequence[Value]) -> Sequence[Array]:
         assert ctx.reference is not None
-        here = ctx.vjp_constants(op, multipliers, wanted)
-        there = ctx.reference.vjp_constants(op, multipliers, wanted)
+        here = op.vjp_constants(multipliers, wanted, ctx)
+        there = op.vjp_constants(multipliers, wanted, ctx.reference)
         return [a - b for a, b in zip(here, there, strict=True)]
 
     return found
 
 
-def _averaged(cotangents: list[list[Array]]) -> list[Array]:
+def averaged(cotangents: list[list[Array]]) -> list[Array]:
     if len(cotangents) == 1:
         return cotangents[0]
     return [(a + b) / 2 for a, b in zip(*cotangents, strict=True)]
@@ -296,12 +310,3 @@ def _averaged(cotangents: list[list[Array]]) -> list[Array]:
 
 def _times(factor: float, causes: Causes) -> Causes:
     return {name: factor * amount for name, amount in causes.items()}
-
-
-def _added(several: Sequence[Causes]) -> Causes:
-    total: Causes = {}
-    for causes in several:
-        for name, amount in causes.items():
-            amount = jnp.real(jnp.sum(amount))
-            total[name] = total[name] + amount if name in total else amount
-    return total

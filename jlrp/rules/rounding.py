@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from jlrp.ir.program import Value
 from jlrp.ops.base import Operation
-from jlrp.promise import Promise
-from jlrp.rules.base import Array, Causes, Context, Propagation, Rule, refuse
+from jlrp.ops.context import Context
+from jlrp.ops.kinds.generic import RoundingOp
+from jlrp.promise import Parts, Promise
+from jlrp.rules.base import Array, Causes, Propagation, Rule, refuse
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,11 @@ class StraightThrough(Rule):
     def needs(self, op: Operation) -> tuple[Value, ...]:
         return ()
 
+    def parts(self, op: Operation, r: Sequence[Parts]) -> Sequence[Parts]:
+        return r
+
     def check(self, op: Operation) -> None:
-        if op.nature != "rounding":
+        if not isinstance(op, RoundingOp):
             refuse(self, op, "it is no quantiser")
 
     def from_reference(self, op: Operation) -> Rule:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jlrp.ops.base import Operation
+from jlrp.ops.context import Context
 from jlrp.promise import product, zeros_like
-from jlrp.rules.base import Array, Causes, Context
+from jlrp.rules.base import Array, Causes
 
 
 def divided(share: Array, offset: Array, op: Operation, ctx: Context) -> Causes:
@@ -32,8 +33,8 @@ def dead_part(op: Operation, ctx: Context, marked: bool = False) -> Array:
     if marked:
         given = {v: jnp.ones_like(number) for v, number in given.items()}
     nothing = [zeros_like(ctx.read(v)) for v in op.inputs]
-    (there,) = ctx.replaced(given).apply(op, nothing)
+    (there,) = op.apply(nothing, ctx.replaced(given))
     none = {v: zeros_like(number) for v, number in given.items()}
-    (without,) = ctx.replaced(none).apply(op, nothing)
+    (without,) = op.apply(nothing, ctx.replaced(none))
     # Where a mask adds -inf both are -inf, and their difference is NaN.
     return jnp.where(there == without, 0, there - without)

@@ -63,9 +63,15 @@ def vmap_over_batch(fn: Function, params: PyTree, x: PyTree) -> Function | None:
     return twin if same else None  # examples of some functions see each other
 
 
+def _all_float(tree: PyTree) -> bool:
+    return all(jax_compat.is_inexact(leaf) for leaf in jax.tree.leaves(tree))
+
+
 @rewriting_of_whole("calls")
-def scan_around(fn: Function, params: PyTree, x: PyTree) -> Function:
+def scan_around(fn: Function, params: PyTree, x: PyTree) -> Function | None:
     """The function as the body of a scan of one step."""
+    if not _all_float(x):
+        return None  # jlrp says that integers are to be embedded before a loop
 
     def twin(params: PyTree, x: PyTree) -> PyTree:
         once = jax.tree.map(lambda leaf: lax.expand_dims(leaf, (0,)), x)
@@ -76,8 +82,10 @@ def scan_around(fn: Function, params: PyTree, x: PyTree) -> Function:
 
 
 @rewriting_of_whole("calls")
-def branch_around(fn: Function, params: PyTree, x: PyTree) -> Function:
+def branch_around(fn: Function, params: PyTree, x: PyTree) -> Function | None:
     """The function as a branch of a cond, the one that is taken."""
+    if not _all_float(x):
+        return None
 
     def zeros(params: PyTree, x: PyTree) -> PyTree:
         out = jax.eval_shape(fn, params, x)
@@ -87,10 +95,6 @@ def branch_around(fn: Function, params: PyTree, x: PyTree) -> Function:
         return lax.cond(jnp.bool_(True), fn, zeros, params, x)
 
     return twin
-
-
-def _all_float(tree: PyTree) -> bool:
-    return all(jax_compat.is_inexact(leaf) for leaf in jax.tree.leaves(tree))
 
 
 @rewriting_of_whole("calls")

@@ -348,7 +348,7 @@ def conv_padded_before(site: Site) -> Operand | None:
     return site.bind(x, site.inputs[1], padding=((0, 0),) * len(padding))
 
 
-@rewriting("dense", _CONV)
+@rewriting("dense", _CONV, documented=documented.of_layer_kinds)
 def conv_of_one_pixel_as_dot(site: Site) -> Operand | None:
     """A convolution with a window of one pixel as a dot."""
     params = site.params

@@ -13,6 +13,7 @@ from jlrp.rules import (
     Flat,
     Gamma,
     GammaMontavon,
+    NativeGradient,
     Rule,
     WSquare,
     ZBox,
@@ -27,12 +28,42 @@ def _has(composite: Composite, *rules: type[Rule]) -> bool:
     return any(isinstance(pair.rule, rules) for pair in composite.pairs)
 
 
+def _parts(selector: object) -> tuple[object, ...]:
+    return selector if isinstance(selector, tuple) else (selector,)
+
+
 def of_kernels(composite: Composite) -> str | None:
     """For a kernel that is split along its contraction."""
     if _has(composite, *_LOOK_AT_SIGNS):
         return "a kernel split along its contraction, under rules that look at signs"
     if _has(composite, Epsilon):
         return "a kernel split along its contraction has two stabilisers"
+    return None
+
+
+def of_layer_kinds(composite: Composite) -> str | None:
+    """For a convolution of single pixels that is written as a dense layer."""
+
+    def rules(kind: str) -> list[tuple[object, Rule]]:
+        pairs = ((set(_parts(pair.selector)), pair.rule) for pair in composite.pairs)
+        return [(parts - {kind}, rule) for parts, rule in pairs if kind in parts]
+
+    if composite.rest is not None or rules("conv") != rules("dense"):
+        return "the composite has other rules for convolutions than for dense layers"
+    return None
+
+
+def of_biases(composite: Composite) -> str | None:
+    """For a bias that is added to the sum of two layers, or to one of them."""
+    if _has(composite, *_LOOK_AT_SIGNS, Epsilon):
+        return "a bias behind a sum of layers belongs to one of them, or to the sum"
+    return None
+
+
+def of_inputs(composite: Composite) -> str | None:
+    """For a number that scales the input of a layer, in place of its output."""
+    if _has(composite, *_LOOK_AT_SIGNS, Epsilon):
+        return "what stabilises a layer is added to its output, in another unit then"
     return None
 
 
@@ -45,10 +76,11 @@ def of_signs(composite: Composite) -> str | None:
 
 def of_loops(composite: Composite) -> str | None:
     """For a loop that is unrolled."""
-    given: list[object] = [pair.selector for pair in composite.pairs]
-    parts = [part for s in given for part in (s if isinstance(s, tuple) else (s,))]
+    parts = [part for pair in composite.pairs for part in _parts(pair.selector)]
     if any(isinstance(part, Depth) for part in parts):
         return "the operations of a loop's body have one depth in all iterations"
+    if _has(composite, NativeGradient):
+        return "a literal behind a loop is no gain of a bounded activation in its body"
     return None
 
 
@@ -56,4 +88,13 @@ def of_max(composite: Composite) -> str | None:
     """For a maximum written as arithmetic."""
     if _has(composite, Absolute):
         return "max as arithmetic, under absolute splits"
+    return None
+
+
+def of_factors(composite: Composite) -> str | None:
+    """For a number that scales a factor of a product, in place of the product."""
+    if _has(composite, Absolute):
+        return "absolute splits of a product depend on the units of its factors"
+    if _has(composite, NativeGradient):
+        return "a literal is a gain of a bounded activation, and not of a product"
     return None

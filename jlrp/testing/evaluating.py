@@ -16,7 +16,7 @@ from jax.extend import core
 from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
-from jlrp.ir.jax_compat import JaxAtom, Jaxpr, JaxprEqn, Operand
+from jlrp.ir.jax_compat import Jaxpr, JaxprEqn, Operand
 from jlrp.testing.rewriting import where
 from jlrp.typing import Function, PyTree
 
@@ -203,24 +203,17 @@ def evaluate(
     ``visit(eqn, operands, place)`` sees each equation, and where it is: its own name
     scope and source line, or those of the call around it.
     """
-    env: dict[JaxAtom, Operand] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
 
-    def read(atom: JaxAtom) -> Operand:
-        return (
-            jax_compat.literal_value(atom) if jax_compat.is_literal(atom) else env[atom]
-        )
-
-    for eqn in jaxpr.eqns:
-        inputs = [read(a) for a in eqn.invars]
+    def apply(eqn: JaxprEqn, inputs: list[Operand]) -> Sequence[Operand]:
         here = (where(eqn) or place) if visit else ""
         outs = _entered(eqn, inputs, visit, here)
         if outs is None:
             if visit is not None:
                 visit(eqn, inputs, here)
             outs = _outputs(eqn, inputs)
-        env.update(zip(eqn.outvars, outs, strict=True))
-    return [read(a) for a in jaxpr.outvars]
+        return outs
+
+    return jax_compat.evaluate(jaxpr, consts, args, apply)
 
 
 def _entered(

@@ -8,6 +8,7 @@ from jax.extend.core import primitives as p
 
 from jlrp.ir import jax_compat
 from jlrp.ir.jax_compat import Operand
+from jlrp.testing import documented
 from jlrp.testing.rewriting import Site, rewriting
 from jlrp.typing import Array, ArrayLike
 
@@ -22,24 +23,52 @@ def operands_of_mul_swapped(site: Site) -> Operand | None:
     return site.bind(*site.inputs[::-1]) if site.carries else None
 
 
-@rewriting("products", p.mul_p)
-def mul_associated_right(site: Site) -> Operand | None:
-    """``(a * b) * c`` as ``a * (b * c)``."""
+def _associated_right(site: Site, with_literal: bool) -> Operand | None:
     inner = site.producer(0, p.mul_p)
     if not site.carries or inner is None or not inner.is_read_once():
+        return None
+    if _has_literal(site, inner) is not with_literal:
         return None
     (a, b), c = inner.inputs, site.inputs[1]
     return a * (b * c)
 
 
-@rewriting("products", p.mul_p)
-def mul_associated_left(site: Site) -> Operand | None:
-    """``a * (b * c)`` as ``(a * b) * c``."""
+def _associated_left(site: Site, with_literal: bool) -> Operand | None:
     inner = site.producer(1, p.mul_p)
     if not site.carries or inner is None or not inner.is_read_once():
         return None
+    if _has_literal(site, inner) is not with_literal:
+        return None
     a, (b, c) = site.inputs[0], inner.inputs
     return (a * b) * c
+
+
+def _has_literal(*sites: Site) -> bool:
+    return any(site.literal(i) is not None for site in sites for i in range(2))
+
+
+@rewriting("products", p.mul_p)
+def mul_associated_right(site: Site) -> Operand | None:
+    """``(a * b) * c`` as ``a * (b * c)``."""
+    return _associated_right(site, with_literal=False)
+
+
+@rewriting("products", p.mul_p)
+def mul_associated_left(site: Site) -> Operand | None:
+    """``a * (b * c)`` as ``(a * b) * c``."""
+    return _associated_left(site, with_literal=False)
+
+
+@rewriting("products", p.mul_p, documented=documented.of_factors)
+def literal_associated_right(site: Site) -> Operand | None:
+    """``(a * b) * 2`` as ``a * (b * 2)``."""
+    return _associated_right(site, with_literal=True)
+
+
+@rewriting("products", p.mul_p, documented=documented.of_factors)
+def literal_associated_left(site: Site) -> Operand | None:
+    """``a * (b * 2)`` as ``(a * b) * 2``."""
+    return _associated_left(site, with_literal=True)
 
 
 @rewriting("products", p.mul_p)
@@ -360,7 +389,7 @@ def divided_early(site: Site) -> Operand | None:
     return inner.bind(e / s, v)
 
 
-@rewriting("products", p.mul_p, p.div_p)
+@rewriting("products", p.mul_p, p.div_p, documented=documented.of_inputs)
 def literal_scale_moved_before_dot(site: Site) -> Operand | None:
     """``(a @ b) * c`` of a literal c as ``(a * c) @ b``."""
     inner = site.producer(0, p.dot_general_p)
@@ -370,7 +399,11 @@ def literal_scale_moved_before_dot(site: Site) -> Operand | None:
         return None
     a, b = inner.inputs
     scale = site.inputs[1]
-    return inner.bind(site.primitive.bind(a, scale), b)
+    scaled = a * scale if site.primitive is p.mul_p else a / scale
+    return inner.bind(scaled, b)
+
+
+_SUMS = (p.reduce_sum_p, p.reduce_window_sum_p)
 
 
 @rewriting("products", p.dot_general_p)
@@ -382,11 +415,13 @@ def literal_scale_moved_behind_dot(site: Site) -> Operand | None:
         inner = site.producer(i, p.mul_p, p.div_p)
         if inner is None or inner.literal(1) is None or not inner.is_read_once():
             continue
-        if inner.producer(0, p.reduce_sum_p) is not None:
+        kept = inner.producer(0, p.broadcast_in_dim_p, p.reshape_p) or inner
+        if kept.producer(0, *_SUMS) or inner.producer(0, *_SUMS):
             continue  # the scale makes a mean of the sum
         inputs = list(site.inputs)
         inputs[i] = inner.inputs[0]
-        return inner.primitive.bind(site.bind(*inputs), inner.inputs[1])
+        y, scale = site.bind(*inputs), inner.inputs[1]
+        return y * scale if inner.primitive is p.mul_p else y / scale
     return None
 
 

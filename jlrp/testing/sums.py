@@ -12,6 +12,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir.jax_compat import Operand
+from jlrp.testing import documented
 from jlrp.testing.movement import index
 from jlrp.testing.rewriting import Site, rewriting
 from jlrp.typing import Array, DTypeLike
@@ -244,7 +245,7 @@ def subtraction_the_other_way(site: Site) -> Operand | None:
     return lax.neg(b - a) if site.carries else None
 
 
-@rewriting("sums", p.add_p)
+@rewriting("sums", p.add_p, documented=documented.of_biases)
 def add_associated_right(site: Site) -> Operand | None:
     """``(a + b) + c`` as ``a + (b + c)``."""
     inner = site.producer(0, p.add_p)
@@ -254,7 +255,7 @@ def add_associated_right(site: Site) -> Operand | None:
     return a + (b + c)
 
 
-@rewriting("sums", p.add_p)
+@rewriting("sums", p.add_p, documented=documented.of_biases)
 def add_associated_left(site: Site) -> Operand | None:
     """``a + (b + c)`` as ``(a + b) + c``."""
     inner = site.producer(1, p.add_p)
@@ -268,6 +269,8 @@ def add_associated_left(site: Site) -> Operand | None:
 def add_as_sum_of_a_stack(site: Site) -> Operand | None:
     """``a + b`` as the sum of the two, stacked."""
     if not site.is_active(0) or not site.is_active(1) or not site.is_float:
+        return None
+    if any(np.shape(x) != site.shape for x in site.inputs):
         return None
     both = lax.concatenate([lax.expand_dims(x, (0,)) for x in site.inputs], 0)
     return p.reduce_sum_p.bind(both, axes=(0,), out_sharding=None)

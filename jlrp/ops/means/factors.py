@@ -20,18 +20,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlrp.ir.program import Value
-from jlrp.ops.base import Operation
+from jlrp.ops.base import Cotangents, Operation
+from jlrp.ops.context import Context
+from jlrp.ops.kinds.product import ProductOp
 from jlrp.ops.means import line
-from jlrp.ops.means.points import Array, Cotangents, Points
 from jlrp.ops.product import Product
 from jlrp.promise import difference, safe_divide, zero
+from jlrp.typing import Array
 
 
 def reads(op: Operation) -> tuple[Value, ...]:
     return op.inputs + (op.outputs if any(_product(op).denominators) else ())
 
 
-def mean_vjp(op: Operation, cotangents: Cotangents, points: Points) -> list[Array]:
+def mean_vjp(op: Operation, cotangents: Cotangents, points: Context) -> list[Array]:
     product = _product(op)
     points = _without_nan(op, product, points)
     if not any(product.inverted) and not any(product.denominators):
@@ -53,44 +55,44 @@ def mean_vjp(op: Operation, cotangents: Cotangents, points: Points) -> list[Arra
 
 
 def left_over(
-    op: Operation, cotangents: Cotangents, points: Points
+    op: Operation, cotangents: Cotangents, points: Context
 ) -> dict[str, Array]:
     return {}
 
 
 def _product(op: Operation) -> Product:
-    assert op.product is not None
+    assert isinstance(op, ProductOp)
     return op.product
 
 
-def _without_nan(op: Operation, product: Product, points: Points) -> Points:
+def _without_nan(op: Operation, product: Product, points: Context) -> Context:
     """Softmax weights of a row in which all is masked as zeros: it has no relevance."""
     masked = [v for v, m in zip(op.inputs, product.masked, strict=True) if m]
     if not masked:
         return points
 
-    def cleaned(at: Points) -> Points:
+    def cleaned(at: Context) -> Context:
         found = {v: at.read(v) for v in masked}
         return at.replaced({v: jnp.where(x != x, 0, x) for v, x in found.items()})
 
-    return cleaned(points).with_reference(cleaned(points.reference))
+    return cleaned(points).with_reference(cleaned(points.there))
 
 
 class _Lines:
     """The factors at both points, those that enter by division as reciprocals."""
 
-    def __init__(self, op: Operation, product: Product, points: Points):
+    def __init__(self, op: Operation, product: Product, points: Context):
         self.op, self.points, self.inverted = op, points, product.inverted
         self.here = [self._factor(i, points) for i in range(len(op.inputs))]
-        self.there = [self._factor(i, points.reference) for i in range(len(op.inputs))]
+        self.there = [self._factor(i, points.there) for i in range(len(op.inputs))]
 
-    def _factor(self, i: int, points: Points) -> Array:
+    def _factor(self, i: int, points: Context) -> Array:
         x = points.read(self.op.inputs[i])
         return 1 / x if self.inverted[i] else x
 
     def _product(self, factors: Mapping[int, Array]) -> Array:
         numbers = [1 / f if self.inverted[i] else f for i, f in factors.items()]
-        (y,) = self.points.apply(self.op, numbers)
+        (y,) = self.op.apply(numbers, self.points)
         return y
 
     def shared(
@@ -111,7 +113,7 @@ class _Lines:
         n, n0 = part(above, self.here), part(above, self.there)
         r, r0 = (safe_divide(part(below, f), scale) for f in (self.here, self.there))
         (out,) = self.op.outputs
-        total_y = self.points.read(out) + self.points.reference.read(out)
+        total_y = self.points.read(out) + self.points.there.read(out)
         bounded, total = lax.gt(r * r0, zero(r)), r + r0
         harmonic = 2 * r * safe_divide(r0, total)
         of_n = lax.select(bounded, harmonic, total / 2)
@@ -132,7 +134,7 @@ class _Lines:
             numbers = {
                 values[i]: 1 / f if self.inverted[i] else f for i, f in factors.items()
             }
-            handed = self.points.replaced(numbers).vjp(self.op, [m])
+            handed = self.op.vjp([m], self.points.replaced(numbers))
             found = []
             for i in moving:
                 # By v = 1 / f to the factor f, and by f = 1 / v between the points.

@@ -21,9 +21,11 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir.program import Value
-from jlrp.ops.base import Operation
-from jlrp.ops.means.points import Array, Cotangents, Points
+from jlrp.ops.base import Cotangents, Operation
+from jlrp.ops.context import Context, widened
+from jlrp.ops.kinds.product import ProductOp
 from jlrp.promise import number, product
+from jlrp.typing import Array
 
 _POINTS = 8  # where the function is no polynomial
 _MOST = 32  # more factors than twice as many are no longer exact
@@ -34,11 +36,11 @@ def reads(op: Operation) -> tuple[Value, ...]:
     return op.inputs
 
 
-def mean_vjp(op: Operation, cotangents: Cotangents, points: Points) -> list[Array]:
+def mean_vjp(op: Operation, cotangents: Cotangents, points: Context) -> list[Array]:
     start, moves = _line(op, points)
 
     def at(t: Array | float) -> list[Array]:
-        return points.replaced(_moved(op, start, moves, t)).vjp(op, cotangents)
+        return op.vjp(cotangents, points.replaced(_moved(op, start, moves, t)))
 
     return averaged(at, n_points(op))
 
@@ -65,17 +67,17 @@ def averaged(at: Callable[[Any], list[Array]], count: int) -> list[Array]:
 
 
 def left_over(
-    op: Operation, cotangents: Cotangents, points: Points
+    op: Operation, cotangents: Cotangents, points: Context
 ) -> dict[str, Array]:
     """What the quadrature misses: 0 for polynomials of the degree it is made for."""
     if polynomial_degree(op) is not None:
         return {}
     start, moves = _line(op, points)
     nodes, weights = nodes_of(n_points(op))
-    reached = [jnp.zeros_like(points.shape_of(v)) for v in op.outputs]
+    reached = [jnp.zeros_like(widened(v)) for v in op.outputs]
     for t, weight in zip(nodes, weights, strict=True):
         here = points.replaced(_moved(op, start, moves, t))
-        slopes = here.jvp(op, moves)
+        slopes = op.jvp(here, moves)
         reached = [r + weight * s for r, s in zip(reached, slopes, strict=True)]
     missed = jnp.zeros(())
     for v, m, r in zip(op.outputs, cotangents, reached, strict=True):
@@ -86,7 +88,7 @@ def left_over(
 
 def polynomial_degree(op: Operation) -> int | None:
     """The degree of an operation that is a polynomial of its inputs, else None."""
-    if op.product is not None:
+    if isinstance(op, ProductOp):
         return len(op.product.slots)
     (equation, *_) = op.equations
     if equation.primitive is p.reduce_prod_p:
@@ -110,8 +112,8 @@ def nodes_of(count: int) -> tuple[list[float], list[float]]:
     return ((nodes + 1) / 2).tolist(), (weights / 2).tolist()
 
 
-def _line(op: Operation, points: Points) -> tuple[list[Array], list[Array]]:
-    start = [points.reference.read(v) for v in op.inputs]
+def _line(op: Operation, points: Context) -> tuple[list[Array], list[Array]]:
+    start = [points.there.read(v) for v in op.inputs]
     return start, [points.difference(v) for v in op.inputs]
 
 

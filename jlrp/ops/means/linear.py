@@ -6,21 +6,22 @@ import jax.numpy as jnp
 
 from jlrp.ir.families import rounds
 from jlrp.ir.program import Value
-from jlrp.ops.base import Operation
-from jlrp.ops.means.points import Array, Cotangents, Points
+from jlrp.ops.base import Cotangents, Operation
+from jlrp.ops.context import Context
 from jlrp.promise import product
+from jlrp.typing import Array
 
 
 def reads(op: Operation) -> tuple[Value, ...]:
     return ()
 
 
-def mean_vjp(op: Operation, cotangents: Cotangents, points: Points) -> list[Array]:
-    return points.transpose(op, cotangents)
+def mean_vjp(op: Operation, cotangents: Cotangents, points: Context) -> list[Array]:
+    return op.vjp(cotangents, points)
 
 
 def left_over(
-    op: Operation, cotangents: Cotangents, points: Points
+    op: Operation, cotangents: Cotangents, points: Context
 ) -> dict[str, Array]:
     """What a cast to a few digits (float8) takes of the difference."""
     if not rounds(op.equations[0]):

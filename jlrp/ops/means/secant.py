@@ -24,35 +24,37 @@ from jlrp.analysis.terms import is_move
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Literal, Value
 from jlrp.ops.activation import Region, to_start
-from jlrp.ops.base import Operation
+from jlrp.ops.base import Cotangents, Operation
+from jlrp.ops.context import Context
 from jlrp.ops.decompositions import bound, decomposition_of
+from jlrp.ops.kinds.activation import ActivationOp, values_of
 from jlrp.ops.means.line import nodes_of
-from jlrp.ops.means.points import Array, Cotangents, Points
 from jlrp.promise import difference, safe_divide, unless_zero, zero
-from jlrp.tactics import depend_on
+from jlrp.tactics.dependencies import made_again
+from jlrp.typing import Array
 
 
 def reads(op: Operation) -> tuple[Value, ...]:
     return op.inputs
 
 
-def mean_vjp(op: Operation, cotangents: Cotangents, points: Points) -> list[Array]:
-    (m,), region = cotangents, op.region
-    assert m is not None and region is not None
-    x, x0 = points.read(op.inputs[0]), points.reference.read(op.inputs[0])
+def mean_vjp(op: Operation, cotangents: Cotangents, points: Context) -> list[Array]:
+    (m,) = cotangents
+    assert m is not None and isinstance(op, ActivationOp)
+    region = op.region
+    x, x0 = points.read(op.inputs[0]), points.there.read(op.inputs[0])
     if any(
         row.activation and not row.arithmetic for row in map(traits, region.equations)
     ):
         # Or XLA keeps what the forward passes made of x, instead of x alone.
-        held = lax.optimization_barrier((x, x0))
-        x, x0 = (depend_on(v, after=points.arrived) for v in held)
+        x, x0 = made_again([x, x0], after=points.after)
     slope = _Secants(region, x, x0, points).of_end()
     handed = unless_zero(lax.mul(m.astype(slope.dtype), slope), m)
-    return [to_start(region, x.shape)(handed)]
+    return [to_start(region.layout, x.shape)(handed)]
 
 
 def left_over(
-    op: Operation, cotangents: Cotangents, points: Points
+    op: Operation, cotangents: Cotangents, points: Context
 ) -> dict[str, Array]:
     return {}
 
@@ -65,13 +67,13 @@ class _Secants:
     moves both.
     """
 
-    def __init__(self, region: Region, x: Array, x0: Array, points: Points):
+    def __init__(self, region: Region, x: Array, x0: Array, points: Context):
         d = difference(x, x0)
         self.region, self._dtype = region, d.dtype
         self._d: dict[Atom, Array] = {region.start: d}  # and x0, laid out as a value is
         self._x0: dict[Atom, Array] = {region.start: x0}
-        self._here = {**points.region(region, x), region.start: x}
-        self._there = {**points.reference.region(region, x0), region.start: x0}
+        self._here = {**values_of(region, x, points), region.start: x}
+        self._there = {**values_of(region, x0, points.there), region.start: x0}
         self._points, self._inside = points, set(region.equations)
         self._memo: dict[Value, Array | None] = {region.start: jnp.ones_like(x)}
 

@@ -20,18 +20,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlrp.ir.program import Value
-from jlrp.ops.base import Operation
+from jlrp.ops.base import Cotangents, Operation
+from jlrp.ops.context import Context, widened
+from jlrp.ops.kinds.softmax import SoftmaxOp
 from jlrp.ops.means import line
-from jlrp.ops.means.points import Array, Cotangents, Points
 from jlrp.ops.means.secant import decay
 from jlrp.promise import difference, product, safe_divide
+from jlrp.typing import Array
 
 
 def reads(op: Operation) -> tuple[Value, ...]:
     return op.inputs + op.outputs
 
 
-def mean_vjp(op: Operation, cotangents: Cotangents, points: Points) -> list[Array]:
+def mean_vjp(op: Operation, cotangents: Cotangents, points: Context) -> list[Array]:
     rows = _rows_of(op)
     (m,) = cotangents
     assert m is not None
@@ -45,18 +47,19 @@ def mean_vjp(op: Operation, cotangents: Cotangents, points: Points) -> list[Arra
         handed = m - shares * rows.total(m)
     else:
         handed = shares * rows.spread(m)
-    return [handed.astype(points.shape_of(op.inputs[0]).dtype)]
+    return [handed.astype(widened(op.inputs[0]).dtype)]
 
 
 def left_over(
-    op: Operation, cotangents: Cotangents, points: Points
+    op: Operation, cotangents: Cotangents, points: Context
 ) -> dict[str, Array]:
     rows = _rows_of(op)
     (m,) = cotangents
     assert m is not None
     if rows is None:
         return line.left_over(op, cotangents, points)
-    if "masked" not in op.facts:
+    assert isinstance(op, SoftmaxOp)
+    if not op.masked:
         return {}
     mean, (s, s0, _) = rows.log_mean(points), rows.weights(points)
     switched = lax.ne(s == 0, s0 == 0)
@@ -97,13 +100,13 @@ class _Rows:
         kept = [1 if i in self.axes else n for i, n in enumerate(shape)]
         return jnp.broadcast_to(jnp.reshape(y, kept), shape)
 
-    def weights(self, points: Points) -> tuple[Array, Array, Array]:
+    def weights(self, points: Context) -> tuple[Array, Array, Array]:
         """The weights at both points, and the difference of their logarithms."""
-        here, there = self._logs(points), self._logs(points.reference)
+        here, there = self._logs(points), self._logs(points.there)
         (s, of_s), (s0, of_s0) = here, there
         return s, s0, difference(of_s, of_s0)
 
-    def _logs(self, at: Points) -> tuple[Array, Array]:
+    def _logs(self, at: Context) -> tuple[Array, Array]:
         x, y = at.read(self.op.inputs[0]), at.read(self.op.outputs[0])
         if self.form == "softmax":
             s = jnp.where(y != y, 0, y)  # a row in which all is masked
@@ -116,7 +119,7 @@ class _Rows:
         logs = jnp.where(logs != logs, -jnp.inf, logs)
         return lax.exp(logs), logs
 
-    def log_mean(self, points: Points) -> Array:
+    def log_mean(self, points: Context) -> Array:
         s, s0, d = self.weights(points)
         mean = lax.max(s, s0) * decay(lax.abs(d))
         return jnp.where(d != d, 0, mean)  # all of a row is masked at one point
@@ -129,8 +132,9 @@ def is_exact(op: Operation) -> bool:
 
 def _rows_of(op: Operation) -> _Rows | None:
     """None: scattered or moved rows."""
+    assert isinstance(op, SoftmaxOp)
     found, scores, end = op.softmax, op.inputs[0], op.outputs[0]
-    if found is None or found.rows is None:
+    if found.rows is None:
         return None
     plain = found.axes is not None and found.base == 1
     if found.weights:

@@ -18,9 +18,10 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from jlrp.ir.program import Value
-from jlrp.ops.base import Operation
-from jlrp.ops.means.points import Array, Cotangents, Points
+from jlrp.ops.base import Cotangents, Operation
+from jlrp.ops.context import Context
 from jlrp.promise import product, safe_divide
+from jlrp.typing import Array
 
 _MAXIMA = {
     **dict.fromkeys(
@@ -36,17 +37,17 @@ def reads(op: Operation) -> tuple[Value, ...]:
     return op.inputs + op.outputs
 
 
-def mean_vjp(op: Operation, cotangents: Cotangents, points: Points) -> list[Array]:
+def mean_vjp(op: Operation, cotangents: Cotangents, points: Context) -> list[Array]:
     extreme = _MAXIMA.get(op.primitive)
     if extreme is None:
-        here, there = points.vjp(op, cotangents), points.reference.vjp(op, cotangents)
+        here, there = op.vjp(cotangents, points), op.vjp(cotangents, points.there)
         return [(a + b) / 2 for a, b in zip(here, there, strict=True)]
     (m,), (out,) = cotangents, op.outputs
     assert m is not None
-    y, y0 = points.read(out), points.reference.read(out)
+    y, y0 = points.read(out), points.there.read(out)
     most = extreme(y, y0)
-    of_winner = points.vjp(op, [product(m, _minus(most, y0))])
-    of_other = points.reference.vjp(op, [product(m, _minus(y, most))])
+    of_winner = op.vjp([product(m, _minus(most, y0))], points)
+    of_other = op.vjp([product(m, _minus(y, most))], points.there)
     return [
         safe_divide(a + b, points.difference(v))
         for v, a, b in zip(op.inputs, of_winner, of_other, strict=True)
@@ -58,16 +59,16 @@ def _minus(a: Array, b: Array) -> Array:
 
 
 def left_over(
-    op: Operation, cotangents: Cotangents, points: Points
+    op: Operation, cotangents: Cotangents, points: Context
 ) -> dict[str, Array]:
     if op.primitive in _MAXIMA:
         return {}
     x = [points.read(v) for v in op.inputs]
-    x0 = [points.reference.read(v) for v in op.inputs]
+    x0 = [points.there.read(v) for v in op.inputs]
     switched = jnp.zeros(())
-    crossed = points.jvp(op, x0), points.reference.jvp(op, x)
+    crossed = op.jvp(points, x0), op.jvp(points.there, x)
     for v, m, at_x, at_x0 in zip(op.outputs, cotangents, *crossed, strict=True):
         if m is not None:
-            y, y0 = points.read(v), points.reference.read(v)
+            y, y0 = points.read(v), points.there.read(v)
             switched = switched + jnp.sum(product(m, y - at_x0 + at_x - y0)) / 2
     return {"switch": switched}

@@ -1,4 +1,4 @@
-"""Control dependencies on relevance, and one branch for a whole batch.
+"""Control dependencies on relevance.
 
 XLA's scheduler for CPUs starts whatever can start. All that the reverse pass makes of
 parameters alone, kernels of positive weights, kernels turned around for a transpose, it
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jlrp.tactics import enabled
 from jlrp.typing import Array
 
 depend_p = Primitive("depend")
@@ -80,9 +80,21 @@ ad.primitive_transposes[depend_p] = _transpose
 
 def depend_on(value: Array, after: Array | None) -> Array:
     """The value, computed no sooner than ``after``, which has any shape."""
-    if after is None or after.size == 0:
+    if after is None or after.size == 0 or not enabled():
         return value
     return depend_p.bind(after, value)
+
+
+def made_again(values: Sequence[Array], after: Array | None) -> list[Array]:
+    """The values, as others than those of the forward pass.
+
+    Else XLA merges what is computed from them in the reverse pass with the same
+    equations of the forward pass, and keeps their results.
+    """
+    if not enabled():
+        return list(values)
+    held = lax.optimization_barrier(list(values))
+    return [depend_on(value, after) for value in held]
 
 
 def first_of(after: Array | None) -> Array | None:
@@ -90,39 +102,3 @@ def first_of(after: Array | None) -> Array | None:
     if after is None or after.size == 0:
         return None
     return _first(after)
-
-
-# Whether a flag is set anywhere: one answer for a whole batch.
-#
-# ``lax.cond`` on a predicate that ``vmap`` has batched runs both branches. Where one of
-# them is the exact way and always right, one answer for all examples is enough.
-
-
-def _reduced(flags: Array) -> Array:
-    return lax.reduce_or(flags, range(flags.ndim))
-
-
-def _any_unbatched_batched(
-    args: Sequence[Array], axes: Sequence[int | None]
-) -> tuple[Array, int | None]:
-    return any_unbatched_p.bind(*args), None  # an axis: none
-
-
-any_unbatched_p = Primitive("any_unbatched")
-any_unbatched_p.def_impl(_reduced)
-any_unbatched_p.def_abstract_eval(
-    lambda flags: jax.core.ShapedArray((), np.dtype(bool))  # type: ignore[attr]
-)
-mlir.register_lowering(
-    any_unbatched_p, mlir.lower_fun(_reduced, multiple_results=False)
-)
-batching.primitive_batchers[any_unbatched_p] = _any_unbatched_batched
-ad.primitive_jvps[any_unbatched_p] = lambda primals, tangents: (
-    any_unbatched_p.bind(*primals),
-    ad.Zero(jax.core.ShapedArray((), jax.dtypes.float0)),  # type: ignore[attr]
-)
-
-
-def any_unbatched(flags: Array) -> Array:
-    """Whether any of the flags is set, for any example of a batch."""
-    return any_unbatched_p.bind(flags)

@@ -13,11 +13,11 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as p
 
+from jlrp import tactics
 from jlrp.ir import jax_compat
-from jlrp.ir.jax_compat import JaxAtom
 from jlrp.typing import Array, Function, PyTree
 
 _CONVOLUTION = frozenset({p.conv_general_dilated_p.name})
@@ -34,7 +34,7 @@ def for_a_loop(fn: Function, params: PyTree, x: PyTree) -> Function:
       ``fn`` itself where nothing is to be gained: on other devices than CPUs, without
       such a convolution, or with side effects, which are to happen as written.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or not tactics.enabled():
         return fn
     traced, shapes = jax.make_jaxpr(fn, return_shape=True)(params, x)
     jaxpr, consts = jax_compat.open_jaxpr(traced)
@@ -44,26 +44,9 @@ def for_a_loop(fn: Function, params: PyTree, x: PyTree) -> Function:
 
     def looped(params: PyTree, x: PyTree) -> PyTree:
         leaves = jax.tree.leaves((params, x))
-        return structure.unflatten(_evaluate(jaxpr, consts, leaves))
+        return structure.unflatten(jax_compat.evaluate(jaxpr, consts, leaves, _apply))
 
     return looped
-
-
-def _evaluate(
-    jaxpr: Jaxpr, consts: Sequence[Array], args: Sequence[Array]
-) -> list[Array]:
-    env: dict[JaxAtom, Array] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
-
-    def read(atom: JaxAtom) -> Any:
-        return (
-            jax_compat.literal_value(atom) if jax_compat.is_literal(atom) else env[atom]
-        )
-
-    for eqn in jaxpr.eqns:
-        outs = _apply(eqn, [read(atom) for atom in eqn.invars])
-        env.update(zip(eqn.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
 
 
 def _apply(eqn: JaxprEqn, args: Sequence[Array]) -> list[Array]:
@@ -72,7 +55,7 @@ def _apply(eqn: JaxprEqn, args: Sequence[Array]) -> list[Array]:
     if eqn.primitive in (p.jit_p, p.closed_call_p):  # no rule of its own is lost
         body = jax_compat.call_body(eqn)
         if body is not None and jax_compat.holds(body[0], _CONVOLUTION):
-            return _evaluate(*body, args)
+            return jax_compat.evaluate(*body, args, _apply)
     return jax_compat.bind(eqn.primitive, eqn.params, args)
 
 

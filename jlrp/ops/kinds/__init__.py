@@ -1,0 +1,1 @@
+"""The kinds of operations: of each a class with its fields and its mathematics."""
