@@ -73,6 +73,11 @@ class Operation:
         """Whether constants add something to the operation's linear part."""
         return "offset" in self.facts
 
+    @property
+    def effective_constants(self) -> tuple[Value, ...]:
+        """The constants that make a difference to the outputs."""
+        return self.constants
+
     def __repr__(self) -> str:
         return f"{self.kind} operation ({self.primitive.name}) at {self.where()}"
 

@@ -80,24 +80,33 @@ class KernelDifference(OfChanges):
     def _multiplier(self, op: Operation, m: Array, ctx: Context) -> Array:
         assert isinstance(op, AffineOp)
         found = op.kernel_map(ctx)
-        d, z = ctx.difference(op.inputs[0]), ctx.difference(op.outputs[0])
-        kernel = depend_on(found.kernel, after=first_of(ctx.after))
-        axes = large_axes(op, kernel)
+        d, z = map(ctx.difference, (*op.inputs, *op.outputs))
+        d = depend_on(d, first_of(ctx.after))
+        axes, after = large_axes(op, found.kernel), first_of(ctx.after)
         if axes is None or not tactics.enabled():
-            return self.rule.of_changes(Changes(found.linear, kernel, d, z, m))
+            late = depend_on(found.kernel, after)
+            return self.rule.of_changes(
+                Changes(found.linear, found.kernel, late, d, z, m)
+            )
 
         def part(kernel: Array, cut: Cut) -> Array:
-            changes = Changes(found.linear, kernel, d, cut(z), cut(m))
+            late = depend_on(kernel, after)  # of the whole it would be a copy
+            changes = Changes(found.linear, kernel, late, d, cut(z), cut(m))
             return self.rule.of_changes(changes)
 
-        return by_blocks(part, kernel, axes)
+        return by_blocks(part, found.kernel, axes)
 
 
 class Changes(NamedTuple):
-    """A layer between two points, and the multiplier of its output."""
+    """A layer between two points, and the multiplier of its output.
+
+    What is made of the kernel is made of ``late``: the same, which is there no sooner
+    than relevance is.
+    """
 
     linear: LinearMap
     kernel: Array
+    late: Array
     d: Array
     z: Array
     m: Array
@@ -108,11 +117,11 @@ class Changes(NamedTuple):
         ``|W| |D|`` and W D give the sums of both signs by one map: on z's side no
         digits are lost.
         """
-        sizes = self.linear.apply(lax.abs(self.d), lax.abs(self.kernel))
+        sizes = self.linear.apply(lax.abs(self.d), lax.abs(self.late))
         sign = lax.sign(self.z)
         total = whole * self.z + size * sign * sizes
         s = self.m * safe_divide(self.z, total)
-        back = self.linear.transpose(lax.abs(self.kernel), sign * s)
+        back = self.linear.transpose(lax.abs(self.late), sign * s)
         return whole * self.linear.transpose(self.kernel, s) + size * (
             lax.sign(self.d) * back
         )
@@ -132,11 +141,11 @@ class Changes(NamedTuple):
 
     def _sum(self, sign: Sign) -> Array:
         """The contributions of one sign, by maps of their own: 0 if there are none."""
-        apply, kernel = self.linear.apply, self.kernel
+        apply, kernel = self.linear.apply, self.late
         upper = apply(positive(self.d), sign(kernel))
         return upper + apply(negative(self.d), other(sign)(kernel))
 
     def _back(self, sign: Sign, s: Array) -> Array:
-        above = self.linear.transpose(sign(self.kernel), s)
-        below = self.linear.transpose(other(sign)(self.kernel), s)
+        above = self.linear.transpose(sign(self.late), s)
+        below = self.linear.transpose(other(sign)(self.late), s)
         return lax.select(lax.gt(self.d, zero(self.d)), above, below)

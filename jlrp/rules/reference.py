@@ -248,7 +248,7 @@ def settings(rule: Rule, op: Operation, ctx: Context) -> list[Context]:
 
 def _settings(op: Operation, ctx: Context, outputs: bool) -> list[Context]:
     reference = ctx.reference
-    varying = [v for v in op.constants if ctx.varies(v)]
+    varying = [v for v in op.effective_constants if ctx.varies(v)]
     if reference is None or not varying:
         return [ctx]
     here = {v: ctx.original(v) for v in varying}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jax import lax
 
+from jlrp.ir.primitives import traits
+from jlrp.ir.program import Atom, Value
 from jlrp.ops.base import Cotangents, Operation
 from jlrp.ops.context import Context, widened
-from jlrp.ops.softmax import Softmax
+from jlrp.ops.softmax import Softmax, unmoved
 from jlrp.promise import number
 from jlrp.typing import Array
 
@@ -28,6 +30,23 @@ class SoftmaxOp(Operation):
     def masked(self) -> bool:
         """Whether scores may be -inf."""
         return "masked" in self.facts
+
+    @property
+    def effective_constants(self) -> tuple[Value, ...]:
+        """Not what is subtracted from all scores of a row: weights stay the same."""
+        shifts = {unmoved(shift) for shift in self._shifts()}
+        return tuple(v for v in self.constants if unmoved(v) not in shifts)
+
+    def _shifts(self) -> Iterator[Atom]:
+        """What is added to the scores, which begin before all shifts."""
+        (shifted,) = self.inputs
+        for equation in self.equations:
+            if not traits(equation).addition or shifted not in equation.inputs:
+                continue
+            others = [a for a in equation.inputs if a is not shifted]
+            if len(others) == 1 and others[0] in self.constants:
+                yield others[0]
+                (shifted,) = equation.outputs
 
     def apply(self, x: Sequence[Array], ctx: Context) -> list[Array]:
         inputs = dict(zip(self.inputs, x, strict=True))
