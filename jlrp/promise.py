@@ -117,7 +117,7 @@ def lax_real(v: Array) -> Array:
     return lax.real(v) if is_complex(v) else v
 
 
-def like(real: Array, z: Array) -> Array:
+def like(real: Array, z: HasDtype) -> Array:
     """Real numbers as complex ones, where z is complex."""
     return lax.complex(real, zeros_like(real)) if is_complex(z) else real
 

@@ -1,5 +1,7 @@
 """Complex numbers inside: relevance is real, and that of the same real arithmetic."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -264,3 +266,16 @@ def test_relevance_of_a_complex_value_is_real():
     total = float((fn((), x) * m).sum())
     assert float(inside.sum()) == pytest.approx(total)
     assert float(found.relevance.sum()) == pytest.approx(total)
+
+
+def test_relevance_that_is_a_value_goes_through_complex_numbers():
+    def model(lifted, w, x):
+        h = jnp.real(lax.complex(x, jnp.zeros_like(x))) if lifted else x
+        return h @ w
+
+    w, x = numbers(3, 3, 2), numbers(0, 2, 3)
+    plain, lifted = (
+        jlrp.relevance(partial(model, kind), w, x, composite="epsilon_plus_flat")
+        for kind in (False, True)
+    )
+    np.testing.assert_allclose(lifted, plain, rtol=0, atol=1e-12)

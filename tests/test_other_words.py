@@ -99,6 +99,26 @@ def pooled(mean):
     return fn
 
 
+def of_windows(total, divisor):
+    """Sums over windows that overlap, divided, and their total."""
+
+    def fn(p, x):
+        h = image(tanh(x @ p["w"]) + x)
+        pads = ((0, 0), (1, 1), (0, 0), (0, 0))
+        h = lax.reduce_window(h, 0.0, lax.add, (1, 3, 1, 1), (1,) * 4, pads)
+        return total(h / divisor) @ p["v"]
+
+    return fn
+
+
+TOTALS = {
+    "sum": lambda h: h.sum((1, 2)),
+    "one by one": lambda h: h.sum(2).sum(1),
+    "transposed": lambda h: h.transpose(1, 2, 0, 3).sum((0, 1)),
+    "a dot": lambda h: (jnp.ones((1, 4)) @ h.transpose(1, 2, 0, 3).reshape(4, 4))[0:1],
+}
+
+
 def softmax_of(function):
     return lambda p, x: function(x @ p["w"]) @ (x @ p["v"])
 
@@ -196,6 +216,15 @@ GROUPS = {
                 lax.reduce_window(h, 0.0, lax.add, (1, 2, 2, 1), (1,) * 4, "VALID") / 4
             )[:, 0, 0]
         ),
+    },
+    "a sum of averages of windows": {
+        name: of_windows(total, 3.0) for name, total in TOTALS.items()
+    },
+    "an average of sums of windows": {
+        name: of_windows(total, 4.0) for name, total in TOTALS.items()
+    },
+    "scaled sums of windows": {
+        name: of_windows(total, 5.0) for name, total in TOTALS.items()
     },
     "a convolution": {
         "whole": behind_conv(conv),

@@ -32,7 +32,7 @@ from jlrp.ir.families import rounds, why_missing
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Equation, Program, Value, between
 from jlrp.ops.affine import core_of, scale_chain, start_of
-from jlrp.ops.mean import is_mean
+from jlrp.ops.mean import mean_of
 from jlrp.ops.softmax import Softmaxes
 from jlrp.promise import is_complex
 
@@ -249,9 +249,9 @@ class Regions:
                 not inverted and _is_rectifier(behind, path[0], equations)
             )
         if made.primitive in (p.mul_p, p.div_p) and made.inputs[1] is not start:
-            return is_mean(self.terms, behind)
+            return mean_of(self.terms, behind) is not None
         if made.primitive is p.mul_p:
-            return is_mean(self.terms, behind)
+            return mean_of(self.terms, behind) is not None
         return False
 
     def _is_read_outside(self, path: Sequence[Value]) -> bool:

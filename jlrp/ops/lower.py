@@ -60,7 +60,7 @@ from jlrp.ops.kinds.linear import LinearOp, MovementOp, ReductionOp, SumOp
 from jlrp.ops.kinds.loop import LoopOp
 from jlrp.ops.kinds.product import ProductOp
 from jlrp.ops.kinds.softmax import SoftmaxOp
-from jlrp.ops.mean import is_mean, mean_kind, weight_of
+from jlrp.ops.mean import mean_kind, mean_of, weight_of
 from jlrp.ops.other_words import read_other_words
 from jlrp.ops.position import (
     affine_before,
@@ -216,7 +216,7 @@ class _Builder:
                 break
             if step.kind == "scale":
                 counts = scalar_of(step.constant) is None if step.constant else False
-                if counts or is_mean(self.regions.terms, step.equation.outputs[0]):
+                if counts or mean_of(self.regions.terms, step.equation.outputs[0]):
                     found = index + 1
         return found
 
@@ -399,7 +399,7 @@ class _Builder:
     def _fixed_kind(self, equation: Equation) -> str:
         """The kind of a linear map that is the same whatever the parameters."""
         (*_, out) = equation.outputs
-        if is_mean(self.regions.terms, out):
+        if mean_of(self.regions.terms, out):
             return mean_kind(equation)
         return "linear" if weight_of(self.program, equation) is None else "sum"
 

@@ -48,12 +48,12 @@ def count_of(equation: Equation) -> int:
     return math.prod(shape[i] for i in lhs)
 
 
-def is_mean(terms: Terms, value: Value) -> bool:
-    """Whether a value is a sum times one over its count, moved or not between."""
+def mean_of(terms: Terms, value: Value) -> Equation | None:
+    """The sum that a value is, times one over its count, moved or not between."""
     program, scale = terms.program, 1.0
     while (made := value.producer) is not None:
         if made.primitive in terms.opaque:
-            return False
+            return None
         before = terms.before_trip(value)
         if before is not value:
             value = before
@@ -61,20 +61,21 @@ def is_mean(terms: Terms, value: Value) -> bool:
         operands = program.active_inputs(made)
         weight = weight_of(program, made)
         if weight is not None and len(operands) == 1:
-            return math.isclose(scale * weight * count_of(made), 1.0, rel_tol=1e-5)
+            share = scale * weight * count_of(made)
+            return made if math.isclose(share, 1.0, rel_tol=1e-5) else None
         if len(operands) != 1:
-            return False
+            return None
         if traits(made).scaling:
             others = [a for a in made.inputs if a is not operands[0]]
             known: Any = scalar_of(others[0]) if others else None
             inverts = made.primitive is p.div_p and made.inputs[1] is operands[0]
             if known is None or inverts or not np.all(known) or np.imag(known):
-                return False
+                return None
             known = np.real(known)
             scale *= float(known) if made.primitive is p.mul_p else 1 / float(known)
         elif not traits(made).view:
-            return False
+            return None
         (value,) = operands
         if not program.used_once(value):
-            return False
-    return False
+            return None
+    return None

@@ -19,10 +19,11 @@ from jax.extend.core import primitives as p
 
 from jlrp.analysis.intervals import scalar_of
 from jlrp.analysis.terms import Terms, View, moves_all
+from jlrp.ir import jax_compat
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Equation, Program, Value
 from jlrp.ops.contraction import is_fixed
-from jlrp.ops.mean import count_of, weight_of
+from jlrp.ops.mean import count_of, mean_of, weight_of
 from jlrp.ops.standing import standing_for
 
 Array = Any
@@ -119,7 +120,7 @@ def _without_axis(terms: Terms, row: Value, like: Value) -> Value:
 def _scaled_after(terms: Terms, equation: Equation) -> list[Equation] | None:
     """For a sum of what is scaled by one over the count, or of a scaled sum, the scaled
     sum: a mean."""
-    (scaled,) = equation.inputs
+    scaled, moves = _before_moves(terms, equation.inputs[0])
     made = scaled.producer if isinstance(scaled, Value) else None
     if made is None or not traits(made).scaling or made.primitive in terms.opaque:
         return None
@@ -132,18 +133,36 @@ def _scaled_after(terms: Terms, equation: Equation) -> list[Equation] | None:
     divides = made.primitive is p.div_p
     if number is None or np.iscomplexobj(number) or (divides and place == 1):
         return None
+    mean = mean_of(terms, scaled)
+    if mean is not None and mean.primitive is p.reduce_window_sum_p:
+        return None  # average pooling: windows are no part of a sum over axes
     count = count_of(equation)
-    is_mean = math.isclose(float(number), count if divides else 1 / count, rel_tol=1e-5)
-    if not is_mean and not _is_sum(terms, source):
+    averages = math.isclose(
+        float(number), count if divides else 1 / count, rel_tol=1e-5
+    )
+    if not averages and not _is_sum(terms, source):
         return None
     (out,) = equation.outputs
 
     def scale(x: Array) -> Array:
+        for move in moves:
+            (x,) = jax_compat.bind(move.primitive, move.params, [x])
         total = lax.reduce_sum(x, equation.params["axes"])
         wide = lax.full_like(total, number)
         return lax.div(total, wide) if divides else lax.mul(total, wide)
 
     return standing_for(out, scale, [source], equation)
+
+
+def _before_moves(terms: Terms, atom: Atom) -> tuple[Atom, list[Equation]]:
+    """What was moved, for this alone, and how."""
+    moves: list[Equation] = []
+    while isinstance(atom, Value) and (made := atom.producer) is not None:
+        source = made.inputs[0] if moves_all(made) else None
+        if not isinstance(source, Value) or not terms.program.used_once(source):
+            break
+        atom, moves = source, [made, *moves]
+    return atom, moves
 
 
 def _is_sum(terms: Terms, value: Value) -> bool:

@@ -71,7 +71,7 @@ def _moved_values(op: Operation, values: Sequence, ctx: Context) -> Sequence:
     if not any(map(is_complex, (*op.inputs, *op.outputs))):
         return _moved(op, values, ctx)
     parts = [
-        part if part is None else like(part, ctx.read(v))
+        part if part is None else like(part, v)
         for v, part in zip(op.outputs, values, strict=True)
     ]
     return [part if part is None else lax_real(part) for part in _moved(op, parts, ctx)]
