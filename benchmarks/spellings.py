@@ -41,7 +41,7 @@ class Generator:
     """A program of so many layers; the same for the same seed."""
 
     def __init__(self, seed):
-        self.wide = seed >= WIDE
+        self.wide, self.wider = seed >= WIDE, seed >= WIDER
         self.random = np.random.default_rng(seed)
         self.params = []
 
@@ -244,12 +244,223 @@ class Generator:
 
         return layer
 
+    # From seed WIDER on.
+
+    def low_rank(self, width):
+        down, up = self.weights(width, 2), self.weights(2, width)
+        first = self.pick([True, False])
+        return lambda p, h: (h @ p[down]) @ p[up] if first else h @ (p[down] @ p[up])
+
+    def weight_norm(self, width):
+        w, gain = self.weights(width, width), self.weights(width, positive=True)
+
+        def layer(p, h):
+            return h @ (p[w] / jnp.sqrt((p[w] ** 2).sum(0, keepdims=True)) * p[gain])
+
+        return layer
+
+    def clipped(self, width):
+        dense = self.dense(width)
+        f = self.pick(
+            [jax.nn.relu6, lambda v: jnp.clip(v, -0.8, 1.3), jax.nn.hard_tanh]
+        )
+        return lambda p, h: f(dense(p, h))
+
+    def group_norm(self, width):
+        gain, bias = self.weights(width, positive=True), self.weights(width)
+
+        def layer(p, h):
+            g = h.reshape(*h.shape[:2], 2, width // 2)
+            d = g - g.mean((1, 3), keepdims=True)
+            d = d * lax.rsqrt(g.var((1, 3), keepdims=True) + 1e-2)
+            return d.reshape(h.shape) * p[gain] + p[bias]
+
+        return layer
+
+    def unit_length(self, width):
+        eps = self.pick([1e-2, 1e-1])
+        form = self.pick([True, False])
+
+        def layer(p, h):
+            if form:
+                return h / jnp.sqrt((h * h).sum(-1, keepdims=True) + eps)
+            return h / (jnp.linalg.norm(h, axis=-1, keepdims=True) + eps)
+
+        return layer
+
+    def running_mean(self, width):
+        counts = jnp.arange(1.0, PLACES + 1)[None, :, None]
+        dense = self.dense(width)
+        return lambda p, h: jnp.cumsum(dense(p, h), 1) / counts
+
+    def rotary(self, width):
+        q, k = self.dense(width), self.dense(width)
+        angle = jnp.arange(PLACES)[:, None] * 0.3 ** jnp.arange(width // 2)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+
+        def turned(v):
+            a, b = jnp.split(v, 2, -1)
+            return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+        def layer(p, h):
+            s = turned(q(p, h)) @ turned(k(p, h)).swapaxes(1, 2) / width**0.5
+            return jax.nn.softmax(s) @ h
+
+        return layer
+
+    def token_shift(self, width):
+        mix, dense = self.weights(width), self.dense(width)
+        rolled = self.pick([True, False])
+
+        def layer(p, h):
+            before = jnp.pad(h, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+            before = jnp.roll(h, 1, 1) if rolled else before
+            return dense(p, h * p[mix] + before * (1 - p[mix]))
+
+        return layer
+
+    def experts(self, width):
+        router, w = self.weights(width, 3), self.weights(3, width, width)
+        f = self.pick([jnp.tanh, jax.nn.gelu])
+
+        def layer(p, h):
+            gates = jax.nn.softmax(h @ p[router])
+            return jnp.einsum(
+                "bne,bneo->bno", gates, f(jnp.einsum("bni,eio->bneo", h, p[w]))
+            )
+
+        return layer
+
+    def maxout(self, width):
+        dense = self.dense(width, 2 * width)
+        return lambda p, h: dense(p, h).reshape(*h.shape, 2).max(-1)
+
+    def less_the_largest(self, width):
+        axis = self.pick([1, 2])
+        return lambda p, h: h - h.max(axis, keepdims=True)
+
+    def up_and_down(self, width):
+        dense = self.dense(width)
+
+        def layer(p, h):
+            up = dense(p, jnp.repeat(h, 2, axis=1))
+            return up.reshape(h.shape[0], PLACES, 2, width).mean(2)
+
+        return layer
+
+    def biased_attention(self, width):
+        """With a bias by distance, and one key and value for all."""
+        q, k, v = (self.weights(width, width) for _ in "qkv")
+        bias = self.weights(2 * PLACES - 1)
+        learned = self.pick([True, False])
+        i = jnp.arange(PLACES)
+        apart = i[:, None] - i
+
+        def layer(p, h):
+            s = jnp.einsum("bni,bmi->bnm", h @ p[q], h @ p[k]) / width**0.5
+            s = s + (p[bias][apart + PLACES - 1] if learned else -0.5 * jnp.abs(apart))
+            return jnp.einsum("bnm,bmi->bni", jax.nn.softmax(s), h @ p[v])
+
+        return layer
+
+    def linear_attention(self, width):
+        q, k, v = (self.weights(width, width) for _ in "qkv")
+        f = self.pick([lambda a: jax.nn.elu(a) + 1, jnp.exp, jax.nn.softplus])
+
+        def layer(p, h):
+            a, b = f(h @ p[q]), f(h @ p[k])
+            state = jnp.einsum("bmi,bmo->bio", b, h @ p[v])
+            total = jnp.einsum("bni,bi->bn", a, b.sum(1))
+            return jnp.einsum("bni,bio->bno", a, state) / total[..., None]
+
+        return layer
+
+    def glu(self, width):
+        dense, f = (
+            self.dense(width, 2 * width),
+            self.pick([jax.nn.sigmoid, jax.nn.gelu]),
+        )
+
+        def layer(p, h):
+            a, b = jnp.split(dense(p, h), 2, -1)
+            return a * f(b)
+
+        return layer
+
+    def lstm(self, width):
+        w, u = (self.weights(width, 4 * width) for _ in "wu")
+        b = self.weights(4 * width)
+
+        def layer(p, h):
+            def step(carry, x):
+                c, y = carry
+                i, f, g, o = jnp.split(x @ p[w] + y @ p[u] + p[b], 4, -1)
+                c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+                y = jax.nn.sigmoid(o) * jnp.tanh(c)
+                return (c, y), y
+
+            start = jnp.zeros_like(h[:, 0])
+            return lax.scan(step, (start, start), h.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+        return layer
+
+    def polynomial(self, width):
+        dense = self.dense(width)
+        f = self.pick(
+            [lambda v: v**3 - 0.5 * v**2, lambda v: v * v, lambda v: v + v**2]
+        )
+        return lambda p, h: f(dense(p, h))
+
+    def masked(self, width):
+        dense = self.dense(width)
+        mask = jnp.asarray(self.random.random((PLACES, width)) < 0.7) / 0.7
+        return lambda p, h: dense(p, h) * mask
+
+    def block(self, width):
+        """Attention and a layer beside it, each on a norm, scaled, and the sum."""
+        parts = self.pick(["attention", "heads"]), self.pick(["swiglu", "glu", "gate"])
+        first, second = (getattr(self, part)(width) for part in parts)
+        norm, scale = self.norm(width), self.weights(width)
+        beside = self.pick([True, False])
+
+        def layer(p, h):
+            if beside:
+                return h + p[scale] * (first(p, norm(p, h)) + second(p, norm(p, h)))
+            h = h + first(p, norm(p, h))
+            return h + second(p, norm(p, h))
+
+        return layer
+
+    def bilinear(self, width):
+        w = self.weights(width, width, width)
+        return lambda p, h: jnp.einsum("bni,ijo,bnj->bno", h, p[w], h) * 0.3
+
+    def changes(self, width):
+        """From place to place."""
+        dense = self.dense(width)
+
+        def layer(p, h):
+            h = dense(p, h)
+            return jnp.concatenate([h[:, :1], h[:, 1:] - h[:, :-1]], 1)
+
+        return layer
+
+    def log_sum(self, width):
+        return self.pick(
+            [
+                lambda p, h: h - jax.nn.logsumexp(h, -1, keepdims=True),
+                lambda p, h: jax.nn.log_softmax(h, 1),
+                lambda p, h: h + jnp.log(1 + jnp.exp(-h)),
+            ]
+        )
+
     def layer(self, width):
         kinds = ["dense", "activation", "norm", "softmax", "attention", "gate"]
         kinds += ["dense", "activation", "concatenation", "residual", "scan", "mixing"]
         if self.wide:
             kinds += ["heads", "conv", "batch_norm", "pool", "swiglu", "excitation"]
             kinds += ["recurrence"]
+        kinds += WIDER_KINDS if self.wider else []
         kind = self.pick(kinds)
         if kind == "activation":
             f, dense = self.activation(), self.dense(width)
@@ -274,7 +485,13 @@ ACTIVATIONS = [
     lambda h: (h + jnp.sqrt(h * h + 1)) / 2,
 ]
 PLACES = 3
-WIDE = 5000  # from this seed on, programs have more kinds of layers
+WIDE, WIDER = 5000, 100_000  # from these seeds on, programs have more kinds of layers
+WIDER_KINDS = [
+    *("low_rank", "weight_norm", "clipped", "group_norm", "unit_length", "rotary"),
+    *("running_mean", "token_shift", "experts", "maxout", "less_the_largest", "lstm"),
+    *("up_and_down", "biased_attention", "linear_attention", "glu", "polynomial"),
+    *("masked", "block", "bilinear", "changes", "log_sum"),
+]
 RESIDUES = 24
 
 

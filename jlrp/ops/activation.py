@@ -100,10 +100,11 @@ class Regions:
             return None
         meeting: Value | None = operands[0]
         for other in operands[1:]:
-            meeting = self._meet(meeting, other)
+            meeting = self.meet(meeting, other)
         return meeting
 
-    def _meet(self, a: Value | None, b: Value | None) -> Value | None:
+    def meet(self, a: Value | None, b: Value | None) -> Value | None:
+        """The nearest value of which both are elementwise functions."""
         while a is not b:
             if a is None or b is None:
                 return None

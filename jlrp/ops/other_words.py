@@ -14,13 +14,14 @@ from jlrp.ops.behind import Layers
 from jlrp.ops.extrema import Extrema, Magnitudes
 from jlrp.ops.inverses import Inverses
 from jlrp.ops.late import LateDivisions
+from jlrp.ops.regrouped import Regrouped
 from jlrp.ops.side_by_side import Concatenations, Rows
 from jlrp.ops.standing import OtherWords
 from jlrp.ops.written_out import Sums
 
 _READINGS: tuple[type[OtherWords], ...] = (
     *(Concatenations, Magnitudes, Extrema, Inverses),
-    *(Sums, Rows, Layers, LateDivisions),
+    *(Regrouped, Sums, Rows, Layers, LateDivisions),
 )
 _ROUNDS = 8  # at most: a program may be left as it is, it computes the same
 
