@@ -173,11 +173,19 @@ def _is_sum(terms: Terms, value: Value) -> bool:
         if weight_of(terms.program, made) is not None:
             return True
         operands = terms.program.active_inputs(made)
+        if traits(made).addition and len(operands) == 2:
+            return _are_of_one(terms, operands)
         moves = moves_all(made) or traits(made).scaling
         if not moves or len(operands) != 1:
             return False
         (value,) = operands
     return False
+
+
+def _are_of_one(terms: Terms, parts: Sequence[Value]) -> bool:
+    """Whether some values are parts of one, so that their addition is a sum of it."""
+    roots = {found and found[0] for found in map(terms.before_moves, parts)}
+    return len(roots) == 1 and None not in roots
 
 
 def _sum_of_dot(terms: Terms, equation: Equation) -> list[Equation] | None:

@@ -70,7 +70,7 @@ def _written_out(terms: Terms) -> dict[Value, list[Equation]]:
         for term, between_them in _terms_of(terms, out, names):
             if _is_plain(between_them):
                 break
-            standing = _standing(term, equation, out)
+            standing = _standing(program, term, equation, out)
             if standing is not None and of_products:
                 later[out] = standing
                 break
@@ -281,7 +281,9 @@ def _is_number(root: Root, like: Value) -> bool:
 # The equations that stand.
 
 
-def _standing(term: Term, like: Equation, out: Value) -> list[Equation] | None:
+def _standing(
+    program: Program, term: Term, like: Equation, out: Value
+) -> list[Equation] | None:
     digits = _digits(term)
     if digits is None:
         return None
@@ -289,7 +291,8 @@ def _standing(term: Term, like: Equation, out: Value) -> list[Equation] | None:
     if len(term.factors) == 1:
         function = _sum(term.factors[0], digits, n, out)
     else:
-        function = _contraction(term.factors, digits, n, out)
+        layer = [program.is_active(f.root) for f in term.factors]
+        function = _contraction(term.factors, layer, digits, n, out)
     if function is None:
         return None
     return standing_for(out, function, [f.root for f in term.factors], like)
@@ -370,7 +373,14 @@ def _sum(factor: Factor, digits: Digits, n: int, out: Value) -> Any:
     return summed
 
 
-def _contraction(factors: Sequence[Factor], digits: Digits, n: int, out: Value) -> Any:
+def _contraction(
+    factors: Sequence[Factor],
+    active: Sequence[bool],
+    digits: Digits,
+    n: int,
+    out: Value,
+) -> Any:
+    """Their contraction. What a layer reads copies of is copied before it is mapped."""
     varying = [
         [k for k, (_, strides) in enumerate(digits) if strides[i]] for i in (0, 1)
     ]
@@ -385,6 +395,9 @@ def _contraction(factors: Sequence[Factor], digits: Digits, n: int, out: Value) 
     if not all(cut.fits for cut in cuts):
         return None
     axes = [[varying[i][k] for k in cut.order] for i, cut in enumerate(cuts)]
+    copied = [k for k in range(n) if all(k not in at for at in axes)]
+    copied, mapped = [] if all(active) else copied, int(not active[0])
+    axes[mapped] = [*copied, *axes[mapped]]
     summed = range(n, len(digits))
     both = [k for k in axes[0] if k in axes[1] and k < n]
     free = [[k for k in axes[i] if k not in axes[1 - i]] for i in (0, 1)]
@@ -393,7 +406,10 @@ def _contraction(factors: Sequence[Factor], digits: Digits, n: int, out: Value) 
     )
 
     def contracted(a: Array, b: Array) -> Array:
-        x = cuts[0](a), cuts[1](b)
+        x = [cuts[0](a), cuts[1](b)]
+        if copied:
+            sizes = [digits[k][0] for k in copied]
+            x[mapped] = lax.broadcast(x[mapped], sizes)
         if not summed:
             return lax.mul(*(_laid_out(x[i], axes[i], digits, n, out) for i in (0, 1)))
         y = lax.dot_general(*x, numbers)  # type: ignore[arg-type]

@@ -83,11 +83,23 @@ def kernel_split_by_inputs(site: Site) -> Operand | None:
 
 @rewriting("dense", p.dot_general_p)
 def contraction_in_halves(site: Site) -> Operand | None:
-    """A contraction of two active values as the sum of two."""
+    """A contraction of two active values as the sum of two.
+
+    Not of values that were joined: that is a sum of products of other values.
+    """
     if not (site.is_active(0) and site.is_active(1) and site.is_float):
+        return None
+    if any(_was_joined(site, i) for i in range(2)):
         return None
     along = _axes(site, 0)[1]
     return _halves_added(site, 0, along[0]) if along else None
+
+
+def _was_joined(site: Site, i: int) -> bool:
+    made = site.producer(i, p.transpose_p, p.concatenate_p)
+    while made is not None and made.primitive is p.transpose_p:
+        made = made.producer(0, p.transpose_p, p.concatenate_p)
+    return made is not None
 
 
 def _halves_added(site: Site, i: int, axis: int) -> Operand | None:

@@ -98,3 +98,10 @@ def of_factors(composite: Composite) -> str | None:
     if _has(composite, NativeGradient):
         return "a literal is a gain of a bounded activation, and not of a product"
     return None
+
+
+def of_divisions(composite: Composite) -> str | None:
+    """For a division of a contraction, in place of one of its factors."""
+    if _has(composite, Absolute):
+        return "absolute splits of a quotient have other shares than a contraction has"
+    return None

@@ -338,7 +338,7 @@ def _constant_along(site: Site, i: int, axes: tuple[int, ...]) -> bool:
     return not varying.intersection(axes)
 
 
-@rewriting("products", p.dot_general_p)
+@rewriting("products", p.dot_general_p, documented=documented.of_divisions)
 def divided_late(site: Site) -> Operand | None:
     """``(e / s) @ v`` as ``(e @ v) / s``."""
     if not site.carries:
@@ -368,7 +368,7 @@ def divided_late(site: Site) -> Operand | None:
     return None
 
 
-@rewriting("products", p.div_p)
+@rewriting("products", p.div_p, documented=documented.of_divisions)
 def divided_early(site: Site) -> Operand | None:
     """``(e @ v) / s`` as ``(e / s) @ v``, for an s of the rows of e."""
     inner = site.producer(0, p.dot_general_p)
