@@ -413,8 +413,8 @@ class Generator:
 
     def masked(self, width):
         dense = self.dense(width)
-        mask = jnp.asarray(self.random.random((PLACES, width)) < 0.7) / 0.7
-        return lambda p, h: dense(p, h) * mask
+        kept = jnp.asarray(self.random.random((PLACES, width)) < 0.7)
+        return lambda p, h: jnp.where(kept, dense(p, h), 0.0)
 
     def block(self, width):
         """Attention and a layer beside it, each on a norm, scaled, and the sum."""

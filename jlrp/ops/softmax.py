@@ -8,8 +8,11 @@ any spelling of the exponential, of the sum and of the quotient. Renormalised we
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jax.extend.core import primitives as p
@@ -33,6 +36,7 @@ from jlrp.ir.program import Atom, Equation, Program, Value, produced_by
 
 _MOVES = primitives_where(lambda row: row.view) | {p.stop_gradient_p}
 _MASKS = primitives_where(lambda row: row.addition or row.scaling) | {p.select_n_p}
+_LOGS = (p.log_p, p.log1p_p)
 _SELECTIONS = (p.top_k_p, p.approx_top_k_p, p.sort_p, p.gather_p)
 
 
@@ -86,9 +90,9 @@ class Softmaxes:
         divides = prim is p.div_p and self.program.is_active(made.inputs[1])
         if divides or (prim is p.mul_p and any(map(_inverts, made.inputs))):
             return self._quotient(end) or self._of_segments(end)
-        if traits(made).addition:
-            return self._log_softmax(made) or self._logsumexp(end)
-        return self._logsumexp(end) if prim is p.log_p else None
+        if traits(made).addition or prim in _LOGS:
+            return self._of_logs(end)
+        return None
 
     # The quotient.
 
@@ -380,58 +384,113 @@ class Softmaxes:
 
     # Logarithms.
 
-    def _log_softmax(self, difference: Equation) -> Softmax | None:
-        if difference.primitive is not p.sub_p:
+    @cached_property
+    def _logs(self) -> set[Root]:
+        """The values that are logarithms of sums of exponentials, perhaps."""
+        made = (e for e in self.program.equations if e.primitive in _LOGS)
+        return {v for e in made for v in e.outputs if v in self.program.active}
+
+    def _of_logs(self, end: Value) -> Softmax | None:
+        """``e - log sum exp(e)``, or ``log sum exp(e)`` without a shift of e.
+
+        In whatever order it is added up, and whatever the shift.
+        """
+        if not self._logs:
             return None
-        minuend, log_total = difference.inputs
-        log_total = unmoved(log_total)
-        found = self._log_of_exponentials(log_total)
-        if found is not None:  # (x - m) - log sum exp(x - m)
-            function, summed = found
+        reading = self.terms.read(end)
+        for term in reading.terms:
+            roots = [f.root for f in term.factors]
+            if len(roots) != 1 or roots[0] not in self._logs or term.inner:
+                continue
+            found = self._log_of_exponentials(roots[0])
+            if found is None or term.factors[0].power != 1:
+                continue
+            others = tuple(t for t in reading.terms if t is not term)
+            rest = Reading(reading.shape, others, reading.constant)
+            if term.coefficient == -1:
+                return self._log_softmax(rest, *found)
+            return self._logsumexp(rest, *found) if term.coefficient == 1 else None
+        return None
+
+    def _log_softmax(
+        self, minuend: Reading, function: Function, summed: Term
+    ) -> Softmax | None:
+        if not _equal(_alike(minuend), self._exponents(function, summed)):
+            return None
+        views = [
+            _seen_from(self.terms.active(reading))
+            for reading in (minuend, self._exponents_of(function))
+        ]
+        still = views[0] == views[1]
+        scores = self._scores(function, summed)
+        return scores and self._with_rows(Softmax(scores), function, summed, still)
+
+    def _logsumexp(
+        self, added: Reading, function: Function, summed: Term
+    ) -> Softmax | None:
+        if self.terms.active(added).terms:
+            return None
+        if not added.terms and not added.constant:
             exponent = self._exponent(function)
-            same = exponent is not None and unmoved(minuend) is unmoved(exponent)
-            scores = self._scores(function, summed) if same else None
-            still = same and self._read(minuend) == self._read(exponent)
-            return scores and self._with_rows(Softmax(scores), function, summed, still)
-        if isinstance(log_total, Value):  # x - (log sum exp(x - m) + m)
-            inner = self._logsumexp(log_total)
-            if inner is not None and unmoved(inner.scores) is unmoved(minuend):
-                still = self._read(minuend) == self._read(inner.scores)
-                return inner if still else replace(inner, rows=None)
-        return None
+            return exponent and self._with_rows(Softmax(exponent), function, summed)
+        unshifted = self._exponents(function, summed)
+        unshifted.update(_alike(added))
+        if not _equal(
+            unshifted, _alike(self.terms.active(self._exponents_of(function)))
+        ):
+            return None
+        scores = self._scores(function, summed)
+        return scores and self._with_rows(Softmax(scores), function, summed)
 
-    def _read(self, atom: Atom | None) -> Reading | None:
-        return self.terms.read(atom) if isinstance(atom, Value) else None
+    def _exponents_of(self, function: Function) -> Reading:
+        """What a function is of; of sums and scaled values what these are made of."""
+        argument, constant = function.argument, function.argument.constant
+        found, terms = list[Term](), list(argument.terms)
+        while terms:
+            term = terms.pop()
+            opened = self._opened_sum(term)
+            if opened is None:
+                found.append(term)
+                continue
+            by = term.coefficient
+            terms += (t._replace(coefficient=by * t.coefficient) for t in opened.terms)
+            constant += by * opened.constant
+        return Reading(argument.shape, tuple(found), constant)
 
-    def _logsumexp(self, end: Value) -> Softmax | None:
-        """``log sum exp(x)``, or ``log sum exp(x - m) + m``."""
-        found = self._log_of_exponentials(end)
-        if found is not None:
-            exponent = self._exponent(found[0])
-            return exponent and self._with_rows(Softmax(exponent), *found)
-        made = produced_by(end, p.add_p, p.add_jaxvals_p)
-        for log_total, shift in _both_ways(made) if made is not None else ():
-            found = self._log_of_exponentials(unmoved(log_total))
-            exponent = found and self._exponent(found[0])
-            shifted = produced_by(exponent, p.sub_p) if exponent else None
-            if shifted is not None and unmoved(shifted.inputs[1]) is unmoved(shift):
-                scores = shifted.inputs[0]
-                if found is None or not isinstance(scores, Value):
-                    return None
-                return self._with_rows(Softmax(scores), *found)
-        return None
+    def _opened_sum(self, term: Term) -> Reading | None:
+        (factor, *others) = term.factors
+        made = factor.root.producer if isinstance(factor.root, Value) else None
+        if others or factor.power != 1 or made is None:
+            return None
+        row = traits(made)
+        linear = row.addition or row.scaling or made.primitive is p.neg_p
+        return self.terms.expanded(factor) if linear else None
 
-    def _log_of_exponentials(self, atom: Atom) -> tuple[Function, Term] | None:
-        made = produced_by(atom, p.log_p)
+    def _exponents(self, function: Function, summed: Term) -> Counter[Any]:
+        """What is exponentiated, and what the exponentials are divided by."""
+        found = _alike(self._exponents_of(function))
+        for factor in summed.factors:
+            root = factor.root
+            if root is not function and isinstance(root, Function):
+                for what, number in _alike(self._exponents_of(root)).items():
+                    found[what] += factor.power * number
+        return found
+
+    def _log_of_exponentials(self, atom: Root) -> tuple[Function, Term] | None:
+        made = produced_by(atom, *_LOGS)
         if made is None:
             return None
-        total = made.inputs[0]
-        if (absolute := produced_by(total, p.abs_p)) is not None:  # jax's logsumexp
-            total = absolute.inputs[0]
-        terms = self.terms
-        reading = terms.read(total) if isinstance(total, Value) else None
-        reading = reading and terms.closed(terms.active(reading))
-        if reading is None or len(reading.terms) != 1 or not reading.terms[0].inner:
+        total, terms = made.inputs[0], self.terms
+        if not isinstance(total, Value):
+            return None
+        reading = terms.read(total)
+        constant = reading.constant + (made.primitive is p.log1p_p)
+        only = terms.active(reading).only
+        if only is not None and (inner := _magnitude(only)) is not None:
+            reading = terms.read(inner)
+            constant += reading.constant
+        reading = terms.closed(terms.active(reading))
+        if constant or len(reading.terms) != 1 or not reading.terms[0].inner:
             return None
         (summed,) = reading.terms
         active = [f for f in summed.factors if terms.is_active(f.root)]
@@ -440,6 +499,33 @@ class Softmaxes:
         root = active[0].root
         exponential = isinstance(root, Function) and root.name == "exp"
         return (root, summed) if exponential else None  # type: ignore[return-value]
+
+
+def _magnitude(term: Term) -> Value | None:
+    """Of what a term is the magnitude, as the sum in jax's logsumexp."""
+    if term.coefficient != 1 or term.inner or len(term.factors) != 1:
+        return None
+    absolute = produced_by(term.factors[0].root, p.abs_p)
+    return absolute and absolute.inputs[0]  # type: ignore[return-value]
+
+
+def _alike(reading: Reading) -> Counter[Any]:
+    """A reading by what its terms are made of, wherever it is seen from."""
+    found: Counter[Any] = Counter({None: reading.constant})
+    for term in reading.terms:
+        roots = Counter[Any]()
+        for root, power in _roots(term.factors):
+            roots[root] += power
+        found[frozenset(roots.items())] += term.coefficient
+    return found
+
+
+def _equal(a: Counter[Any], b: Counter[Any]) -> bool:
+    return all(np.isclose(a[what], b[what]) for what in {*a, *b})
+
+
+def _seen_from(reading: Reading) -> set[Any]:
+    return {(t.inner, tuple(f.view for f in t.factors)) for t in reading.terms}
 
 
 def is_part_of(weights: Term, summed: Term) -> bool:
