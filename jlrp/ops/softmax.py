@@ -459,11 +459,12 @@ class Softmaxes:
 
     def _opened_sum(self, term: Term) -> Reading | None:
         (factor, *others) = term.factors
-        made = factor.root.producer if isinstance(factor.root, Value) else None
-        if others or factor.power != 1 or made is None:
+        if others or factor.power != 1:
             return None
-        row = traits(made)
-        linear = row.addition or row.scaling or made.primitive is p.neg_p
+        linear = isinstance(factor.root, Function)  # a sum, or it is not opened
+        if isinstance(factor.root, Value) and (made := factor.root.producer):
+            row = traits(made)
+            linear = row.addition or row.scaling or made.primitive is p.neg_p
         return self.terms.expanded(factor) if linear else None
 
     def _exponents(self, function: Function, summed: Term) -> Counter[Any]:
