@@ -123,6 +123,18 @@ def softmax_of(function):
     return lambda p, x: function(x @ p["w"]) @ (x @ p["v"])
 
 
+def logits(function):
+    return lambda p, x: tanh(function(tanh(x @ p["w"]) @ p["u"])) @ p["v"]
+
+
+def lse(scores):
+    return jax.nn.logsumexp(scores, -1, keepdims=True)
+
+
+def peak(scores):
+    return lax.stop_gradient(scores.max(-1, keepdims=True))
+
+
 def attention(average):
     def fn(p, x):
         e = exp((x @ p["w"]) @ (x @ p["u"]).T)
@@ -161,6 +173,24 @@ GROUPS = {
         "plus a minus": softmax_of(
             lambda s: exp(-jnp.log(exp(s).sum(-1, keepdims=True)) + s)
         ),
+    },
+    "log-softmax": {
+        "jax's": logits(jax.nn.log_softmax),
+        "less jax's logsumexp": logits(lambda s: s - lse(s)),
+        "less the log": logits(lambda s: s - jnp.log(exp(s).sum(-1, keepdims=True))),
+        "plus a minus": logits(lambda s: -jnp.log(exp(s).sum(-1, keepdims=True)) + s),
+        "log1p": logits(lambda s: s - jnp.log1p(exp(s).sum(-1, keepdims=True) - 1)),
+        "by powers of two": logits(
+            lambda s: s - jnp.log(jnp.exp2(s / np.log(2)).sum(-1, keepdims=True))
+        ),
+        "quotients": logits(
+            lambda s: (
+                s - jnp.log((exp(s) / exp(peak(s))).sum(-1, keepdims=True)) - peak(s)
+            )
+        ),
+        "of the negative": logits(lambda s: s - lse(-(-s))),
+        "copied": logits(lambda s: jnp.copy(s) - lse(s + 0)),
+        "flipped": logits(lambda s: (s[:, ::-1] - lse(s))[:, ::-1]),
     },
     "differences": {
         "minus": of_three(lambda a, b, c: tanh(a) - b * c),
@@ -236,6 +266,25 @@ GROUPS = {
                 [conv(x, k[..., i : i + 1]) for i in range(6)], -1
             )
         ),
+    },
+    "a gated unit": {
+        "an activation": of_three(lambda a, b, c: a * jax.nn.silu(b) * c),
+        "the gate last": of_three(lambda a, b, c: (c * (a * b)) * jax.nn.sigmoid(b)),
+        "the gate first": of_three(lambda a, b, c: jax.nn.sigmoid(b) * (a * (b * c))),
+        "divided": of_three(lambda a, b, c: (a * b * c) / (1 + exp(-b))),
+    },
+    "a layer of copies": {
+        "a kernel": lambda p, x: relu(
+            jnp.repeat(tanh(x @ p["w"]), 2, 0) @ p["u"] + p["b"]
+        )[::3],
+        "split": lambda p, x: relu(
+            jnp.concatenate(
+                [jnp.repeat(tanh(x @ p["w"]), 2, 0) @ p["u"][:, :2]]
+                + [jnp.repeat(tanh(x @ p["w"]), 2, 0) @ p["u"][:, 2:]],
+                1,
+            )
+            + p["b"]
+        )[::3],
     },
     "a scaled kernel": {
         "kernel": lambda p, x: tanh(x @ p["w"]) @ p["v"],
@@ -452,6 +501,34 @@ DECOYS = {  # and the kinds of their operations, movement left out
     "a bias behind a sum of two layers": (
         lambda p, x: relu(x @ p["w"] + tanh(x) @ p["v"] + p["b"][None]) @ p["u"],
         ["activation", "dense", "dense", "add", "scale", "activation", "dense"],
+    ),
+    **{
+        f"no log-softmax: {name}": (
+            of_three(lambda a, b, c, total=total: total(a) * b),
+            ["dense", "softmax", "add", "dense", "product", "dense"],
+        )
+        for name, total in {
+            "of another row": lambda a: a[::-1] - lse(a),
+            "turned around inside": lambda a: a[:, ::-1] - lse(a[:, :3]),
+            "twice the scores": lambda a: 2 * a - lse(a),
+            "of a part": lambda a: a - lse(a[:, :2]),
+            "of each pair of rows": lambda a: (a[:, None] - lse(a)[None])[:, 0],
+        }.items()
+    },
+    "no logsumexp: a score more": (
+        of_three(
+            lambda a, b, c: (a - jnp.log(1 + exp(a).sum(-1, keepdims=True)) * 1.0) * b
+        ),
+        [
+            "dense",
+            "activation",
+            "sum",
+            "activation",
+            "add",
+            "dense",
+            "product",
+            "dense",
+        ],
     ),
     "a divisor that is one activation": (
         of_three(lambda a, b, c: a / (b * jax.nn.sigmoid(b))),

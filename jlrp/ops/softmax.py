@@ -32,7 +32,7 @@ from jlrp.analysis.terms import (
     varying_axes,
 )
 from jlrp.ir.primitives import primitives_where, traits
-from jlrp.ir.program import Atom, Equation, Program, Value, produced_by
+from jlrp.ir.program import Atom, Equation, Program, Value, between, produced_by
 
 _MOVES = primitives_where(lambda row: row.view) | {p.stop_gradient_p}
 _MASKS = primitives_where(lambda row: row.addition or row.scaling) | {p.select_n_p}
@@ -74,9 +74,29 @@ class Softmaxes:
     def ending_at(self, end: Value) -> Softmax | None:
         if end not in self._found:
             found = self._find(end)
-            carries = found is not None and found.scores in self.program.active
-            self._found[end] = found if carries else None
+            self._found[end] = found and self._of_all_read(found, end)
         return self._found[end]
+
+    def _of_all_read(self, found: Softmax, end: Value) -> Softmax | None:
+        """A softmax of scores before all moves by which they are read; None if it reads
+        something else that carries relevance."""
+        scores = found.scores
+        while scores in self.program.active:
+            _, constants = between([scores], [end], self.program.active.__contains__)
+            if self.program.active.isdisjoint(constants):
+                return found
+            made = scores.producer
+            if made is None or made.primitive not in _MOVES:
+                return None
+            (scores, *_) = self.program.active_inputs(made)
+            still = self._read(scores) == self._read(found.scores)
+            found = replace(found, scores=scores)
+            if not still:
+                found = replace(found, rows=None, axes=None, layout=None)
+        return None
+
+    def _read(self, value: Value) -> Reading:
+        return self.terms.read(value)
 
     def are_weights(self, end: Value) -> bool:
         found = self.ending_at(end)
@@ -408,20 +428,34 @@ class Softmaxes:
             others = tuple(t for t in reading.terms if t is not term)
             rest = Reading(reading.shape, others, reading.constant)
             if term.coefficient == -1:
-                return self._log_softmax(rest, *found)
+                return self._log_softmax(rest, *found, term.factors[0])
             return self._logsumexp(rest, *found) if term.coefficient == 1 else None
         return None
 
     def _log_softmax(
-        self, minuend: Reading, function: Function, summed: Term
+        self, minuend: Reading, function: Function, summed: Term, log: Factor
     ) -> Softmax | None:
         if not _equal(_alike(minuend), self._exponents(function, summed)):
             return None
-        views = [
-            _seen_from(self.terms.active(reading))
-            for reading in (minuend, self._exponents_of(function))
-        ]
-        still = views[0] == views[1]
+        above = self.terms.active(minuend)
+        below = self.terms.active(self._exponents_of(function))
+        still = _seen_from(above) == _seen_from(below)
+        view = View.whole(function.shape)
+        if not still:  # where each logarithm lies, if all are of one value
+            (of_one, *others), (whole, *_) = above.terms, below.terms
+            seen = [f.view for f in (*of_one.factors, *whole.factors)]
+            if others or len(seen) > 2 or seen[1] != view:
+                return None
+            view = seen[0]
+        of_sum = self.terms.within(Reading(log.root.shape, (summed,)), log.view)
+        if of_sum is None:
+            return None
+        (total,) = of_sum.terms
+        exponentials = [f for f in total.factors if f.root is function]
+        weight = Factor(function, 1, view, ())
+        weights = Term(total.coefficient, (weight,), ())
+        if not is_part_of(weights, total.with_factors(exponentials)):
+            return None
         scores = self._scores(function, summed)
         return scores and self._with_rows(Softmax(scores), function, summed, still)
 
