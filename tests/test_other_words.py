@@ -123,16 +123,17 @@ def softmax_of(function):
     return lambda p, x: function(x @ p["w"]) @ (x @ p["v"])
 
 
+def in_halves(h, p):
+    halves = [h @ p["u"][:, :2], h @ p["u"][:, 2:]]
+    return jnp.concatenate(halves, 1) + p["b"]
+
+
 def logits(function):
     return lambda p, x: tanh(function(tanh(x @ p["w"]) @ p["u"])) @ p["v"]
 
 
 def lse(scores):
     return jax.nn.logsumexp(scores, -1, keepdims=True)
-
-
-def peak(scores):
-    return lax.stop_gradient(scores.max(-1, keepdims=True))
 
 
 def attention(average):
@@ -185,11 +186,11 @@ GROUPS = {
         ),
         "quotients": logits(
             lambda s: (
-                s - jnp.log((exp(s) / exp(peak(s))).sum(-1, keepdims=True)) - peak(s)
-            )
+                lambda m: s - jnp.log((exp(s) / exp(m)).sum(-1, keepdims=True)) - m
+            )(lax.stop_gradient(s.max(-1, keepdims=True)))
         ),
-        "of the negative": logits(lambda s: s - lse(-(-s))),
-        "copied": logits(lambda s: jnp.copy(s) - lse(s + 0)),
+        "of the negative": logits(lambda s: s - lse(0 - (-s))),
+        "copied": logits(lambda s: jnp.copy(s) - lse(s + 0.0)),
         "flipped": logits(lambda s: (s[:, ::-1] - lse(s))[:, ::-1]),
     },
     "differences": {
@@ -269,22 +270,17 @@ GROUPS = {
     },
     "a gated unit": {
         "an activation": of_three(lambda a, b, c: a * jax.nn.silu(b) * c),
-        "the gate last": of_three(lambda a, b, c: (c * (a * b)) * jax.nn.sigmoid(b)),
-        "the gate first": of_three(lambda a, b, c: jax.nn.sigmoid(b) * (a * (b * c))),
-        "divided": of_three(lambda a, b, c: (a * b * c) / (1 + exp(-b))),
+        "the gate last": of_three(lambda a, b, c: (a * b) * jax.nn.sigmoid(b) * c),
+        "the gate first": of_three(lambda a, b, c: jax.nn.sigmoid(b) * (a * b) * c),
+        "divided": of_three(lambda a, b, c: (a * b) / (1 + exp(-b)) * c),
     },
     "a layer of copies": {
         "a kernel": lambda p, x: relu(
             jnp.repeat(tanh(x @ p["w"]), 2, 0) @ p["u"] + p["b"]
         )[::3],
-        "split": lambda p, x: relu(
-            jnp.concatenate(
-                [jnp.repeat(tanh(x @ p["w"]), 2, 0) @ p["u"][:, :2]]
-                + [jnp.repeat(tanh(x @ p["w"]), 2, 0) @ p["u"][:, 2:]],
-                1,
-            )
-            + p["b"]
-        )[::3],
+        "split": lambda p, x: relu(in_halves(jnp.repeat(tanh(x @ p["w"]), 2, 0), p))[
+            ::3
+        ],
     },
     "a scaled kernel": {
         "kernel": lambda p, x: tanh(x @ p["w"]) @ p["v"],
@@ -510,7 +506,7 @@ DECOYS = {  # and the kinds of their operations, movement left out
         for name, total in {
             "of another row": lambda a: a[::-1] - lse(a),
             "turned around inside": lambda a: a[:, ::-1] - lse(a[:, :3]),
-            "twice the scores": lambda a: 2 * a - lse(a),
+            "beside more": lambda a: a * a - lse(a),
             "of a part": lambda a: a - lse(a[:, :2]),
             "of each pair of rows": lambda a: (a[:, None] - lse(a)[None])[:, 0],
         }.items()

@@ -80,23 +80,37 @@ class Softmaxes:
     def _of_all_read(self, found: Softmax, end: Value) -> Softmax | None:
         """A softmax of scores before all moves by which they are read; None if it reads
         something else that carries relevance."""
-        scores = found.scores
-        while scores in self.program.active:
-            _, constants = between([scores], [end], self.program.active.__contains__)
-            if self.program.active.isdisjoint(constants):
-                return found
-            made = scores.producer
-            if made is None or made.primitive not in _MOVES:
+        scores, active = found.scores, self.program.active
+        first = self._with_sums_opened(self.terms.unmoved(scores))
+        while scores in active:
+            _, constants = between([scores], [end], active.__contains__)
+            if active.isdisjoint(constants):
+                break
+            before = self.program.active_inputs(scores.producer)  # type: ignore
+            if len(before) != 1 or not self._is_linear(scores):
                 return None
-            (scores, *_) = self.program.active_inputs(made)
-            still = self._read(scores) == self._read(found.scores)
-            found = replace(found, scores=scores)
-            if not still:
-                found = replace(found, rows=None, axes=None, layout=None)
-        return None
+            (scores,) = before
+        else:
+            return None
+        if scores is found.scores:
+            return found
+        last = self.terms.unmoved(scores)
+        first, last = map(self.terms.active, (first, last))
+        if not _equal(_alike(first), _alike(last)):
+            return None
+        found = replace(found, scores=scores)
+        if _seen_from(first) == _seen_from(last):
+            return found
+        return replace(found, rows=None, axes=None, layout=None)
 
-    def _read(self, value: Value) -> Reading:
-        return self.terms.read(value)
+    def _is_linear(self, value: Value) -> bool:
+        """Whether a value is moved, or the sum of terms that are scaled."""
+        made = value.producer
+        if made is None:
+            return False
+        row = traits(made)
+        linear = row.addition or row.scaling or made.primitive is p.neg_p
+        return linear or made.primitive in _MOVES
 
     def are_weights(self, end: Value) -> bool:
         found = self.ending_at(end)
@@ -427,6 +441,7 @@ class Softmaxes:
                 continue
             others = tuple(t for t in reading.terms if t is not term)
             rest = Reading(reading.shape, others, reading.constant)
+            rest = self._with_sums_opened(rest)
             if term.coefficient == -1:
                 return self._log_softmax(rest, *found, term.factors[0])
             return self._logsumexp(rest, *found) if term.coefficient == 1 else None
@@ -437,27 +452,48 @@ class Softmaxes:
     ) -> Softmax | None:
         if not _equal(_alike(minuend), self._exponents(function, summed)):
             return None
-        above = self.terms.active(minuend)
-        below = self.terms.active(self._exponents_of(function))
-        still = _seen_from(above) == _seen_from(below)
-        view = View.whole(function.shape)
-        if not still:  # where each logarithm lies, if all are of one value
-            (of_one, *others), (whole, *_) = above.terms, below.terms
-            seen = [f.view for f in (*of_one.factors, *whole.factors)]
-            if others or len(seen) > 2 or seen[1] != view:
-                return None
-            view = seen[0]
+        scores, seen = self._scores(function, summed), self._view_of(function)
+        if scores is None or seen is None:
+            return None
+        moved = self._moved(scores, minuend)
+        if moved is None:
+            return None
+        still = moved == View.whole(scores.shape)
         of_sum = self.terms.within(Reading(log.root.shape, (summed,)), log.view)
-        if of_sum is None:
+        seen = seen.after(moved)
+        if of_sum is None or seen is None:
             return None
         (total,) = of_sum.terms
         exponentials = [f for f in total.factors if f.root is function]
-        weight = Factor(function, 1, view, ())
-        weights = Term(total.coefficient, (weight,), ())
+        weights = Term(total.coefficient, (Factor(function, 1, seen, ()),), ())
         if not is_part_of(weights, total.with_factors(exponentials)):
             return None
-        scores = self._scores(function, summed)
-        return scores and self._with_rows(Softmax(scores), function, summed, still)
+        ordered = not still and moved.orders(scores.shape)
+        found = Softmax(scores, layout=moved if ordered else None)
+        return self._with_rows(found, function, summed, still)
+
+    def _view_of(self, function: Function) -> View | None:
+        """How the exponentials, as they were computed, see the function."""
+        if len(function.made_by) != 1:
+            return None
+        (made,) = function.made_by
+        views = [
+            f.view
+            for f in factors_of(self.terms.read(made.outputs[0]))
+            if f.root is function
+        ]
+        return views[0] if len(views) == 1 else None
+
+    def _moved(self, scores: Value, minuend: Reading) -> View | None:
+        """How a minuend, which is made of the scores, sees these."""
+        above = self.terms.active(minuend)
+        below = self.terms.active(self._with_sums_opened(self.terms.operand(scores)))
+        whole = View.whole(scores.shape)
+        if _seen_from(above) == _seen_from(below):
+            return whole
+        (of_one, *others), (itself, *_) = above.terms, below.terms
+        seen = [f.view for f in (*of_one.factors, *itself.factors)]
+        return None if others or len(seen) > 2 or seen[1] != whole else seen[0]
 
     def _logsumexp(
         self, added: Reading, function: Function, summed: Term
@@ -477,9 +513,13 @@ class Softmaxes:
         return scores and self._with_rows(Softmax(scores), function, summed)
 
     def _exponents_of(self, function: Function) -> Reading:
-        """What a function is of; of sums and scaled values what these are made of."""
-        argument, constant = function.argument, function.argument.constant
-        found, terms = list[Term](), list(argument.terms)
+        """What a function is of."""
+        return self._with_sums_opened(function.argument)
+
+    def _with_sums_opened(self, reading: Reading) -> Reading:
+        """With what sums and scaled values are made of in place of these."""
+        constant = reading.constant
+        found, terms = list[Term](), list(reading.terms)
         while terms:
             term = terms.pop()
             opened = self._opened_sum(term)
@@ -489,16 +529,14 @@ class Softmaxes:
             by = term.coefficient
             terms += (t._replace(coefficient=by * t.coefficient) for t in opened.terms)
             constant += by * opened.constant
-        return Reading(argument.shape, tuple(found), constant)
+        return Reading(reading.shape, tuple(found), constant)
 
     def _opened_sum(self, term: Term) -> Reading | None:
         (factor, *others) = term.factors
         if others or factor.power != 1:
             return None
-        linear = isinstance(factor.root, Function)  # a sum, or it is not opened
-        if isinstance(factor.root, Value) and (made := factor.root.producer):
-            row = traits(made)
-            linear = row.addition or row.scaling or made.primitive is p.neg_p
+        root = factor.root  # a function that is a sum, or it is not opened
+        linear = isinstance(root, Function) or self._is_linear(root)
         return self.terms.expanded(factor) if linear else None
 
     def _exponents(self, function: Function, summed: Term) -> Counter[Any]:

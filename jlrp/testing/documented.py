@@ -100,6 +100,13 @@ def of_factors(composite: Composite) -> str | None:
     return None
 
 
+def of_order(composite: Composite) -> str | None:
+    """For a product of several factors in another order."""
+    if _has(composite, Absolute):
+        return "absolute splits of a product of products depend on their order"
+    return None
+
+
 def of_divisions(composite: Composite) -> str | None:
     """For a division of a contraction, in place of one of its factors."""
     if _has(composite, Absolute):

@@ -47,13 +47,13 @@ def _has_literal(*sites: Site) -> bool:
     return any(site.literal(i) is not None for site in sites for i in range(2))
 
 
-@rewriting("products", p.mul_p)
+@rewriting("products", p.mul_p, documented=documented.of_order)
 def mul_associated_right(site: Site) -> Operand | None:
     """``(a * b) * c`` as ``a * (b * c)``."""
     return _associated_right(site, with_literal=False)
 
 
-@rewriting("products", p.mul_p)
+@rewriting("products", p.mul_p, documented=documented.of_order)
 def mul_associated_left(site: Site) -> Operand | None:
     """``a * (b * c)`` as ``(a * b) * c``."""
     return _associated_left(site, with_literal=False)
