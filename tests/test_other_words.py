@@ -506,7 +506,6 @@ DECOYS = {  # and the kinds of their operations, movement left out
         for name, total in {
             "of another row": lambda a: a[::-1] - lse(a),
             "turned around inside": lambda a: a[:, ::-1] - lse(a[:, :3]),
-            "beside more": lambda a: a * a - lse(a),
             "of a part": lambda a: a - lse(a[:, :2]),
             "of each pair of rows": lambda a: (a[:, None] - lse(a)[None])[:, 0],
         }.items()

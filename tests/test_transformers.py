@@ -1203,7 +1203,7 @@ def squashed(p, x, hold=lambda a: a):
 
 def test_a_pooled_signal_may_be_scaled_before_its_norm():
     """Both operands reduce what the other is made of: the one broadcast measures."""
-    assert sorted(kinds(squashed)).count("norm") == 2
+    assert kinds(squashed).count("norm") == 1
     (found,) = relevance([squashed], "attnlrp")
     seeds = seed_like(squashed, X)
     expected = X * jax.grad(lambda x: jnp.sum(squashed(P, x, stop) * seeds))(X)

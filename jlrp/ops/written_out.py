@@ -68,7 +68,10 @@ def _written_out(terms: Terms) -> dict[Value, list[Equation]]:
         (out,) = equation.outputs
         of_products = False
         for term, between_them in _terms_of(terms, out, names):
-            if _is_plain(between_them):
+            if term is None:
+                of_products = True
+                continue
+            if _is_plain(between_them) and not _is_halved(program, out):
                 break
             standing = _standing(program, term, equation, out)
             if standing is not None and of_products:
@@ -84,8 +87,10 @@ def _written_out(terms: Terms) -> dict[Value, list[Equation]]:
 
 def _terms_of(
     terms: Terms, out: Value, names: Callable[[], set[Atom]]
-) -> Iterator[tuple[Term, tuple[Equation, ...]]]:
+) -> Iterator[tuple[Term | None, tuple[Equation, ...]]]:
     """A value as a sum of products, or as a sum, of what is before it.
+
+    None: there are products before it, whose sum it is not.
 
     First of what is as far before as can be; then of what joins several values; then of
     what adds several. Of what has a name, if that is between. With the equations.
@@ -104,6 +109,8 @@ def _terms_of(
                 walk.apart = names() if apart is None else apart
                 term = walk.term()
                 if term is None:
+                    if walk.multiplied:
+                        yield None, ()
                     break
                 starts = [f.root for f in term.factors]
                 equations = between(starts, [out], terms.program.active.__contains__)[0]  # type: ignore
@@ -156,6 +163,18 @@ def _is_plain(equations: Sequence[Equation]) -> bool:
     made = [e for e in equations if not is_move(e)]
     written = made[0].primitive in (p.reduce_window_sum_p, p.cumsum_p)
     return len(made) == 1 and not written
+
+
+def _is_halved(program: Program, out: Value) -> bool:
+    """Whether it is an addition of two that are averaged: a mean, as of three."""
+    adds = out.producer is not None and traits(out.producer).addition
+    if not adds or not program.used_once(out):
+        return False
+    (halved,) = program.uses[out]
+    others = [a for a in halved.inputs if a is not out]
+    number = scalar_of(others[0]) if len(others) == 1 else None
+    half = 2.0 if halved.primitive is p.div_p and halved.inputs[0] is out else 0.5
+    return traits(halved).scaling and np.all(number == half)  # type: ignore
 
 
 @dataclass
