@@ -8,7 +8,7 @@ any spelling of the exponential, of the sum and of the quotient. Renormalised we
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -504,7 +504,8 @@ class Softmaxes:
             exponent = self._exponent(function)
             return exponent and self._with_rows(Softmax(exponent), function, summed)
         unshifted = self._exponents(function, summed)
-        unshifted.update(_alike(added))
+        for what, amount in _alike(added).items():
+            unshifted[what] += amount
         if not _equal(
             unshifted, _alike(self.terms.active(self._exponents_of(function)))
         ):
@@ -539,7 +540,7 @@ class Softmaxes:
         linear = isinstance(root, Function) or self._is_linear(root)
         return self.terms.expanded(factor) if linear else None
 
-    def _exponents(self, function: Function, summed: Term) -> Counter[Any]:
+    def _exponents(self, function: Function, summed: Term) -> Amounts:
         """What is exponentiated, and what the exponentials are divided by."""
         found = _alike(self._exponents_of(function))
         for factor in summed.factors:
@@ -582,18 +583,21 @@ def _magnitude(term: Term) -> Value | None:
     return absolute and absolute.inputs[0]  # type: ignore[return-value]
 
 
-def _alike(reading: Reading) -> Counter[Any]:
+Amounts = defaultdict[Any, float]  # of products of roots, and of None: the constant
+
+
+def _alike(reading: Reading) -> Amounts:
     """A reading by what its terms are made of, wherever it is seen from."""
-    found: Counter[Any] = Counter({None: reading.constant})
+    found: Amounts = defaultdict(float, {None: reading.constant})
     for term in reading.terms:
-        roots = Counter[Any]()
+        powers: Amounts = defaultdict(float)
         for root, power in _roots(term.factors):
-            roots[root] += power
-        found[frozenset(roots.items())] += term.coefficient
+            powers[root] += power
+        found[frozenset(powers.items())] += term.coefficient
     return found
 
 
-def _equal(a: Counter[Any], b: Counter[Any]) -> bool:
+def _equal(a: Amounts, b: Amounts) -> bool:
     return all(np.isclose(a[what], b[what]) for what in {*a, *b})
 
 

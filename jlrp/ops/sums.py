@@ -133,7 +133,7 @@ def _scaled_after(terms: Terms, equation: Equation) -> list[Equation] | None:
     divides = made.primitive is p.div_p
     if number is None or np.iscomplexobj(number) or (divides and place == 1):
         return None
-    mean = mean_of(terms, scaled)
+    mean = mean_of(terms, made.outputs[0])
     if mean is not None and mean.primitive is p.reduce_window_sum_p:
         return None  # average pooling: windows are no part of a sum over axes
     count = count_of(equation)
@@ -170,9 +170,9 @@ def _is_sum(terms: Terms, value: Value) -> bool:
     while terms.program.used_once(value) and (made := value.producer) is not None:
         if made.primitive in terms.opaque:
             return False
-        if weight_of(terms.program, made) is not None:
-            return True
         operands = terms.program.active_inputs(made)
+        if weight_of(terms.program, made) is not None:
+            return len(operands) == 1 and not _is_product(terms, operands[0])
         if traits(made).addition and len(operands) == 2:
             return _are_of_one(terms, operands)
         moves = moves_all(made) or traits(made).scaling
@@ -180,6 +180,15 @@ def _is_sum(terms: Terms, value: Value) -> bool:
             return False
         (value,) = operands
     return False
+
+
+def _is_product(terms: Terms, value: Value) -> bool:
+    """Whether a sum of the value may be a contraction, which is no sum."""
+    moved, _ = _before_moves(terms, value)
+    made = moved.producer if isinstance(moved, Value) else None
+    if made is None or made.primitive is not p.mul_p:
+        return False
+    return all(scalar_of(a) is None for a in made.inputs)
 
 
 def _are_of_one(terms: Terms, parts: Sequence[Value]) -> bool:

@@ -310,8 +310,8 @@ def _standing(
     if len(term.factors) == 1:
         function = _sum(term.factors[0], digits, n, out)
     else:
-        layer = [program.is_active(f.root) for f in term.factors]
-        function = _contraction(term.factors, layer, digits, n, out)
+        active = [f.root in program.active for f in term.factors]
+        function = _contraction(term.factors, active, digits, n, out)
     if function is None:
         return None
     return standing_for(out, function, [f.root for f in term.factors], like)
