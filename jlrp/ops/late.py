@@ -106,7 +106,7 @@ class LateDivisions(OtherWords):
             summed = terms.closed(assumed.read(numerator))
             if summed != total or weights is values:
                 continue
-            axes = softmaxes.summed_axes(weights, total.terms[0])
+            axes = softmaxes.exponentials.summed_axes(weights, total.terms[0])
             if axes:
                 return self._divided_early(quotient, weights, axes, constant)
         return None

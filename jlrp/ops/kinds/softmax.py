@@ -10,9 +10,10 @@ from jax import lax
 
 from jlrp.ir.primitives import traits
 from jlrp.ir.program import Atom, Value
+from jlrp.ops.alike import unmoved
 from jlrp.ops.base import Cotangents, Operation
 from jlrp.ops.context import Context, widened
-from jlrp.ops.softmax import Softmax, unmoved
+from jlrp.ops.exponentials import Softmax
 from jlrp.promise import number
 from jlrp.typing import Array
 
