@@ -55,26 +55,26 @@ class Softmaxes:
     def ending_at(self, end: Value) -> Softmax | None:
         if end not in self._found:
             found = self._find(end)
+            if found is not None and found.scores not in self.program.active:
+                found = None
             self._found[end] = found and self._of_all_read(found, end)
         return self._found[end]
 
     def _of_all_read(self, found: Softmax, end: Value) -> Softmax | None:
-        """A softmax of scores before all moves by which they are read; None if it reads
-        something else that carries relevance."""
-        scores, active = found.scores, self.program.active
-        first = with_sums_opened(self.terms, self.terms.unmoved(scores))
-        while scores in active:
-            _, constants = between([scores], [end], active.__contains__)
-            if active.isdisjoint(constants):
+        """A softmax of the scores before all by which they are read, moved or negated
+        twice; None if that is not the same."""
+        active = self.program.active.__contains__
+        _, beside = between([found.scores], [end], active)
+        scores = value = found.scores
+        while is_linear(value):
+            before = self.program.active_inputs(value.producer)  # type: ignore[arg-type]
+            if len(before) != 1:
                 break
-            before = self.program.active_inputs(scores.producer)  # type: ignore
-            if len(before) != 1 or not is_linear(scores):
-                return None
-            (scores,) = before
-        else:
-            return None
+            (value,) = before
+            scores = value if value in beside else scores
         if scores is found.scores:
             return found
+        first = with_sums_opened(self.terms, self.terms.unmoved(found.scores))
         last = self.terms.unmoved(scores)
         first, last = map(self.terms.active, (first, last))
         if not equal(amounts(first), amounts(last)):
