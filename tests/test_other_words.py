@@ -600,3 +600,20 @@ def test_a_number_of_x_times_a_kernel_is_a_layer():
         lambda p, x: (x.astype(float) @ p["w"]).sum(-1), WEIGHTS, IDS[None]
     )
     assert "dense" in [row.kind for row in report.operations]
+
+
+def test_a_negated_part_of_a_layer_keeps_its_sign():
+    """The dot is read through its parts, and the minus between is none of it."""
+
+    def model(p, x):
+        h = jnp.stack([x @ p["w"]] * 2)[1]
+        negative = jnp.stack([-h] * 2)[1]
+        return (h * lax.erfc(negative * 0.7)) @ p["v"]
+
+    def score(x):
+        return model(WEIGHTS, x)[:, 0].sum()
+
+    found = jlrp.relevance(model, WEIGHTS, SAMPLE, composite="gradient_input", target=0)
+    np.testing.assert_allclose(
+        found, SAMPLE * jax.grad(score)(SAMPLE), rtol=0, atol=1e-12
+    )

@@ -267,7 +267,9 @@ class _Part(NamedTuple):
 
 def _product(terms: Terms, value: Value) -> _Part | None:
     term = terms.closed(terms.read(value)).only
-    if term is not None and len(term.factors) == 1 and not term.inner:
+    if term is None or term.coefficient != 1:
+        return None
+    if len(term.factors) == 1 and not term.inner:
         (factor,) = term.factors  # a part of a dot
         inside = factor.power == 1 and terms.expanded(factor)
         term = terms.closed(inside).only if inside else None

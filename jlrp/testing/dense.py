@@ -222,7 +222,7 @@ def kernel_scaled_and_back(site: Site) -> Operand | None:
     return _replaced(site, i, site.inputs[i] * 2.0) * 0.5
 
 
-@rewriting("dense", p.dot_general_p)
+@rewriting("dense", p.dot_general_p, documented=documented.of_negations)
 def kernel_negated_and_back(site: Site) -> Operand | None:
     """A dense layer of the negative kernel, negated."""
     if (i := _kernel(site)) is None:

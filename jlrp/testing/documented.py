@@ -64,6 +64,8 @@ def of_inputs(composite: Composite) -> str | None:
     """For a number that scales the input of a layer, in place of its output."""
     if _has(composite, *_LOOK_AT_SIGNS, Epsilon):
         return "what stabilises a layer is added to its output, in another unit then"
+    if _has(composite, NativeGradient):
+        return "a literal behind a layer is a gain of a bounded activation"
     return None
 
 
@@ -71,6 +73,13 @@ def of_signs(composite: Composite) -> str | None:
     """For a negation that passes a nonlinear function."""
     if _has(composite, *_LOOK_AT_SIGNS):
         return "a negation behind an activation stays there"
+    return None
+
+
+def of_negations(composite: Composite) -> str | None:
+    """For a negation of a layer."""
+    if _has(composite, *_LOOK_AT_SIGNS):
+        return "a negation before a function that is larger below zero stays there"
     return None
 
 

@@ -406,7 +406,7 @@ def literal_scale_moved_before_dot(site: Site) -> Operand | None:
 _SUMS = (p.reduce_sum_p, p.reduce_window_sum_p)
 
 
-@rewriting("products", p.dot_general_p)
+@rewriting("products", p.dot_general_p, documented=documented.of_inputs)
 def literal_scale_moved_behind_dot(site: Site) -> Operand | None:
     """``(a * c) @ b`` of a literal c as ``(a @ b) * c``."""
     if not site.carries:
