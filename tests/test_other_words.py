@@ -12,6 +12,7 @@ from differences import spelled
 from jax import lax
 
 import jlrp
+from jlrp import testing
 
 ALL = {
     "cp_lrp": "cp_lrp",
@@ -606,14 +607,9 @@ def test_a_negated_part_of_a_layer_keeps_its_sign():
     """The dot is read through its parts, and the minus between is none of it."""
 
     def model(p, x):
-        h = jnp.stack([x @ p["w"]] * 2)[1]
-        negative = jnp.stack([-h] * 2)[1]
-        return (h * lax.erfc(negative * 0.7)) @ p["v"]
+        return jax.nn.gelu(x @ p["w"], approximate=False) @ p["v"]
 
-    def score(x):
-        return model(WEIGHTS, x)[:, 0].sum()
-
-    found = jlrp.relevance(model, WEIGHTS, SAMPLE, composite="gradient_input", target=0)
-    np.testing.assert_allclose(
-        found, SAMPLE * jax.grad(score)(SAMPLE), rtol=0, atol=1e-12
-    )
+    twin = testing.twins(model, WEIGHTS, SAMPLE)["stacked_and_taken"]
+    gradient = jax.grad(lambda x: twin(WEIGHTS, x)[:, 0].sum())(SAMPLE)
+    found = jlrp.relevance(twin, WEIGHTS, SAMPLE, composite="gradient_input", target=0)
+    np.testing.assert_allclose(found, SAMPLE * gradient, rtol=0, atol=1e-12)
