@@ -7,7 +7,7 @@ any spelling of the exponential, of the sum and of the quotient. Renormalised we
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -63,15 +63,14 @@ class Softmaxes:
     def _of_all_read(self, found: Softmax, end: Value) -> Softmax | None:
         """A softmax of the scores before all by which they are read, moved or negated
         twice; None if that is not the same."""
-        active = self.program.active.__contains__
-        _, beside = between([found.scores], [end], active)
-        scores = value = found.scores
-        while is_linear(value):
-            before = self.program.active_inputs(value.producer)  # type: ignore[arg-type]
-            if len(before) != 1:
-                break
-            (value,) = before
-            scores = value if value in beside else scores
+        program, chain = self.program, list(self._linearly_before(found.scores))
+        _, beside = between([found.scores], [end], program.active.__contains__)
+        origin = 0
+        for value in filter(program.active.__contains__, beside):
+            before = (v for v in self._linearly_before(value) if v in chain)
+            shared = next((chain.index(v) for v in before), 0)
+            origin = max(origin, shared)
+        scores = chain[origin]
         if scores is found.scores:
             return found
         first = with_sums_opened(self.terms, self.terms.unmoved(found.scores))
@@ -83,6 +82,21 @@ class Softmaxes:
         if seen_from(first) == seen_from(last):
             return found
         return replace(found, rows=None, axes=None, layout=None)
+
+    def _linearly_before(self, value: Value) -> Iterator[Value]:
+        """A value, and those that it is a move, a multiple or a shift of."""
+        while True:
+            yield value
+            moved = self.terms.before_moves(value)
+            before = moved[0] if moved is not None else value
+            if before is value:
+                if not is_linear(value):
+                    return
+                sources = self.program.active_inputs(value.producer)  # type: ignore
+                if len(sources) != 1:
+                    return
+                (before,) = sources
+            value = before
 
     def are_weights(self, end: Value) -> bool:
         found = self.ending_at(end)
