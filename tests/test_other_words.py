@@ -269,6 +269,21 @@ GROUPS = {
             )
         ),
     },
+    "a sum of quotients": {
+        "divided": lambda p, x: tanh((tanh(x @ p["w"]) / p["v"]).sum(0) @ p["u"])[None],
+        "times one over": lambda p, x: tanh(
+            (tanh(x @ p["w"]) * (1 / p["v"])).sum(0) @ p["u"]
+        )[None],
+        "a contraction": lambda p, x: tanh(
+            jnp.einsum("io,io->o", tanh(x @ p["w"]), 1 / p["v"]) @ p["u"]
+        )[None],
+    },
+    "a scale before a sum": {
+        "divided": lambda p, x: tanh((tanh(x @ p["w"]) / p["b"]).sum(0) @ p["u"])[None],
+        "times one over": lambda p, x: tanh(
+            (tanh(x @ p["w"]) * (1 / p["b"])).sum(0) @ p["u"]
+        )[None],
+    },
     "a gated unit": {
         "an activation": of_three(lambda a, b, c: a * jax.nn.silu(b) * c),
         "the gate last": of_three(lambda a, b, c: (a * b) * jax.nn.sigmoid(b) * c),

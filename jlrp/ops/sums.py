@@ -59,7 +59,7 @@ def in_other_words(
         return None
     if (operands := _stacked(terms, equation)) is not None:
         return _addition(equation, operands)
-    return _scaled_after(terms, equation)
+    return _by_reciprocals(terms, equation) or _scaled_after(terms, equation)
 
 
 def _is_outer(equation: Equation) -> bool:
@@ -152,6 +152,30 @@ def _scaled_after(terms: Terms, equation: Equation) -> list[Equation] | None:
         return lax.div(total, wide) if divides else lax.mul(total, wide)
 
     return standing_for(out, scale, [source], equation)
+
+
+def _by_reciprocals(terms: Terms, equation: Equation) -> list[Equation] | None:
+    """For a sum of what parameters divide, the sum of products: perhaps a layer."""
+    scaled, moves = _before_moves(terms, equation.inputs[0])
+    made = scaled.producer if isinstance(scaled, Value) else None
+    if made is None or made.primitive is not p.div_p or p.div_p in terms.opaque:
+        return None
+    x, divisor = made.inputs
+    is_kernel = isinstance(divisor, Value) and terms.program.is_parameter(divisor)
+    if not is_kernel or scalar_of(divisor) is not None:
+        return None
+    (out,), axes = equation.outputs, range(len(divisor.shape))
+    if len(divisor.shape) != len(x.shape):
+        return None
+
+    def summed(x: Array, divisor: Array) -> Array:
+        kernel = lax.div(lax.full_like(divisor, 1), divisor)
+        x = lax.mul(x, lax.broadcast_in_dim(kernel, x.shape, axes))
+        for move in moves:
+            (x,) = jax_compat.bind(move.primitive, move.params, [x])
+        return lax.reduce_sum(x, equation.params["axes"])
+
+    return standing_for(out, summed, [x, divisor], equation)  # type: ignore[list-item]
 
 
 def _before_moves(terms: Terms, atom: Atom) -> tuple[Atom, list[Equation]]:
