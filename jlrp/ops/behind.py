@@ -10,9 +10,8 @@ from a layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import lax
@@ -28,6 +27,12 @@ from jlrp.ops.standing import OtherWords, standing_for
 
 Array = Any
 _Reading = Callable[[Equation], list[Equation] | None]
+
+
+class _Scale(NamedTuple):
+    source: Value
+    number: Any
+    divides: bool
 
 
 class Layers(OtherWords):
@@ -122,14 +127,11 @@ class Layers(OtherWords):
                 {value, *(v for e in moves for v in e.outputs)}
             ):
                 continue
-            place = next(
-                i for i, a in enumerate(scale.inputs) if self.program.is_active(a)
-            )
-            return self._moved_behind(contraction, k, moves[::-1], scale, place)
+            return _moved_behind(contraction, k, moves[::-1], scale)
         return None
 
-    def _scale(self, value: Atom) -> Equation | None:
-        """What scales a layer by a number to make a value, that nothing else reads."""
+    def _scale(self, value: Atom) -> _Scale | None:
+        """How a number scales a layer to make a value, which nothing else reads."""
         if not isinstance(value, Value) or not self.program.used_once(value):
             return None
         made = value.producer
@@ -139,32 +141,13 @@ class Layers(OtherWords):
             return None
         (source,) = self.program.active_inputs(made)
         numbers = [a for a in made.inputs if a is not source]
-        divides = made.primitive is p.div_p and made.inputs[1] is source
-        scales = len(numbers) == 1 and not numbers[0].shape and not divides
-        known = scales and scalar_of(numbers[0]) is not None
-        return made if known and self._is_layer(source) else None
-
-    @staticmethod
-    def _moved_behind(
-        contraction: Equation,
-        k: int,
-        moves: list[Equation],
-        scale: Equation,
-        place: int,
-    ) -> list[Equation]:
-        value, standing = scale.inputs[place], []
-        for move in moves:
-            (out,) = move.outputs
-            again = replace(move, inputs=(value,), outputs=(Value(out.aval),))
-            standing.append(again)
-            (value,) = again.outputs
-        inputs, (out,) = list(contraction.inputs), contraction.outputs
-        inputs[k] = value
-        plain = replace(contraction, inputs=tuple(inputs), outputs=(Value(out.aval),))
-        operands = list(scale.inputs)
-        operands[place] = plain.outputs[0]
-        scaled = replace(scale, inputs=tuple(operands), outputs=(out,))
-        return [*standing, plain, scaled]
+        divides = made.primitive is p.div_p
+        if len(numbers) != 1 or (divides and made.inputs[1] is source):
+            return None
+        number: Any = scalar_of(numbers[0])
+        if number is None or np.ndim(number) or not self._is_layer(source):
+            return None
+        return _Scale(source, number, divides)
 
     def _biased(self, addition: Equation) -> list[Equation] | None:
         """For ``(a + x @ w) + b``."""
@@ -244,3 +227,18 @@ def _unscaled(kernel: Atom) -> tuple[Atom, float]:
         number *= scale if made.primitive is p.mul_p else 1 / scale
         kernel = made.inputs[1 - at]
     return (kernel, number) if np.isfinite(number) else (kernel, 1.0)
+
+
+def _moved_behind(
+    contraction: Equation, k: int, moves: list[Equation], scale: _Scale
+) -> list[Equation]:
+    def applied(x: Array, other: Array) -> Array:
+        for move in moves:
+            (x,) = jax_compat.bind(move.primitive, move.params, [x])
+        operands = (x, other) if k == 0 else (other, x)
+        (y,) = jax_compat.bind(contraction.primitive, contraction.params, operands)
+        wide = lax.full_like(y, scale.number)
+        return lax.div(y, wide) if scale.divides else lax.mul(y, wide)
+
+    operands = [scale.source, contraction.inputs[1 - k]]
+    return standing_for(contraction.outputs[0], applied, operands, contraction)
