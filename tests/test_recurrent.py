@@ -492,13 +492,10 @@ def recurrent(n_decay=1.0, d_decay=1.0, start=0.0, weigh=jnp.exp, extra=0.0):
 
 NO_AVERAGES = {
     "another's weights": quotient(
-        lambda w, k, v, q: w * v, lambda w, k, v, q: jnp.cosh(q * 2)
+        lambda w, k, v, q: w * v, lambda w, k, v, q: jnp.cosh(k * 2)
     ),
     "one sum has more": quotient(
         lambda w, k, v, q: w * v, lambda w, k, v, q: w + jnp.exp(k)
-    ),
-    "weights that are no exponentials": quotient(
-        lambda w, k, v, q: (q * q) * v, lambda w, k, v, q: q * q
     ),
     "a sum along the other axis": quotient(
         lambda w, k, v, q: w[:D] @ v[:D], lambda w, k, v, q: w[:D].sum(0)[:, None]

@@ -161,8 +161,9 @@ def _by_reciprocals(terms: Terms, equation: Equation) -> list[Equation] | None:
     if made is None or made.primitive is not p.div_p or p.div_p in terms.opaque:
         return None
     x, divisor = made.inputs
-    is_kernel = isinstance(divisor, Value) and terms.program.is_parameter(divisor)
-    if not is_kernel or scalar_of(divisor) is not None:
+    if not isinstance(divisor, Value) or terms.program.is_active(divisor):
+        return None
+    if not terms.program.is_parameter(divisor) or scalar_of(divisor) is not None:
         return None
     (out,), axes = equation.outputs, range(len(divisor.shape))
     if len(divisor.shape) != len(x.shape):
