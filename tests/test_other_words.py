@@ -628,3 +628,34 @@ def test_a_negated_part_of_a_layer_keeps_its_sign():
     gradient = jax.grad(lambda x: twin(WEIGHTS, x)[:, 0].sum())(SAMPLE)
     found = jlrp.relevance(twin, WEIGHTS, SAMPLE, composite="gradient_input", target=0)
     np.testing.assert_allclose(found, SAMPLE * gradient, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("number", ["a number", "an array"])
+def test_what_has_a_name_is_not_read_through_moves(number):
+    """Relevance at a scaled value that is moved and summed is of that value."""
+    divisor = WEIGHTS["w"] if number == "an array" else 4.0
+
+    def model(p, x):
+        h = jlrp.tag(tanh(x @ p["w"]) / divisor, "scaled")
+        return h.T.reshape(4, 4).sum(1)[None] @ p["v"]
+
+    explain = jlrp.explain(model, composite="epsilon", capture=("scaled",), target=0)
+    found = explain(WEIGHTS, SAMPLE)
+    total = model(WEIGHTS, SAMPLE)[0, 0]
+    np.testing.assert_allclose(found.captured["scaled"].sum(), total, rtol=1e-4)
+
+
+def test_a_log_softmax_spans_no_name():
+    def model(p, x):
+        h = tanh(x @ p["w"])
+        return (h - lse(jlrp.tag(0 - (0 - h), "inside"))) @ p["v"]
+
+    explain = jlrp.explain(
+        model, composite="gradient_input", capture=("inside",), target=0
+    )
+    found = explain(WEIGHTS, SAMPLE)
+    gradient = jax.grad(lambda x: model(WEIGHTS, x)[:, 0].sum())(SAMPLE)
+    np.testing.assert_allclose(found.relevance, SAMPLE * gradient, atol=1e-12)
+    h = tanh(SAMPLE @ WEIGHTS["w"])
+    inside = jax.grad(lambda h: -(lse(h) * WEIGHTS["v"][:, 0].sum()).sum())(h)
+    np.testing.assert_allclose(found.captured["inside"], h * inside, atol=1e-12)

@@ -64,10 +64,8 @@ class Logarithms:
     ) -> Softmax | None:
         if not equal(amounts(minuend), self._exponents(function, summed)):
             return None
-        scores, seen = (
-            self.exponentials.scores(function, summed),
-            self._view_of(function),
-        )
+        scores = self.exponentials.scores(function, summed)
+        seen = self._view_of(function)
         if scores is None or seen is None:
             return None
         moved = self._moved(scores, minuend)

@@ -93,10 +93,7 @@ def _product(groups: Sequence[Sequence[_Factor]]) -> Any:
     def product(*values: Any) -> Any:
         numbers, parts = iter(values), []
         for group in groups:
-            inverted: list[tuple[Any, bool]] = [
-                (next(numbers), f.divides) for f in group
-            ]
-            parts.append(_quotient(inverted))
+            parts.append(_quotient([(next(numbers), f.divides) for f in group]))
         return _quotient(parts)[0]
 
     return product

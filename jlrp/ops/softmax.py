@@ -24,6 +24,7 @@ from jlrp.analysis.terms import (
     factors_of,
     varying_axes,
 )
+from jlrp.ir.names import with_names
 from jlrp.ir.primitives import primitives_where, traits
 from jlrp.ir.program import Atom, Equation, Program, Value, between, produced_by
 from jlrp.ops.alike import (
@@ -73,6 +74,8 @@ class Softmaxes:
         scores = chain[origin]
         if scores is found.scores:
             return found
+        if not with_names(program).isdisjoint(chain[:origin]):
+            return None  # relevance may be asked for at what would be inside
         first = with_sums_opened(self.terms, self.terms.unmoved(found.scores))
         last = self.terms.unmoved(scores)
         first, last = map(self.terms.active, (first, last))

@@ -59,7 +59,12 @@ def in_other_words(
         return None
     if (operands := _stacked(terms, equation)) is not None:
         return _addition(equation, operands)
-    return _by_reciprocals(terms, equation) or _scaled_after(terms, equation)
+    scaled, moves = _before_moves(terms, operand, names())
+    if scaled in names() or not isinstance(scaled, Value):
+        return None
+    return _by_reciprocals(terms, equation, scaled, moves) or _scaled_after(
+        terms, equation, scaled, moves
+    )
 
 
 def _is_outer(equation: Equation) -> bool:
@@ -117,11 +122,12 @@ def _without_axis(terms: Terms, row: Value, like: Value) -> Value:
     return root if view.reshaped(like.shape) == View.whole(like.shape) else row
 
 
-def _scaled_after(terms: Terms, equation: Equation) -> list[Equation] | None:
+def _scaled_after(
+    terms: Terms, equation: Equation, scaled: Value, moves: Sequence[Equation]
+) -> list[Equation] | None:
     """For a sum of what is scaled by one over the count, or of a scaled sum, the scaled
     sum: a mean."""
-    scaled, moves = _before_moves(terms, equation.inputs[0])
-    made = scaled.producer if isinstance(scaled, Value) else None
+    made = scaled.producer
     if made is None or not traits(made).scaling or made.primitive in terms.opaque:
         return None
     operands = terms.program.active_inputs(made)
@@ -154,10 +160,11 @@ def _scaled_after(terms: Terms, equation: Equation) -> list[Equation] | None:
     return standing_for(out, scale, [source], equation)
 
 
-def _by_reciprocals(terms: Terms, equation: Equation) -> list[Equation] | None:
+def _by_reciprocals(
+    terms: Terms, equation: Equation, scaled: Value, moves: Sequence[Equation]
+) -> list[Equation] | None:
     """For a sum of what parameters divide, the sum of products: perhaps a layer."""
-    scaled, moves = _before_moves(terms, equation.inputs[0])
-    made = scaled.producer if isinstance(scaled, Value) else None
+    made = scaled.producer
     if made is None or made.primitive is not p.div_p or p.div_p in terms.opaque:
         return None
     x, divisor = made.inputs
@@ -179,12 +186,16 @@ def _by_reciprocals(terms: Terms, equation: Equation) -> list[Equation] | None:
     return standing_for(out, summed, [x, divisor], equation)  # type: ignore[list-item]
 
 
-def _before_moves(terms: Terms, atom: Atom) -> tuple[Atom, list[Equation]]:
-    """What was moved, for this alone, and how."""
+def _before_moves(
+    terms: Terms, atom: Atom, named: Set[Atom] = frozenset()
+) -> tuple[Atom, list[Equation]]:
+    """What was moved to make an atom, and how: nothing else reads what is between."""
     moves: list[Equation] = []
     while isinstance(atom, Value) and (made := atom.producer) is not None:
         source = made.inputs[0] if moves_all(made) else None
         if not isinstance(source, Value) or not terms.program.used_once(source):
+            break
+        if made.primitive in terms.opaque or atom in named:
             break
         atom, moves = source, [made, *moves]
     return atom, moves
